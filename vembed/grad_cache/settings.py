@@ -1,0 +1,18 @@
+"""Settings of the gradient cache."""
+
+from pydantic import Field
+
+from vembed.utils.settings import COMMON, Section
+
+
+class GradCacheSettings(Section):
+    """How a batch larger than memory is cut into chunks."""
+
+    use_gradient_cache: bool = Field(
+        True,
+        description="Run the batch in chunks with the exact gradient of the whole batch.",
+        json_schema_extra=COMMON,
+    )
+    gradient_cache_chunk_size: int = Field(
+        32, ge=1, description="Rows per chunk. A batch of one chunk is the plain step.", json_schema_extra=COMMON
+    )

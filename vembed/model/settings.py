@@ -1,0 +1,84 @@
+"""Settings that say which model is tuned and how it reads its inputs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vembed.utils.settings import COMMON, Section
+
+Tower = Literal["text", "vision"]
+
+
+class ModelSettings(Section):
+    """The model: where it comes from, how it is built, which parts learn."""
+
+    model_name: str | None = Field(
+        None,
+        description="Model to tune: a Hugging Face hub id, a local folder, or a checkpoint of an earlier run.",
+        json_schema_extra=COMMON,
+    )
+    text_model_name: str | None = Field(
+        None,
+        description="Text tower of a composed model (with image_model_name, instead of model_name).",
+        json_schema_extra=COMMON,
+    )
+    image_model_name: str | None = Field(
+        None,
+        description="Image tower of a composed model (with text_model_name, instead of model_name).",
+        json_schema_extra=COMMON,
+    )
+    encoder_mode: str | None = Field(None, description="Family to use instead of the detected one; `auto` detects.")
+    revision: str | None = Field(None, description="Branch, tag or commit of model_name on the hub.")
+    trust_remote_code: bool = Field(
+        False, description="Run model code that comes with the checkpoint. Off unless you trust it."
+    )
+    pooling: Literal["cls", "mean", "last", "max", "pooler"] | None = Field(
+        None, description="How token vectors become one vector; default: what the checkpoint was trained with."
+    )
+    projection_head: Literal["linear", "mlp"] = Field(
+        "linear", description="Kind of projection head of a composed model's towers."
+    )
+    projection_dim: int | None = Field(
+        None, ge=1, le=65536, description="Width of a composed model's embedding; default: the text tower's own width."
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        description="Text tokens kept per item; default: the model's limit. Longer texts are cut and counted.",
+        json_schema_extra=COMMON,
+    )
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=8192,
+        description="Side of the square, in pixels, that images are resized to; default: the model's own.",
+        json_schema_extra=COMMON,
+    )
+    max_pixels: int | None = Field(
+        None,
+        ge=256,
+        description="Upper limit of an image's pixels for models that read images at their native resolution.",
+    )
+    query_prompt: str | None = Field(None, description="Text put before every query; default: the checkpoint's own.")
+    document_prompt: str | None = Field(
+        None, description="Text put before every document; default: the checkpoint's own."
+    )
+    freeze: tuple[Tower, ...] = Field(
+        (), description="Towers that do not learn: text, vision.", json_schema_extra=COMMON
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory.", json_schema_extra=COMMON
+    )
+    use_lora: bool = Field(
+        False, description="Train low-rank adapters instead of the pretrained weights.", json_schema_extra=COMMON
+    )
+    lora_r: int = Field(16, ge=1, le=1024, description="Rank of the adapters.")
+    lora_alpha: float = Field(
+        32, gt=0, description="Scale of the adapters; their output is multiplied by lora_alpha / lora_r."
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_target_modules: tuple[str, ...] | None = Field(
+        None,
+        description="Names (or name endings) of the layers that get an adapter; default: every linear layer of the towers.",
+    )

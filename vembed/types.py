@@ -1,0 +1,152 @@
+"""What flows through the house: items, examples, inputs, embeddings, targets, batches. Values only, no work.
+
+Rows are input lines, queries and documents are the two sides of a score, and a slice is one entry of a tensor's
+first axis. A row may own any number of slices of a tensor: none (no image), one, or several (three images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from torch import Tensor
+
+Side = Literal["query", "document"]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where one image comes from: exactly one of a file path, encoded bytes, or a PIL image."""
+
+    path: str | None = None
+    data: bytes | None = None
+    pil: PIL.Image.Image | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to embed: text, one or more images, or both. `origin` says where it came from ("train.jsonl:17")."""
+
+    text: str | None = None
+    images: tuple[ImageSource, ...] = ()
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class LoadedItem:
+    """An Item whose images are decoded to what the model takes (uint8, model resolution), without a rows axis.
+
+    `images` holds per image a mapping from tensor name to tensor. `content_hash` is an int64 of text and image
+    bytes; `draw` tells apart random augmentations of the same content (0: none).
+    """
+
+    text: str | None
+    images: tuple[Mapping[str, Tensor], ...]
+    content_hash: int
+    draw: int = 0
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: a query, its relevant documents (one or more), its explicit negatives, and its group."""
+
+    query: Item
+    positives: tuple[Item, ...]
+    negatives: tuple[Item, ...] = ()
+    group: int | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class LoadedExample:
+    """An Example with its items loaded."""
+
+    query: LoadedItem
+    positives: tuple[LoadedItem, ...]
+    negatives: tuple[LoadedItem, ...] = ()
+    group: int | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A tensor whose first axis holds slices, and how many of them each row owns, in row order.
+
+    values: [slices, ...]; counts: int64 [rows], each >= 0, summing to the number of slices.
+    """
+
+    values: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model reads: named ragged tensors over the same rows.
+
+    `num_truncated` counts texts that were cut to the model's length limit.
+    """
+
+    num_rows: int
+    tensors: Mapping[str, Ragged]
+    num_truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors [rows, dim], or [rows, tokens, dim] with their mask, bool [rows, tokens], True for real tokens."""
+
+    vectors: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which document belongs to which query, as int64 keys; masks are made from them strip by strip.
+
+    Columns number the documents of the batch. Group -1 means "no group".
+
+    query_groups, query_hashes: [queries]. document_groups, document_hashes: [documents].
+    positives, negatives: explicit columns per query (values [pairs], counts [queries]).
+    """
+
+    query_groups: Tensor
+    query_hashes: Tensor
+    document_groups: Tensor
+    document_hashes: Tensor
+    positives: Ragged
+    negatives: Ragged
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's queries and documents with their targets. `origins` names the row of each query."""
+
+    queries: Inputs
+    documents: Inputs
+    targets: Targets
+    origins: tuple[str, ...] = field(default=())
+
+
+class ImageTransform(Protocol):
+    """A random or fixed change of a decoded RGB picture, made before the model's own resizing."""
+
+    def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image: ...
+
+
+class Processor(Protocol):
+    """Turns items into a model's inputs, in three moves that can run in three places.
+
+    load (loader worker): decode and resize one item's images. prepare (host): tokenise and stack to uint8 Inputs.
+    finish (device, per chunk): cast to float, rescale and normalise.
+    """
+
+    def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem: ...
+
+    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs: ...
+
+    def finish(self, inputs: Inputs) -> Inputs: ...
