@@ -13,39 +13,39 @@ from vembed.utils.settings import Section
 ROOT = Path(__file__).resolve().parents[2]
 
 PATHS = """
-vembed/__init__.py vembed/cli.py vembed/config.py vembed/trainer.py vembed/inference.py
-vembed/model/__init__.py vembed/model/base.py vembed/model/modeling.py vembed/model/encoders_factory.py vembed/model/registry.py
-vembed/model/backbones/auto.py vembed/model/backbones/qwen3.py vembed/model/backbones/vlm_generic.py vembed/model/backbones/composed.py
-vembed/model/processors/__init__.py vembed/model/processors/auto.py vembed/model/processors/qwen3_vl.py
-vembed/model/processors/registry.py
-vembed/data/__init__.py vembed/data/dataset.py vembed/data/loading.py vembed/data/registry.py vembed/data/collators/__init__.py
-vembed/data/collators/default.py vembed/data/collators/qwen3_vl.py vembed/data/collators/registry.py
-vembed/losses/__init__.py vembed/losses/factory.py vembed/losses/registry.py vembed/losses/functions/__init__.py
-vembed/losses/functions/infonce.py vembed/losses/functions/triplet.py vembed/losses/functions/cosent.py
-vembed/losses/functions/colbert.py vembed/losses/functions/mrl.py vembed/losses/functions/distillation.py
-vembed/grad_cache/__init__.py vembed/grad_cache/grad_cache.py vembed/grad_cache/functional.py vembed/grad_cache/loss.py
+ vembed/__init__.py vembed/cli.py vembed/config.py vembed/trainer.py vembed/inference.py vembed/model/__init__.py
+vembed/model/base.py vembed/model/modeling.py vembed/model/encoders_factory.py vembed/model/registry.py
+vembed/model/backbones/auto.py vembed/model/backbones/qwen3.py vembed/model/backbones/vlm_generic.py
+vembed/model/backbones/composed.py vembed/model/processors/__init__.py vembed/model/processors/auto.py
+vembed/model/processors/qwen3_vl.py vembed/model/processors/registry.py vembed/data/__init__.py vembed/data/dataset.py
+vembed/data/loading.py vembed/data/registry.py vembed/data/collators/__init__.py vembed/data/collators/default.py
+vembed/data/collators/qwen3_vl.py vembed/data/collators/registry.py vembed/losses/__init__.py vembed/losses/factory.py
+vembed/losses/registry.py vembed/losses/functions/__init__.py vembed/losses/functions/infonce.py
+vembed/losses/functions/triplet.py vembed/losses/functions/cosent.py vembed/losses/functions/colbert.py
+vembed/losses/functions/mrl.py vembed/losses/functions/distillation.py vembed/grad_cache/__init__.py
+vembed/grad_cache/grad_cache.py vembed/grad_cache/functional.py vembed/grad_cache/loss.py
 vembed/grad_cache/context_managers.py vembed/grad_cache/cachex/functional.py vembed/grad_cache/cachex/training.py
 vembed/grad_cache/cachex/tree_utils.py vembed/grad_cache/pytorch_lightning/pl_gradcache.py
-vembed/grad_cache/pytorch_lightning/pl_example.py
-vembed/training/__init__.py vembed/training/gradient_cache_trainer.py vembed/training/dpo.py
-vembed/entrypoints/__init__.py vembed/entrypoints/train.py vembed/entrypoints/evaluate.py vembed/entrypoints/evaluate_simple.py
-vembed/evaluation/__init__.py vembed/evaluation/metrics.py vembed/evaluation/report.py
-vembed/utils/__init__.py vembed/utils/logging.py vembed/utils/download.py vembed/utils/distributed.py
-vembed/core/__init__.py vembed/core/gradient_cache.py
-vembed/configs/defaults.yaml vembed/configs/clip.yaml vembed/configs/qwen3.yaml vembed/configs/siglip.yaml
-examples/clip_train.yaml examples/qwen3_2b_train.yaml examples/qwen_colbert.yaml
-notebooks docs benchmark .github .github/ISSUE_TEMPLATE/bug_report.md tests/unit tests/integration tests/inference
+vembed/grad_cache/pytorch_lightning/pl_example.py vembed/training/__init__.py
+vembed/training/gradient_cache_trainer.py vembed/training/dpo.py vembed/entrypoints/__init__.py
+vembed/entrypoints/train.py vembed/entrypoints/evaluate.py vembed/entrypoints/evaluate_simple.py
+vembed/evaluation/__init__.py vembed/evaluation/metrics.py vembed/evaluation/report.py vembed/utils/__init__.py
+vembed/utils/logging.py vembed/utils/download.py vembed/utils/distributed.py vembed/core/__init__.py
+vembed/core/gradient_cache.py vembed/configs/defaults.yaml vembed/configs/clip.yaml vembed/configs/qwen3.yaml
+vembed/configs/siglip.yaml examples/clip_train.yaml examples/qwen3_2b_train.yaml examples/qwen_colbert.yaml notebooks
+docs benchmark .github .github/ISSUE_TEMPLATE/bug_report.md tests/unit tests/integration tests/inference
 tests/unit/test_model.py Dockerfile pyproject.toml README.md CONTRIBUTING.md docs/COEXISTENCE_FIX_GUIDE.md
 """.split()
 
 NAMES = """
-vembed:Trainer vembed:Predictor vembed.model.base:BaseEmbeddingModel vembed.model.base:pool vembed.model.base:disable_kv_cache
-vembed.model.modeling:VisualRetrievalModel vembed.model.encoders_factory:SimpleTextEncoder
-vembed.model.encoders_factory:SimpleImageEncoder vembed.model.registry:ModelRegistry
-vembed.model.processors.registry:ProcessorRegistry vembed.data.dataset:VisualRetrievalDataset
-vembed.data.collators.default:Collator vembed.data.collators.registry:CollatorRegistry vembed.data.registry:CollatorRegistry
-vembed.data.loading:load_data vembed.losses.factory:LossFactory vembed.losses.registry:LossRegistry
-vembed.grad_cache.context_managers:RandContext vembed.grad_cache:GradCache
+ vembed:Trainer vembed:Predictor vembed.model.base:BaseEmbeddingModel vembed.model.base:pool
+vembed.model.base:disable_kv_cache vembed.model.modeling:VisualRetrievalModel
+vembed.model.encoders_factory:SimpleTextEncoder vembed.model.encoders_factory:SimpleImageEncoder
+vembed.model.registry:ModelRegistry vembed.model.processors.registry:ProcessorRegistry
+vembed.data.dataset:VisualRetrievalDataset vembed.data.collators.default:Collator
+vembed.data.collators.registry:CollatorRegistry vembed.data.registry:CollatorRegistry vembed.data.loading:load_data
+vembed.losses.factory:LossFactory vembed.losses.registry:LossRegistry vembed.grad_cache.context_managers:RandContext
+vembed.grad_cache:GradCache
 """.split()
 
 LOSSES = "infonce triplet cosent colbert mrl distillation".split()
