@@ -1,0 +1,194 @@
+"""Rows of nested tensors: count them, cut them, join them, move them.
+
+A tree is a tensor, one of the values of `vembed.types` (Inputs, Ragged, Embeddings), or a mapping, list, tuple or
+dataclass of trees. The first axis of a tensor is rows; a Ragged's slices go wherever their row goes; anything that is
+no tensor (None, a number, a string) belongs to all rows and is carried along.
+
+Nothing is guessed from the names of keys, and nothing but rows is cut: columns of padding stay, because only the
+model's processor knows which columns are padding.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from vembed.errors import UsageError
+from vembed.types import Embeddings, Inputs, Ragged
+
+Tree = TypeVar("Tree")
+
+
+def num_rows(tree: object) -> int:
+    """How many rows a tree holds. Raises UsageError when its tensors disagree, or when it has none.
+
+    >>> num_rows({"a": torch.zeros(3, 2), "b": [torch.zeros(3)]})
+    3
+    """
+    sizes = set(_row_counts(tree))
+    if len(sizes) != 1:
+        raise UsageError(f"the tensors of one side must have the same number of rows, but have {sorted(sizes)}")
+    return sizes.pop()
+
+
+def take_rows(tree: Tree, start: int, stop: int) -> Tree:
+    """Rows start to stop (not included) of every tensor, as views.
+
+    >>> take_rows(Ragged(torch.tensor([7, 8, 9]), torch.tensor([2, 0, 1])), 1, 3).values
+    tensor([9])
+    """
+    return _pick(tree, slice(start, stop))
+
+
+def select_rows(tree: Tree, index: Tensor) -> Tree:
+    """The rows numbered by `index` (int64 [rows]), in that order; a row may be named more than once.
+
+    >>> select_rows(Ragged(torch.tensor([7, 8, 9]), torch.tensor([2, 0, 1])), torch.tensor([2, 0])).values
+    tensor([9, 7, 8])
+    """
+    return _pick(tree, index)
+
+
+def split_rows(tree: Tree, chunk_size: int) -> list[Tree]:
+    """The tree in chunks of `chunk_size` rows, the last one perhaps smaller; a tree of no rows is one chunk."""
+    rows = num_rows(tree)
+    return [take_rows(tree, start, min(start + chunk_size, rows)) for start in range(0, max(rows, 1), chunk_size)]
+
+
+def concat_rows(trees: Sequence[Tree]) -> Tree:
+    """Trees of the same form, joined along their rows.
+
+    Embeddings [rows, tokens, dim] with differing token counts are padded with zeros at the end, and masked. All other
+    tensors must agree beyond their first axis: padding them is the business of the processor that made them.
+    """
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return cast(Tree, _concat_tensors(cast(Sequence[Tensor], trees)))
+    if isinstance(first, Embeddings):
+        return cast(Tree, _concat_embeddings(cast(Sequence[Embeddings], trees)))
+    if isinstance(first, Inputs):
+        return cast(Tree, _concat_inputs(cast(Sequence[Inputs], trees)))
+    if _is_branch(first):
+        parts = zip(*(_children(tree) for tree in trees), strict=True)
+        return _rebuild(first, [concat_rows(part) for part in parts])
+    if any(tree != first for tree in trees):
+        raise UsageError(f"values without rows must be equal to be joined, but are {list(trees)}")
+    return first
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """The tree with `function` applied to each of its tensors (counts and masks included)."""
+    if isinstance(tree, Tensor):
+        return cast(Tree, function(tree))
+    if _is_branch(tree):
+        return _rebuild(tree, [map_tensors(function, child) for child in _children(tree)])
+    return tree
+
+
+def list_tensors(tree: object) -> list[Tensor]:
+    """All tensors of a tree, in a fixed order (the order in which `map_tensors` visits them)."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if _is_branch(tree):
+        return [tensor for child in _children(tree) for tensor in list_tensors(child)]
+    return []
+
+
+def move(tree: Tree, device: torch.device | str) -> Tree:
+    """The tree with all of its tensors on `device`."""
+    return map_tensors(lambda tensor: tensor.to(device), tree)
+
+
+def _is_branch(tree: object) -> bool:
+    return isinstance(tree, Mapping | list | tuple) or (is_dataclass(tree) and not isinstance(tree, type))
+
+
+def _children(tree: object) -> list[Any]:  # Any: a tree holds whatever its owner put in
+    if isinstance(tree, Mapping):
+        return list(tree.values())
+    if isinstance(tree, list | tuple):
+        return list(tree)
+    return list(vars(tree).values())
+
+
+def _rebuild(tree: Tree, children: list[Any]) -> Tree:  # Any: as in _children
+    """A tree of the same form as `tree` with other children."""
+    if isinstance(tree, Mapping):
+        return cast(Tree, dict(zip(tree, children, strict=True)))
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return cast(Tree, type(tree)(*children))
+    if isinstance(tree, list | tuple):
+        return cast(Tree, type(tree)(children))
+    return cast(Tree, replace(cast(Any, tree), **dict(zip(vars(tree), children, strict=True))))  # Any: some dataclass
+
+
+def _row_counts(tree: object) -> Iterator[int]:
+    if isinstance(tree, Tensor):
+        yield tree.shape[0]
+    elif isinstance(tree, Ragged):
+        yield tree.counts.shape[0]
+    elif isinstance(tree, Inputs):
+        yield tree.num_rows
+        yield from _row_counts(tree.tensors)
+    elif _is_branch(tree):
+        for child in _children(tree):
+            yield from _row_counts(child)
+
+
+def _pick(tree: Tree, rows: slice | Tensor) -> Tree:
+    if isinstance(tree, Tensor):
+        return cast(Tree, tree[rows])
+    if isinstance(tree, Ragged):
+        return cast(Tree, Ragged(_pick_slices(tree, rows), tree.counts[rows]))
+    if isinstance(tree, Inputs):
+        count = len(range(tree.num_rows)[rows]) if isinstance(rows, slice) else len(rows)
+        # How many texts were cut is known of the whole batch only, not of its rows.
+        return cast(Tree, Inputs(count, _pick(tree.tensors, rows)))
+    if _is_branch(tree):
+        return _rebuild(tree, [_pick(child, rows) for child in _children(tree)])
+    return tree
+
+
+def _pick_slices(ragged: Ragged, rows: slice | Tensor) -> Tensor:
+    ends = ragged.counts.cumsum(0)
+    starts = ends - ragged.counts
+    if isinstance(rows, slice):
+        if len(ends[rows]) == 0:
+            return ragged.values[:0]
+        return ragged.values[int(starts[rows][0]) : int(ends[rows][-1])]
+    chosen = ragged.counts[rows]
+    shift = starts[rows] - (chosen.cumsum(0) - chosen)
+    index = torch.repeat_interleave(shift, chosen)
+    return ragged.values[index + torch.arange(len(index), device=index.device)]
+
+
+def _concat_tensors(tensors: Sequence[Tensor]) -> Tensor:
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) != 1:
+        raise UsageError(f"tensors to be joined must agree beyond their first axis, but have {sorted(shapes)} there")
+    return torch.cat(list(tensors))
+
+
+def _concat_inputs(parts: Sequence[Inputs]) -> Inputs:
+    tensors = concat_rows([part.tensors for part in parts])
+    return Inputs(sum(part.num_rows for part in parts), tensors, sum(part.num_truncated for part in parts))
+
+
+def _concat_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
+    tokens = {part.vectors.shape[1] for part in parts if part.vectors.ndim == 3}
+    if len(tokens) > 1 or len({part.mask is None for part in parts}) > 1:
+        parts = [_pad_tokens(part, max(tokens)) for part in parts]
+    masks = [part.mask for part in parts if part.mask is not None]
+    return Embeddings(_concat_tensors([part.vectors for part in parts]), torch.cat(masks) if masks else None)
+
+
+def _pad_tokens(part: Embeddings, tokens: int) -> Embeddings:
+    """The same embeddings with `tokens` tokens: [rows, tokens, dim] and their mask [rows, tokens]."""
+    mask = part.mask
+    if mask is None:
+        mask = torch.ones(part.vectors.shape[:2], dtype=torch.bool, device=part.vectors.device)
+    missing = tokens - mask.shape[1]
+    vectors = torch.nn.functional.pad(part.vectors, (0, 0, 0, missing))
+    return Embeddings(vectors, torch.nn.functional.pad(mask, (0, missing), value=False))
