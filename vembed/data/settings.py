@@ -1,10 +1,10 @@
 """Settings that say which data is read and what happens to rows that cannot be used."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
 RetrievalMode = Literal["t2i", "i2t", "i2i", "t2t", "m2i", "m2t", "t2m", "i2m", "m2m"]
 Path = str
@@ -27,7 +27,7 @@ class DataEntry(Section):
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
 
 
-DataSource = Path | tuple[DataEntry | Path, ...]
+DataSource = Path | Annotated[tuple[DataEntry | Path, ...], Field(min_length=1)]
 
 
 class DataSettings(Section):
@@ -41,7 +41,7 @@ class DataSettings(Section):
     val_data_path: DataSource | None = Field(
         None,
         description="Data that chooses the best checkpoint; default: val_fraction of the training data.",
-        json_schema_extra=COMMON,
+        json_schema_extra=COMMON | instead_of("val_fraction"),
     )
     test_data_path: DataSource | None = Field(
         None, description="Data for the headline figures; never used to choose anything.", json_schema_extra=COMMON
@@ -70,7 +70,11 @@ class DataSettings(Section):
         "raise", description="A row that cannot be used stops the run, or is skipped and listed."
     )
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="With on_bad_sample: skip, the run stops above this share of bad rows."
+        0.01,
+        ge=0,
+        le=1,
+        description="With on_bad_sample: skip, the run stops above this share of bad rows.",
+        json_schema_extra=only_with("on_bad_sample", "skip"),
     )
     max_image_pixels: int = Field(
         100_000_000, ge=1, description="Images with more pixels are refused (decompression bombs)."
@@ -84,6 +88,6 @@ class DataSettings(Section):
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="Random change of training images.", json_schema_extra=COMMON
     )
-    num_workers: int | Literal["auto"] = Field(
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Processes that decode rows; auto: 0 on CPU, else up to 8."
     )

@@ -2,17 +2,18 @@
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, Section, only_with
 
 
 class GradCacheSettings(Section):
     """How a batch larger than memory is cut into chunks."""
 
     use_gradient_cache: bool = Field(
-        True,
-        description="Run the batch in chunks with the exact gradient of the whole batch.",
-        json_schema_extra=COMMON,
+        True, description="Run the batch in chunks with the exact gradient of the whole batch."
     )
     gradient_cache_chunk_size: int = Field(
-        32, ge=1, description="Rows per chunk. A batch of one chunk is the plain step.", json_schema_extra=COMMON
+        32,
+        ge=1,
+        description="Rows per chunk. A batch of one chunk is the plain step.",
+        json_schema_extra=COMMON | only_with("use_gradient_cache", True),
     )

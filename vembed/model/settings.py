@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
 Tower = Literal["text", "vision"]
 
@@ -20,15 +20,19 @@ class ModelSettings(Section):
     text_model_name: str | None = Field(
         None,
         description="Text tower of a composed model (with image_model_name, instead of model_name).",
-        json_schema_extra=COMMON,
+        json_schema_extra=COMMON | instead_of("model_name"),
     )
     image_model_name: str | None = Field(
         None,
         description="Image tower of a composed model (with text_model_name, instead of model_name).",
-        json_schema_extra=COMMON,
+        json_schema_extra=COMMON | instead_of("model_name"),
     )
     encoder_mode: str | None = Field(None, description="Family to use instead of the detected one; `auto` detects.")
-    revision: str | None = Field(None, description="Branch, tag or commit of model_name on the hub.")
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of model_name on the hub.",
+        json_schema_extra=only_with("model_name"),
+    )
     trust_remote_code: bool = Field(
         False, description="Run model code that comes with the checkpoint. Off unless you trust it."
     )
@@ -36,24 +40,28 @@ class ModelSettings(Section):
         None, description="How token vectors become one vector; default: what the checkpoint was trained with."
     )
     projection_head: Literal["linear", "mlp"] = Field(
-        "linear", description="Kind of projection head of a composed model's towers."
+        "linear",
+        description="Kind of projection head of a composed model's towers.",
+        json_schema_extra=only_with("text_model_name"),
     )
     projection_dim: int | None = Field(
-        None, ge=1, le=65536, description="Width of a composed model's embedding; default: the text tower's own width."
+        None,
+        ge=1,
+        le=65536,
+        description="Width of a composed model's embedding; default: the text tower's own width.",
+        json_schema_extra=only_with("text_model_name"),
     )
     max_length: int | None = Field(
         None,
         ge=2,
         le=1_000_000,
         description="Text tokens kept per item; default: the model's limit. Longer texts are cut and counted.",
-        json_schema_extra=COMMON,
     )
     image_size: int | None = Field(
         None,
         ge=8,
         le=8192,
         description="Side of the square, in pixels, that images are resized to; default: the model's own.",
-        json_schema_extra=COMMON,
     )
     max_pixels: int | None = Field(
         None,
@@ -73,12 +81,20 @@ class ModelSettings(Section):
     use_lora: bool = Field(
         False, description="Train low-rank adapters instead of the pretrained weights.", json_schema_extra=COMMON
     )
-    lora_r: int = Field(16, ge=1, le=1024, description="Rank of the adapters.")
-    lora_alpha: float = Field(
-        32, gt=0, description="Scale of the adapters; their output is multiplied by lora_alpha / lora_r."
+    lora_r: int = Field(
+        16, ge=1, le=1024, description="Rank of the adapters.", json_schema_extra=only_with("use_lora", True)
     )
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    lora_alpha: float = Field(
+        32,
+        gt=0,
+        description="Scale of the adapters; their output is multiplied by lora_alpha / lora_r.",
+        json_schema_extra=only_with("use_lora", True),
+    )
+    lora_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapters.", json_schema_extra=only_with("use_lora", True)
+    )
     lora_target_modules: tuple[str, ...] | None = Field(
         None,
-        description="Names (or name endings) of the layers that get an adapter; default: every linear layer of the towers.",
+        description="Names (or endings of names) of the layers that get adapters; default: all linear layers of the towers.",
+        json_schema_extra=only_with("use_lora", True),
     )

@@ -1,10 +1,10 @@
 """Settings of the training loop and its optimiser."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
 Part = Literal["text", "vision", "heads", "scale"]
 
@@ -18,7 +18,11 @@ class TrainingSettings(Section):
     resume_from_checkpoint: str | None = Field(
         None, description="`latest`, or a checkpoint folder of this run to continue exactly.", json_schema_extra=COMMON
     )
-    overwrite_output_dir: bool = Field(False, description="Delete the run that output_dir holds and start anew.")
+    overwrite_output_dir: bool = Field(
+        False,
+        description="Delete the run that output_dir holds and start anew.",
+        json_schema_extra=instead_of("resume_from_checkpoint"),
+    )
     epochs: int = Field(3, ge=1, description="Passes over the training data.", json_schema_extra=COMMON)
     max_steps: int | None = Field(
         None, ge=1, description="Stop after this many optimiser steps.", json_schema_extra=COMMON
@@ -30,6 +34,7 @@ class TrainingSettings(Section):
         None,
         ge=1,
         description="Rows per optimiser step over all processes and accumulation steps; instead of batch_size.",
+        json_schema_extra=instead_of("batch_size"),
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
@@ -37,7 +42,11 @@ class TrainingSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
     seed: int = Field(42, ge=0, description="Seed of order, augmentation, new weights and dropout.")
-    train_batch_norm: bool = Field(False, description="Update batch-norm statistics; only without the gradient cache.")
+    train_batch_norm: bool = Field(
+        False,
+        description="Update batch-norm statistics; only without the gradient cache.",
+        json_schema_extra=only_with("use_gradient_cache", False),
+    )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between validations; default: once per epoch.")
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: once per epoch.")
@@ -53,7 +62,7 @@ class OptimizerSettings(Section):
     head_learning_rate: float = Field(
         1e-3, ge=0, le=10, description="AdamW rate of new weights (heads, adapters).", json_schema_extra=COMMON
     )
-    learning_rates: dict[Part, float] = Field(
+    learning_rates: dict[Part, Annotated[float, Field(ge=0, le=10)]] = Field(
         default_factory=dict,
         description="Rate by part, over the two above: {vision: 1e-5, text: 0, heads: 1e-3, scale: 1e-3}.",
     )
@@ -69,6 +78,9 @@ class OptimizerSettings(Section):
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Schedule after the warmup.")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps with a linearly rising rate.")
     warmup_steps: int | None = Field(
-        None, ge=0, description="Steps with a linearly rising rate; instead of warmup_ratio."
+        None,
+        ge=0,
+        description="Steps with a linearly rising rate; instead of warmup_ratio.",
+        json_schema_extra=instead_of("warmup_ratio"),
     )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled to at most this norm; 0: never.")

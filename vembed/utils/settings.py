@@ -1,14 +1,32 @@
-"""The base of every config section: frozen, and an unknown key is an error."""
+"""The base of every config section, and the marks a key can carry beside its type, default, range and description.
+
+Sections are declared beside their owners and share one flat name space (`vembed.config`). A mark is part of a field's
+`json_schema_extra`, and marks join with `|`:
+
+    chunk_size: int = Field(32, description="...", json_schema_extra=COMMON | only_with("use_cache", True))
+"""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+Marks = dict[str, Any]  # Any: pydantic's own type for extra schema entries
+
 # Marks the keys that `vembed train --help` shows; `--help-all` shows every key.
-COMMON: dict[str, Any] = {"common": True}  # Any: pydantic's own type for extra schema entries
+COMMON: Marks = {"common": True}
+
+
+def only_with(key: str, *values: object) -> Marks:
+    """Marks a key that has an effect only while `key` has one of `values`; without values: only while `key` is set."""
+    return {"only_with": [key, *values]}
+
+
+def instead_of(*keys: str) -> Marks:
+    """Marks a key that takes the place of `keys`: a user sets the one or the others, not both."""
+    return {"instead_of": list(keys)}
 
 
 class Section(BaseModel):
     """The settings of one part of the house. Sections share one flat name space (`vembed.config`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

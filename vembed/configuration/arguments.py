@@ -1,0 +1,73 @@
+"""The words of a command line, split into positional ones and settings."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from vembed.configuration.keys import Key
+from vembed.configuration.yaml_text import parse_value
+
+_ASSIGNMENT = re.compile(r"^(?:--)?(?P<key>[A-Za-z][\w-]*)=(?P<text>.*)$", re.DOTALL)
+_OPTION = re.compile(r"^--(?P<key>[A-Za-z][\w-]*)$")
+_BOOLS = ("true", "false")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Positional words, and settings as (key, text); the text is None where an option came without a value."""
+
+    positionals: tuple[str, ...]
+    settings: tuple[tuple[str, str | None], ...]
+
+
+def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Arguments:
+    """Settings are `--key value`, `--key=value`, `key=value`; for keys in `flags` also `--key` and `--no-key`.
+
+    >>> words = ["my.yaml", "--batch-size", "64", "epochs=3", "--use_lora", "--no-report"]
+    >>> split_arguments(words, flags={"use_lora", "report"}).settings
+    (('batch_size', '64'), ('epochs', '3'), ('use_lora', None), ('report', 'false'))
+    """
+    positionals: list[str] = []
+    settings: list[tuple[str, str | None]] = []
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        if found := _ASSIGNMENT.match(word):
+            settings.append((_name(found["key"]), found["text"]))
+        elif found := _OPTION.match(word):
+            settings.append(_option(_name(found["key"]), rest, flags))
+        else:
+            positionals.append(word)
+    return Arguments(tuple(positionals), tuple(settings))
+
+
+def value_of(key: Key, text: str | None) -> object:
+    """What a command line's text means for `key`: text stays text where the key takes it, the rest is YAML.
+
+    None (an option without a value) is true. A list may come without its brackets: `1,5,10`.
+    """
+    if text is None:
+        return True
+    stripped = text.strip()
+    if key.takes_null and stripped in ("null", "~"):
+        return None
+    if key.takes_text and not (key.takes_list and stripped.startswith("[")):
+        return text
+    if key.takes_list and not stripped.startswith("["):
+        return parse_value(f"[{stripped}]")
+    return parse_value(stripped)
+
+
+def _option(key: str, rest: list[str], flags: Collection[str]) -> tuple[str, str | None]:
+    """The setting that `--key` begins; takes its value, if it has one, from the end of `rest`."""
+    positive = key.removeprefix("no_")
+    if key not in flags and positive in flags:
+        return positive, "false"
+    takes_next = rest and not _ASSIGNMENT.match(rest[-1]) and not _OPTION.match(rest[-1])
+    if takes_next and (key not in flags or rest[-1].lower() in _BOOLS):
+        return key, rest.pop()
+    return key, None
+
+
+def _name(key: str) -> str:
+    return key.replace("-", "_")
