@@ -1,0 +1,57 @@
+"""Which settings may differ between a checkpoint and the run that continues it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vembed.errors import ConfigError
+
+# They decide what is written, shown or measured beside the training, or how fast it is; not what is learned.
+_FREE = frozenset(
+    {
+        "output_dir",
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+        "max_steps",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "num_workers",
+        "test_data_path",
+        "eval_batch_size",
+        "eval_k",
+        "bootstrap_samples",
+        "gallery_size",
+        "report",
+    }
+)
+
+
+def check_same_run(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, saved_rows: Mapping[str, int], rows: Mapping[str, int]
+) -> None:
+    """Refuse to continue a run with settings or data that would make it another one. Raises ConfigError listing all.
+
+    saved, now: flat settings as JSON holds them. rows: rows per data set.
+    """
+    problems = [
+        f"{key}: the checkpoint was trained with {saved.get(key)!r}, now it is {now.get(key)!r}"
+        for key in sorted(saved.keys() | now.keys())
+        if key not in _FREE and not _same(key, saved.get(key), now.get(key))
+    ]
+    problems += [
+        f"data set {name!r}: the checkpoint was trained on {saved_rows.get(name, 0)} rows, now it has {rows.get(name, 0)}"
+        for name in sorted(saved_rows.keys() | rows.keys())
+        if saved_rows.get(name) != rows.get(name)
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems)
+            + "\nContinuing would be exact no longer. Set these back, or start a new run from the checkpoint's weights"
+            " with model_name: <checkpoint folder> and another output_dir"
+        )
+
+
+def _same(key: str, saved: Any, now: Any) -> bool:  # Any: a setting's value
+    """Equal, or more epochs than before."""
+    return bool(saved == now or (key == "epochs" and now > saved))

@@ -1,0 +1,94 @@
+"""Writing that either happens wholly or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from vembed.errors import CheckpointError
+
+_NEW = ".new"
+_OLD = ".old"
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling to fill; it takes the place of `folder` when the block ends, and is removed if it fails.
+
+    Files reach the disk before the name does, so that a folder of that name is complete even after a power cut. A
+    process that dies between the two renames leaves the old folder aside: `recover` puts it back. Raises
+    CheckpointError when the disk is full or refuses.
+    """
+    new = _sibling(folder, _NEW)
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        yield new
+        _sync_tree(new)
+        _replace(folder, new)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} could not be written, and what it held before is unchanged: {error}"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(file: Path) -> Iterator[Path]:
+    """The same for one file. Raises OSError as it comes."""
+    new = _sibling(file, _NEW)
+    try:
+        yield new
+        _sync(new)
+        new.replace(file)
+        _sync(file.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def recover(folder: Path) -> None:
+    """Undo what a process that died while replacing `folder` left half done."""
+    shutil.rmtree(_sibling(folder, _NEW), ignore_errors=True)
+    old = _sibling(folder, _OLD)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a temporary sibling that a process left behind when it died."""
+    return path.name.startswith(".") and path.suffix in {_NEW, _OLD}
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}{suffix}")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    old = _sibling(folder, _OLD)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
