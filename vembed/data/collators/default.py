@@ -1,0 +1,115 @@
+"""Examples into a batch: queries, the distinct documents, and keys that say which belongs to which.
+
+Family differences are the processor's, so this one collator serves every family. Documents are in the order: the
+positives of all rows, then the negatives. Equal documents (same content, same augmentation draw) are one column, so
+that nothing is encoded twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from vembed.data.negatives import check_negatives, choose_negatives
+from vembed.errors import DataError
+from vembed.types import Batch, LoadedExample, LoadedItem, Processor, Ragged, Targets
+
+_NO_GROUP = -1
+
+
+class Collator:
+    """Makes batches with a processor. `num_hard_negatives` of each row are used (None: all), drawn per epoch."""
+
+    def __init__(self, processor: Processor, *, num_hard_negatives: int | None = None, seed: int = 0) -> None:
+        self._processor = processor
+        self._num_hard_negatives = num_hard_negatives
+        self._seed = seed
+
+    def __call__(self, examples: Sequence[LoadedExample], epoch: int = 0) -> Batch:
+        """The batch of `examples`. Raises DataError when there are none, or a row's negative equals its positive."""
+        if not examples:
+            raise DataError("a batch needs at least one row")
+        chosen = [self._choose(example, epoch) for example in examples]
+        documents = _Documents()
+        positives = [[documents.column(item, _group(row)) for item in row.positives] for row in chosen]
+        negatives = [[documents.column(item, _NO_GROUP) for item in row.negatives] for row in chosen]
+        return Batch(
+            queries=self._processor.prepare([row.query for row in chosen], "query"),
+            documents=self._processor.prepare(documents.items, "document"),
+            targets=_targets(chosen, documents, positives, negatives),
+            origins=tuple(row.origin for row in chosen),
+        )
+
+    def _choose(self, example: LoadedExample, epoch: int) -> LoadedExample:
+        """The row with the negatives of this epoch; a loader that chose them before decoding chose the same."""
+        check_negatives(example)
+        chosen = choose_negatives(
+            example.negatives, self._num_hard_negatives, seed=self._seed, epoch=epoch, row=example.origin
+        )
+        return replace(example, negatives=chosen)
+
+
+@dataclass
+class _Documents:
+    """The distinct documents so far and the groups that each is a positive of."""
+
+    items: list[LoadedItem] = field(default_factory=list)
+    groups: list[list[int]] = field(default_factory=list)
+    _columns: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def column(self, item: LoadedItem, group: int) -> int:
+        """The column of the document, a new one if its content and draw are new."""
+        key = (item.content_hash, item.draw)
+        if key not in self._columns:
+            self._columns[key] = len(self.items)
+            self.items.append(item)
+            self.groups.append([])
+        column = self._columns[key]
+        if group != _NO_GROUP and group not in self.groups[column]:
+            self.groups[column].append(group)
+        return column
+
+
+def _targets(
+    examples: Sequence[LoadedExample],
+    documents: _Documents,
+    positives: list[list[int]],
+    negatives: list[list[int]],
+) -> Targets:
+    _add_shared(examples, documents, positives, negatives)
+    return Targets(
+        query_groups=_keys([_group(row) for row in examples]),
+        query_hashes=_keys([row.query.content_hash for row in examples]),
+        document_groups=_keys([groups[0] if groups else _NO_GROUP for groups in documents.groups]),
+        document_hashes=_keys([item.content_hash for item in documents.items]),
+        positives=_ragged(positives),
+        negatives=_ragged(negatives),
+    )
+
+
+def _add_shared(
+    examples: Sequence[LoadedExample],
+    documents: _Documents,
+    positives: list[list[int]],
+    negatives: list[list[int]],
+) -> None:
+    """A column can name one group only: a document of several groups becomes an explicit positive of the others'."""
+    shared = [(column, groups[1:]) for column, groups in enumerate(documents.groups) if len(groups) > 1]
+    for column, groups in shared:
+        for row, example in enumerate(examples):
+            if _group(example) in groups and column not in negatives[row]:
+                positives[row].append(column)
+
+
+def _group(example: LoadedExample) -> int:
+    return _NO_GROUP if example.group is None else example.group
+
+
+def _keys(values: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _ragged(columns: Sequence[Sequence[int]]) -> Ragged:
+    """Distinct columns per row, ascending."""
+    distinct = [sorted(set(row)) for row in columns]
+    return Ragged(_keys([column for row in distinct for column in row]), _keys([len(row) for row in distinct]))

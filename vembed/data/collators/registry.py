@@ -1,0 +1,23 @@
+"""The collators by name."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vembed.registry import Registry
+from vembed.types import Batch, LoadedExample, Processor
+
+
+class Collate(Protocol):
+    """Turns loaded examples into one batch."""
+
+    def __call__(self, examples: Sequence[LoadedExample], epoch: int = 0) -> Batch: ...
+
+
+class CollatorClass(Protocol):
+    """What is registered: makes a collator for a processor."""
+
+    def __call__(self, processor: Processor, *, num_hard_negatives: int | None = None, seed: int = 0) -> Collate: ...
+
+
+CollatorRegistry: Registry[CollatorClass] = Registry("collator")
+CollatorRegistry.register_lazy("default", "vembed.data.collators.default:Collator")

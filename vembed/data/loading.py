@@ -1,0 +1,96 @@
+"""From a path to rows that know where they came from: the one place that tells file formats apart."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from vembed.data.csv_rows import open_csv
+from vembed.data.json_rows import has_key, open_json
+from vembed.data.settings import DataEntry
+from vembed.data.text_rows import TextRows
+from vembed.errors import DataError
+from vembed.registry import nearest_names
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+_JSON = {".jsonl", ".json", ".ndjson"}
+_PARQUET = {".parquet", ".pq"}
+_KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a save_to_disk folder or a hub name"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+class Rows(Protocol):
+    """Rows on disk. `lists_in_text`: lists are written as text (CSV). `origin` names a row for messages."""
+
+    lists_in_text: bool
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...  # Any: a cell holds whatever the file holds
+
+    def origin(self, index: int) -> str: ...
+
+
+def load_rows(entry: DataEntry) -> Rows:
+    """The rows at `entry.path`: JSONL, JSON, CSV, TSV, Parquet, `save_to_disk` folder, or hub name (in that order).
+
+    Nothing is held in memory but where the rows are. Raises DataError when the file is missing, empty, not UTF-8, or of
+    no known format.
+    """
+    path = Path(entry.path)
+    if path.is_dir():
+        return _open_folder(entry)
+    if path.exists():
+        return _open_file(entry)
+    if path.suffix.lower() in {*_DELIMITERS, *_JSON, *_PARQUET} or not _HUB_NAME.fullmatch(entry.path):
+        raise DataError(f"{entry.path}: there is no such file or folder{_near_file(path)}")
+    from vembed.data.table_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
+
+    return open_hub(entry.path, entry.subset, entry.split)
+
+
+def load_data(path: str, **entry: Any) -> Rows:  # Any: the fields of DataEntry, which checks them
+    """The rows at `path`; keywords as in a `data_path` entry of the configuration (`split`, `subset`)."""
+    return load_rows(DataEntry.model_validate({"path": path, **entry}))
+
+
+def has_column(rows: Rows, name: str) -> bool:
+    """Whether any row has the column."""
+    if isinstance(rows, TextRows) and not rows.lists_in_text:
+        return has_key(rows, name)
+    return name in rows.columns
+
+
+def _open_file(entry: DataEntry) -> Rows:
+    suffix = Path(entry.path).suffix.lower()
+    if entry.split is not None or entry.subset is not None:
+        raise DataError(f"{entry.path}: split and subset are for hub data sets and save_to_disk folders, not for files")
+    if suffix in _JSON:
+        return open_json(entry.path)
+    if suffix in _DELIMITERS:
+        return open_csv(entry.path, _DELIMITERS[suffix])
+    if suffix in _PARQUET:
+        from vembed.data.table_rows import open_parquet  # noqa: PLC0415 (as above)
+
+        return open_parquet(entry.path)
+    raise DataError(f"{entry.path}: data of kind {suffix or '(no ending)'} is not known; known: {_KNOWN}")
+
+
+def _open_folder(entry: DataEntry) -> Rows:
+    from vembed.data.table_rows import is_saved_folder, open_saved  # noqa: PLC0415 (as above)
+
+    if is_saved_folder(entry.path):
+        return open_saved(entry.path, entry.split)
+    files = sorted(path.name for path in Path(entry.path).iterdir())[:8]
+    raise DataError(
+        f"{entry.path}: a folder must be one that datasets' save_to_disk wrote; this one holds"
+        f" {', '.join(files) or 'nothing'}. Name the file itself, or use one of: {_KNOWN}"
+    )
+
+
+def _near_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor the folder {path.parent})"
+    near = nearest_names(path.name, [other.name for other in path.parent.iterdir()])
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

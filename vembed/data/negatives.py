@@ -1,0 +1,34 @@
+"""Which of a row's explicit negatives are used: all of them, or a few drawn anew each epoch."""
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from vembed.data.hashing import mixed_hash
+from vembed.errors import DataError
+from vembed.types import LoadedExample
+
+Negative = TypeVar("Negative")
+
+
+def choose_negatives(
+    negatives: Sequence[Negative], num_chosen: int | None, *, seed: int, epoch: int, row: str
+) -> tuple[Negative, ...]:
+    """At most `num_chosen` (None: all) in their order; a pure function of (seed, epoch, row).
+
+    >>> choose_negatives("abc", 2, seed=0, epoch=0, row="train.jsonl:1") == choose_negatives(
+    ...     "abc", 2, seed=0, epoch=0, row="train.jsonl:1")
+    True
+    """
+    if num_chosen is None or len(negatives) <= num_chosen:
+        return tuple(negatives)
+    draw = random.Random(mixed_hash("negatives", seed, epoch, row))
+    return tuple(negatives[number] for number in sorted(draw.sample(range(len(negatives)), num_chosen)))
+
+
+def check_negatives(example: LoadedExample) -> None:
+    """Raise DataError when an explicit negative has the same content as one of the row's positives."""
+    positives = {item.content_hash for item in example.positives}
+    for number, item in enumerate(example.negatives):
+        if item.content_hash in positives:
+            raise DataError(f"{example.origin}: negatives[{number}]: has the same content as the row's positive")

@@ -1,0 +1,197 @@
+"""Rows into examples: which column holds what, by `column_mapping` and `retrieval_mode`.
+
+The mode alone decides what a field is: in `t2i` a query is text even if it reads "a/b.png", and a positive is an
+image. Nothing is guessed, substituted or dropped: a row that does not give what the mode asks for is a `DataError`
+that names the row, the field, and what would be right. An optional field that is null, missing or empty is absent.
+
+| field | holds |
+|---|---|
+| `query`, `positive` | text, an image, or {"text": ..., "image": ...}; a list of positives is several |
+| `query_image`, `positive_image` | the image, where text and image are columns of their own |
+| `negatives`, `negative_images` | a list like `positive`; optional |
+| `group` (or `class`) | rows of the same group are each other's positives; optional |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vembed.data.cells import is_absent, kind_of, parse_list
+from vembed.data.hashing import text_hash
+from vembed.data.pictures import PictureReader
+from vembed.errors import ConfigError, DataError
+from vembed.registry import nearest_names
+from vembed.types import Example, ImageSource, Item
+
+FIELDS = (
+    "query",
+    "query_image",
+    "positive",
+    "positive_image",
+    "negatives",
+    "negative_images",
+    "group",
+)
+Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds; this module is where it gets a type
+
+_KIND_NAMES = {"t": "text", "i": "image", "m": "text and image"}
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Turns a row into an Example. `mode` is "t2i" and the like; `columns` maps our field to the data's column.
+
+    `lists_in_text`: cells of `positive` and `negatives` that are written as a list are one (CSV has no lists).
+    """
+
+    mode: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    pictures: PictureReader = field(default_factory=PictureReader)
+    lists_in_text: bool = False
+
+    def __post_init__(self) -> None:
+        check_column_mapping(self.columns)
+
+    def __call__(self, row: Row, origin: str) -> Example:
+        """The example of `row`. Raises DataError when a required field is missing or any field is of a wrong kind."""
+        query = self._items(row, "query", origin)
+        positives = self._items(row, "positive", origin)
+        if len(query) != 1:
+            raise DataError(f"{origin}: query: a row has one query, this one has {len(query)}")
+        return Example(query[0], positives, self._negatives(row, origin), self._group(row, origin), origin)
+
+    def column(self, field_name: str) -> str:
+        """The data's column that holds `field_name`."""
+        return self.columns.get(field_name, field_name)
+
+    def _items(self, row: Row, side: str, origin: str) -> tuple[Item, ...]:
+        """The items of one required side, at least one."""
+        kind = self.mode[0] if side == "query" else self.mode[2]
+        texts, images = row.get(self.column(side)), row.get(self.column(f"{side}_image"))
+        cell = images if kind == "i" and not is_absent(images) else texts
+        cells = self._as_list(cell, f"{origin}: {self._label(side)}")
+        if not cells or (len(cells) == 1 and is_absent(cells[0])):
+            raise DataError(self._missing(row, side, kind, origin))
+        if kind != "m" or is_absent(images):
+            return self._each(cells, kind, side, origin)
+        return self._paired(cells, images, side, origin)
+
+    def _negatives(self, row: Row, origin: str) -> tuple[Item, ...]:
+        texts, images = row.get(self.column("negatives")), row.get(self.column("negative_images"))
+        kind = self.mode[2]
+        cell = images if kind == "i" and not is_absent(images) else texts
+        cells = self._as_list(cell, f"{origin}: {self._label('negatives')}")
+        if kind != "m" or is_absent(images):
+            return self._each(cells, kind, "negatives", origin)
+        return self._paired(cells, images, "negatives", origin)
+
+    def _paired(self, texts: Sequence[Any], images: Any, side: str, origin: str) -> tuple[Item, ...]:
+        """Items of a text column and an image column, one image (or list of images) per text."""
+        per_text = [images] if len(texts) == 1 else images
+        if not isinstance(per_text, list | tuple) or len(per_text) != len(texts):
+            raise DataError(
+                f"{origin}: {self._label(side)}: {len(texts)} texts need a list of as many images beside them"
+            )
+        cells = [{"text": text, "image": image} for text, image in zip(texts, per_text, strict=True)]
+        return self._each(cells, "m", side, origin)
+
+    def _each(self, cells: Sequence[Any], kind: str, side: str, origin: str) -> tuple[Item, ...]:
+        label = self._label(side)
+        names = [label] if len(cells) == 1 else [f"{label}[{i}]" for i in range(len(cells))]
+        named = zip(cells, names, strict=True)
+        return tuple(self._item(cell, kind, f"{origin}: {name}", origin) for cell, name in named)
+
+    def _item(self, cell: Any, kind: str, where: str, origin: str) -> Item:
+        text, image = _parts(cell, kind, where)
+        self._refuse_extra(text, image, kind, where)
+        return Item(
+            text=_text(text, where) if kind != "i" else None,
+            images=self._images(image, where) if kind != "t" else (),
+            origin=origin,
+        )
+
+    def _refuse_extra(self, text: Any, image: Any, kind: str, where: str) -> None:
+        extra = "an image" if kind == "t" and not is_absent(image) else "a text" if kind == "i" and text else None
+        if extra:
+            raise DataError(
+                f"{where}: holds {extra} too, but retrieval_mode {self.mode} wants {_KIND_NAMES[kind]} here;"
+                " use m for text and image"
+            )
+
+    def _images(self, cell: Any, where: str) -> tuple[ImageSource, ...]:
+        cells = cell if isinstance(cell, list | tuple) else [cell]
+        if not cells:
+            raise DataError(f"{where}: the image is missing")
+        return tuple(self.pictures(one, where) for one in cells)
+
+    def _as_list(self, cell: Any, where: str) -> Sequence[Any]:
+        if is_absent(cell):
+            return []
+        if isinstance(cell, str) and self.lists_in_text:
+            return parse_list(cell, where)
+        return cell if isinstance(cell, list | tuple) else [cell]
+
+    def _group(self, row: Row, origin: str) -> int | None:
+        value = row.get(self.column("group"))
+        if value is None and "group" not in self.columns:
+            value = row.get("class")
+        if is_absent(value):
+            return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a table column of whole numbers with gaps is read as floats
+        if not isinstance(value, str | int | float):
+            raise DataError(f"{origin}: {self._label('group')}: a group is a text or a number, not {kind_of(value)}")
+        return text_hash(str(value))
+
+    def _label(self, field_name: str) -> str:
+        column = self.column(field_name)
+        return field_name if column == field_name else f"{field_name} (column {column!r})"
+
+    def _missing(self, row: Row, side: str, kind: str, origin: str) -> str:
+        column = self.column(side)
+        if column in row:
+            found = f"{origin}: {self._label(side)}: is {kind_of(row[column])}"
+            return f"{found}; retrieval_mode {self.mode} needs {_article(kind)} here"
+        near = nearest_names(column, row)
+        hint = f"; is it {near[0]!r}?" if near else ""
+        return (
+            f"{origin}: {self._label(side)}: is missing{hint} The row has: {', '.join(map(str, row)) or 'nothing'}"
+            f" (column_mapping: {{{side}: NAME}} tells which column it is)"
+        )
+
+
+def check_column_mapping(columns: Mapping[str, str]) -> None:
+    """Raise ConfigError when a key is not one of our fields; says so when the mapping looks reversed."""
+    unknown = [name for name in columns if name not in FIELDS]
+    if not unknown:
+        return
+    if all(value in FIELDS for value in columns.values()):
+        right = ", ".join(f"{value}: {name}" for name, value in columns.items())
+        raise ConfigError(f"column_mapping is 'our field: column of the data'; this looks reversed, write {{{right}}}")
+    near = nearest_names(unknown[0], FIELDS)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ConfigError(f"column_mapping: unknown field {unknown[0]!r}{hint} Fields: {', '.join(FIELDS)}")
+
+
+def _parts(cell: Any, kind: str, where: str) -> tuple[Any, Any]:
+    """Text and image of a cell that is one of the two, or a dict that names them."""
+    if isinstance(cell, Mapping) and ("text" in cell or "image" in cell):
+        unknown = sorted(set(cell) - {"text", "image"})
+        if unknown:
+            raise DataError(f"{where}: unknown key {unknown[0]!r}; an item has 'text' and 'image'")
+        return cell.get("text"), cell.get("image")
+    if kind == "m":
+        raise DataError(f'{where}: needs text and image: {{"text": ..., "image": ...}}, or an image column beside it')
+    return (cell, None) if kind == "t" else (None, cell)
+
+
+def _text(cell: Any, where: str) -> str:
+    if not isinstance(cell, str):
+        raise DataError(f"{where}: should be a text, but is {kind_of(cell)}")
+    if not cell.strip():
+        raise DataError(f"{where}: the text is empty")
+    return cell
+
+
+def _article(kind: str) -> str:
+    return {"t": "a text", "i": "an image", "m": "text and image"}[kind]

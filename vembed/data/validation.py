@@ -1,0 +1,106 @@
+"""Rows that cannot be used: found before training where that is cheap, counted and listed while training."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.images import check_file
+from vembed.data.settings import DataSettings
+from vembed.errors import DataError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be used, and why."""
+
+    origin: str
+    reason: str
+
+
+def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tuple[Problem, ...]:
+    """The rows that are bad by what they say, or that name no existing image file; no picture is opened.
+
+    Raises DataError that lists them, with on_bad_sample: raise when there are any, else when there are more than
+    max_bad_fraction.
+    """
+    problems = tuple(_problems(dataset))
+    allowed = settings.max_bad_fraction * len(dataset) if settings.on_bad_sample == "skip" else 0
+    if len(problems) > allowed:
+        raise DataError(_listed(problems, len(dataset), settings.on_bad_sample))
+    return problems
+
+
+class BadSamples:
+    """Counts bad rows, each once, and lists them in `folder`/bad_samples.jsonl; what is listed there already counts.
+
+    With on_bad_sample: raise, the first one raises; with skip, the one that exceeds max_bad_fraction of the rows.
+    """
+
+    def __init__(self, settings: DataSettings, folder: str | Path | None = None) -> None:
+        self._policy: Literal["raise", "skip"] = settings.on_bad_sample
+        self._max_fraction = settings.max_bad_fraction
+        self._path = None if folder is None else Path(folder) / "bad_samples.jsonl"
+        self._origins = set(self._listed_origins())
+        self._num_rows: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def expect(self, num_rows: int) -> None:
+        """Tell how many rows there are in all; max_bad_fraction is a share of them."""
+        self._num_rows = num_rows
+
+    def add(self, origin: str, reason: str) -> None:
+        """Note a bad row. Raises DataError when that is one too many."""
+        if self._policy == "raise":
+            raise DataError(f"{reason} (on_bad_sample: skip passes over such rows)")
+        if origin in self._origins:
+            return
+        self._origins.add(origin)
+        self._write(origin, reason)
+        if self._num_rows is not None and len(self) > self._max_fraction * self._num_rows:
+            raise DataError(
+                f"{len(self)} of {self._num_rows} rows cannot be used, over max_bad_fraction = {self._max_fraction};"
+                f" the last: {reason}{f' (all are listed in {self._path})' if self._path else ''}"
+            )
+
+    def _write(self, origin: str, reason: str) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"origin": origin, "reason": reason}, ensure_ascii=False) + "\n")
+
+    def _listed_origins(self) -> Iterator[str]:
+        if self._path is None or not self._path.exists():
+            return
+        for line in self._path.read_text(encoding="utf-8").split("\n"):
+            if line.endswith("}"):  # a run that was killed may have left half a line
+                yield json.loads(line)["origin"]
+
+
+def _problems(dataset: VisualRetrievalDataset) -> Iterator[Problem]:
+    for index in range(len(dataset)):
+        try:
+            example = dataset[index]
+            for item in (example.query, *example.positives, *example.negatives):
+                for source in item.images:
+                    check_file(source)
+        except DataError as error:
+            yield Problem(dataset.origin(index), str(error))
+
+
+def _listed(problems: Sequence[Problem], num_rows: int, policy: str) -> str:
+    lines = [f"{len(problems)} of {num_rows} rows cannot be used:"]
+    lines += [f"  {problem.reason}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    lines.append(
+        "Mend them, or say on_bad_sample: skip" if policy == "raise" else "Mend them, or raise max_bad_fraction"
+    )
+    return "\n".join(lines)
