@@ -76,7 +76,8 @@ def scale_of(logit_scale: Tensor) -> Tensor:
     tensor([100.])
     """
     log = at_least_float32(logit_scale)
-    return log.clamp(max=torch.full_like(log, MAX_LOG_SCALE)).exp()
+    limit = torch.full_like(log, MAX_LOG_SCALE)
+    return torch.where(log > limit, limit, log).exp()
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def cached_backward(
         embeddings = [_in_float(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
         return _backward(loss_function(*embeddings), loss_scale)
     cached = [[_embed(side.encode, part) for part in parts] for side, parts in zip(sides, chunks, strict=True)]
-    # Under an autocast around the whole step, weights cast in the pass above would be reused: they have no graph.
+    # Under an autocast around the whole step, torch 2.9 would reuse the weights cast above, which have no graph.
     torch.clear_autocast_cache()
     joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]
     loss = _backward(loss_function(*joined), loss_scale)

@@ -1,0 +1,64 @@
+"""A loss is found by name, built with its own options, and refused with the nearest name."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.targets import make_targets
+from vembed.errors import ConfigError
+from vembed.losses.factory import LossFactory
+from vembed.losses.objective import ScoreView
+from vembed.losses.registry import Loss, LossRegistry
+from vembed.losses.settings import InfoNCESettings, LossSettings
+from vembed.scoring import cosine, dot
+from vembed.types import Embeddings, Targets
+from vembed.utils.settings import Section
+
+
+class TrivialSettings(Section):
+    """Options of a user's loss."""
+
+    weight: float = 2.0
+
+
+def trivial(view: ScoreView, targets: Targets, settings: TrivialSettings) -> torch.Tensor:
+    return settings.weight * view.dense().sum()
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown loss_type 'infonec'; did you mean 'infonce'"):
+        LossFactory.create(LossSettings(loss_type="infonec"))
+
+
+def test_options_of_another_loss_are_refused():
+    with pytest.raises(ConfigError, match="loss_type 'infonce' takes InfoNCESettings as its options"):
+        LossFactory.create(LossSettings(), TrivialSettings())
+
+
+def test_the_registry_knows_a_losss_settings_without_torch():
+    code = (
+        "import sys; from vembed.losses.registry import LossRegistry;"
+        "assert LossRegistry.get('infonce').settings.__name__ == 'InfoNCESettings';"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert LossRegistry.get("infonce").settings is InfoNCESettings
+
+
+@pytest.mark.parametrize("function", [trivial, f"{__name__}:trivial"])
+def test_a_users_loss_is_built_with_its_options_and_scorer(function, monkeypatch):
+    monkeypatch.setattr(LossRegistry, "_components", dict(LossRegistry._components))
+    LossRegistry.register("trivial", Loss(TrivialSettings, function))
+    sides = Embeddings(torch.ones(1, 4)), Embeddings(torch.ones(1, 4))
+    arguments = {"targets": make_targets([[0]], 1), "logit_scale": torch.zeros(1)}
+    values = {
+        "defaults": LossFactory.create(LossSettings(loss_type="trivial")),
+        "options": LossFactory.create(LossSettings(loss_type="trivial"), TrivialSettings(weight=3)),
+        "dot": LossFactory.create(LossSettings(loss_type="trivial"), scorer=dot),
+    }
+    assert {name: value(*sides, **arguments).item() for name, value in values.items()} == pytest.approx(
+        {"defaults": 2, "options": 3, "dot": 8}
+    )
+    assert values["defaults"].scorer is cosine
