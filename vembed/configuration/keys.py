@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from vembed.configuration.yaml_text import Location, dump_value
 from vembed.registry import nearest_names
 from vembed.utils.settings import Section
-from vembed.configuration.yaml_text import Location, dump_value
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -189,11 +189,12 @@ def _place(value: object, detail: ErrorDetails) -> Location:
     """The part of a pydantic location that leads through `value`; the rest are names of types."""
     place: list[int | str] = []
     for part in detail["loc"][1:]:
-        if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+        if isinstance(value, Mapping) and part in value:
             value = value[part]
-        else:
-            continue
-        place.append(part)
+            place.append(part)
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+            place.append(part)
     return (*place, detail["loc"][-1]) if detail["type"] == "missing" else tuple(place)
 
 
@@ -235,7 +236,7 @@ def _option_text(option: Any) -> str:  # Any: whatever may stand in an annotatio
     if origin is Literal:
         return ", ".join(map(str, arguments[:-1])) + (" or " if arguments[1:] else "") + str(arguments[-1])
     if origin is tuple:
-        return f"list of {type_text(arguments[0])}"
+        return f"list of {' / '.join(_option_text(each) for each in _options(arguments[0]))}"
     if origin is dict:
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
-    return _WORDS[option] if option in _WORDS else "{" + ", ".join(_nested_names(option)) + "}"
+    return _WORDS[option] if option in _WORDS else f"{{{_nested_names(option)[0]}, ...}}"

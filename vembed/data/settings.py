@@ -73,7 +73,7 @@ class DataSettings(Section):
         0.01,
         ge=0,
         le=1,
-        description="With on_bad_sample: skip, the run stops above this share of bad rows.",
+        description="The run stops above this share of bad rows.",
         json_schema_extra=only_with("on_bad_sample", "skip"),
     )
     max_image_pixels: int = Field(

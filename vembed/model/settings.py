@@ -19,12 +19,12 @@ class ModelSettings(Section):
     )
     text_model_name: str | None = Field(
         None,
-        description="Text tower of a composed model (with image_model_name, instead of model_name).",
+        description="Text tower of a composed model (with image_model_name).",
         json_schema_extra=COMMON | instead_of("model_name"),
     )
     image_model_name: str | None = Field(
         None,
-        description="Image tower of a composed model (with text_model_name, instead of model_name).",
+        description="Image tower of a composed model (with text_model_name).",
         json_schema_extra=COMMON | instead_of("model_name"),
     )
     encoder_mode: str | None = Field(None, description="Family to use instead of the detected one; `auto` detects.")
@@ -95,6 +95,6 @@ class ModelSettings(Section):
     )
     lora_target_modules: tuple[str, ...] | None = Field(
         None,
-        description="Names (or endings of names) of the layers that get adapters; default: all linear layers of the towers.",
+        description="Names (or endings of names) of layers that get adapters; default: every linear layer of a tower.",
         json_schema_extra=only_with("use_lora", True),
     )

@@ -33,7 +33,7 @@ class TrainingSettings(Section):
     global_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Rows per optimiser step over all processes and accumulation steps; instead of batch_size.",
+        description="Rows per optimiser step over all processes and accumulation steps.",
         json_schema_extra=instead_of("batch_size"),
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per optimiser step.")
@@ -44,7 +44,7 @@ class TrainingSettings(Section):
     seed: int = Field(42, ge=0, description="Seed of order, augmentation, new weights and dropout.")
     train_batch_norm: bool = Field(
         False,
-        description="Update batch-norm statistics; only without the gradient cache.",
+        description="Update batch-norm statistics.",
         json_schema_extra=only_with("use_gradient_cache", False),
     )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
@@ -80,7 +80,7 @@ class OptimizerSettings(Section):
     warmup_steps: int | None = Field(
         None,
         ge=0,
-        description="Steps with a linearly rising rate; instead of warmup_ratio.",
+        description="Steps with a linearly rising rate.",
         json_schema_extra=instead_of("warmup_ratio"),
     )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled to at most this norm; 0: never.")

@@ -1,0 +1,289 @@
+"""The config of a run: sections declared beside their owners, filled from defaults < preset < YAML < command line.
+
+    config = load_config("my.yaml", ["--batch_size", "64"])
+    config.training.batch_size, config.origin("batch_size")      # 64, "command line"
+
+Keys are flat. Every part of the house receives its own section and never the whole config.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vembed import __version__
+from vembed.configuration.keys import AnySection, build, faults_of, plain, shown
+from vembed.configuration.layers import Overrides, Problem, Setting, read_preset, user_settings
+from vembed.configuration.rules import (
+    Finding,
+    Sections,
+    combination_problems,
+    findings,
+    idle_keys,
+    missing_data,
+    missing_folder,
+    rivals,
+    unmet_condition,
+    value_problems,
+)
+from vembed.configuration.sections import LOSS_OPTIONS, NO_PRESET, Catalogue, SetupSettings, catalogue_for
+from vembed.configuration.yaml_text import Location, dump_value
+from vembed.data.settings import DataSettings
+from vembed.errors import ConfigError, VembedError
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.registry import LossRegistry
+from vembed.losses.settings import LossSettings
+from vembed.model.detect import detect
+from vembed.model.settings import ModelSettings
+from vembed.training.settings import OptimizerSettings, TrainingSettings
+from vembed.utils.settings import Section
+
+DEFAULT = "default"
+DATA_KEYS = ("data_path", "val_data_path", "test_data_path")
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """What a config is loaded for: the keys that must be set, and the data keys whose local files must exist."""
+
+    required: tuple[str, ...] = ()
+    existing: tuple[str, ...] = DATA_KEYS
+
+
+ANY = Purpose()
+TRAIN = Purpose(required=("model_name", "data_path"))
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A preset's value that was not taken, and why."""
+
+    key: str
+    value: object
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run, by section. `loss_options` is the section of the loss that `loss_type` names.
+
+    idle: keys without effect beside the others, and why. dropped: what the preset said and was not taken.
+    """
+
+    setup: SetupSettings
+    model: ModelSettings
+    data: DataSettings
+    loss: LossSettings
+    loss_options: Section
+    grad_cache: GradCacheSettings
+    training: TrainingSettings
+    optimizer: OptimizerSettings
+    evaluation: EvaluationSettings
+    idle: Mapping[str, str] = field(compare=False, repr=False)
+    dropped: tuple[Dropped, ...] = field(compare=False, repr=False)
+    origins: Mapping[str, str] = field(compare=False, repr=False)
+
+    def sections(self) -> dict[str, Section]:
+        """The sections by name, in the order in which they are shown."""
+        return {
+            "setup": self.setup,
+            "model": self.model,
+            "data": self.data,
+            "loss": self.loss,
+            LOSS_OPTIONS: self.loss_options,
+            "grad_cache": self.grad_cache,
+            "training": self.training,
+            "optimizer": self.optimizer,
+            "evaluation": self.evaluation,
+        }
+
+    def origin(self, key: str) -> str:
+        """Who set a key: `default`, `preset clip (detected)`, `my.yaml:3`, `command line`, `argument`."""
+        return self.origins.get(key, DEFAULT)
+
+    def to_flat(self) -> dict[str, object]:
+        """The keys in force with their values as JSON and YAML know them. Loading them again gives an equal config."""
+        return {key: value for section in self.sections().values() for key, value in _in_force(section, self.idle)}
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the keys in force, with their origins as comments, to a file that loads as an equal config."""
+        Path(path).write_text(self.yaml_text(), encoding="utf-8")
+
+    def yaml_text(self) -> str:
+        """What `to_yaml` writes."""
+        lines = [f"# Resolved by vembed {__version__}: every key in force, and where its value comes from."]
+        for name, section in self.sections().items():
+            keys = [f"{key}: {dump_value(value)}  # {self.origin(key)}" for key, value in _in_force(section, self.idle)]
+            lines += ["", f"# {name}", *keys] if keys else []
+        return "\n".join(lines) + "\n"
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Overrides = (),
+    *,
+    origin: str = "command line",
+    purpose: Purpose = ANY,
+) -> Config:
+    """The config of a YAML file (None: no file) and, over it, overrides: a mapping, or the words of a command line.
+
+    Raises ConfigError that lists every problem; UsageError for words that are no settings.
+
+    >>> config = load_config(overrides=["--batch_size", "64", "preset=none"])
+    >>> config.training.batch_size, config.origin("batch_size"), config.training.epochs, config.origin("epochs")
+    (64, 'command line', 3, 'default')
+    """
+    user = _without_null_preset(user_settings(path, overrides, origin))
+    preset, problems = _choose_preset(user)
+    catalogue = catalogue_for(_registered_loss(user, preset))
+    problems += value_problems(user, catalogue)
+    wrong = {problem.location[0] for problem in problems if problem.location}
+    valid = {key: setting for key, setting in user.items() if key in catalogue.keys and key not in wrong}
+    config = _assemble(*_fit_preset(preset, valid, catalogue), valid, catalogue)
+    problems += combination_problems(valid, _values(config), catalogue.keys)
+    for location, text in _findings(config, valid, purpose):
+        if location[0] not in wrong:
+            problems.append(Problem(_place(location, valid), location, text))
+    if problems:
+        raise ConfigError(_report(problems))
+    return config
+
+
+def _without_null_preset(user: dict[str, Setting]) -> dict[str, Setting]:
+    """`preset: null` asks for the detected one, as its absence does."""
+    return {key: setting for key, setting in user.items() if key != "preset" or setting.value is not None}
+
+
+def _choose_preset(user: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Problem]]:
+    """The values of the preset that the user names, else of the one that fits the model; and what is wrong there."""
+    detected, problems = _detect_preset(user)
+    try:
+        named = user["preset"].value if "preset" in user else detected
+        if not isinstance(named, str) or named == NO_PRESET:
+            return {}, problems
+        use_lora = "use_lora" in user and user["use_lora"].value is True
+        preset = read_preset(named).settings(use_lora=use_lora, detected="preset" not in user)
+    except ConfigError as error:
+        return {}, [*problems, Problem(_place(("preset",), user), ("preset",), str(error))]
+    return {"preset": Setting(named, "detected"), **preset}, problems
+
+
+def _detect_preset(user: Mapping[str, Setting]) -> tuple[str | None, list[Problem]]:
+    """The preset of the model's family, and what the model cannot honour. Hub models are read for their preset only."""
+    values = {key: setting.value for key, setting in user.items() if key in ModelSettings.model_fields}
+    model = build(
+        ModelSettings, {key: value for key, value in values.items() if not faults_of(ModelSettings, {key: value})}
+    )
+    name, towers = model.model_name, (model.text_model_name, model.image_model_name)
+    whole = all(towers) if name is None else not any(towers)
+    known = "preset" in user and not all(Path(one).is_dir() for one in (name, *towers) if one is not None)
+    if known or not whole:
+        return None, []
+    try:
+        return detect(name, model).spec.preset, []
+    except VembedError as error:
+        return None, [_model_problem(text, user) for text in str(error).splitlines()]
+
+
+def _model_problem(text: str, user: Mapping[str, Setting]) -> Problem:
+    """A problem with the model, at the place of the key that it begins with, else of the model's name."""
+    key = re.split(r"[\s:,]", text)[0]
+    if key in user:
+        return Problem(_place((key,), user), (), text)
+    location = ("model_name",) if "model_name" in user else ("text_model_name",)
+    return Problem(_place(location, user), location, text)
+
+
+def _registered_loss(user: Mapping[str, Setting], preset: Mapping[str, Setting]) -> str:
+    """The loss that is asked for, or the default one where that is unknown (`_findings` says so)."""
+    asked = {**preset, **user}.get("loss_type")
+    name = asked.value if asked is not None else None
+    return (
+        name if isinstance(name, str) and name in LossRegistry else str(LossSettings.model_fields["loss_type"].default)
+    )
+
+
+def _fit_preset(
+    preset: Mapping[str, Setting], valid: Mapping[str, Setting], catalogue: Catalogue
+) -> tuple[dict[str, Setting], tuple[Dropped, ...]]:
+    """The preset's values that take effect beside what the user set, and those that do not."""
+    reasons: dict[str, str] = {}
+    for name in preset:
+        if name in catalogue.idle:
+            reasons[name] = f"only with loss_type: {' or '.join(catalogue.idle[name])}"
+        elif taken := rivals(name, valid, catalogue.keys):
+            reasons[name] = f"{taken[0]} is set"
+    kept = {name: setting for name, setting in preset.items() if name not in reasons}
+    values = {name: key.default for name, key in catalogue.keys.items()}
+    values |= {name: setting.value for name, setting in {**kept, **valid}.items()}
+    for name in kept:
+        if unmet := unmet_condition(catalogue.keys[name], values):
+            reasons[name] = f"only with {unmet}"
+    dropped = [Dropped(name, preset[name].value, preset[name].origin, reason) for name, reason in reasons.items()]
+    kept = {name: setting for name, setting in kept.items() if name not in reasons}
+    return kept, tuple(entry for entry in dropped if entry.key not in valid)
+
+
+def _assemble(
+    kept: Mapping[str, Setting], dropped: tuple[Dropped, ...], valid: Mapping[str, Setting], catalogue: Catalogue
+) -> Config:
+    """The config of these settings, which have no faults one by one; combinations are not checked yet."""
+    chosen = {**kept, **valid}
+
+    def fill(section: type[AnySection]) -> AnySection:
+        return build(section, {key: chosen[key].value for key in section.model_fields if key in chosen})
+
+    values = {name: plain(key.default) for name, key in catalogue.keys.items()}
+    values |= {name: setting.value for name, setting in chosen.items()}
+    return Config(
+        setup=fill(SetupSettings),
+        model=fill(ModelSettings),
+        data=fill(DataSettings),
+        loss=fill(LossSettings),
+        loss_options=fill(catalogue.sections[LOSS_OPTIONS]),
+        grad_cache=fill(GradCacheSettings),
+        training=fill(TrainingSettings),
+        optimizer=fill(OptimizerSettings),
+        evaluation=fill(EvaluationSettings),
+        idle=idle_keys(values, catalogue.keys),
+        dropped=dropped,
+        origins={key: setting.origin for key, setting in chosen.items()},
+    )
+
+
+def _values(config: Config) -> dict[str, object]:
+    """All keys with their values, those without effect included."""
+    sections = config.sections().values()
+    return {key: plain(getattr(section, key)) for section in sections for key in type(section).model_fields}
+
+
+def _in_force(section: Section, idle: Collection[str]) -> Iterator[tuple[str, object]]:
+    return ((key, plain(getattr(section, key))) for key in type(section).model_fields if key not in idle)
+
+
+def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) -> Iterator[Finding]:
+    """What does not hold between the values of a config, for the purpose that it is loaded for."""
+    if "model_name" in purpose.required and config.model.model_name is None and config.model.text_model_name is None:
+        yield ("model_name",), "is not set; name a model, or two towers with text_model_name and image_model_name"
+    if "data_path" in purpose.required and config.data.data_path is None:
+        yield ("data_path",), "is not set; name the training data (a file, a folder or a hub name)"
+    yield from findings(Sections(config.model, config.data, config.training, config.evaluation), valid)
+    for key in purpose.existing:
+        yield from missing_data(key, config.data)
+    yield from missing_folder(("image_root",), config.data.image_root)
+    if config.loss.loss_type not in LossRegistry:
+        yield ("loss_type",), f"expected {' or '.join(LossRegistry.list())}; got {shown(config.loss.loss_type)}"
+
+
+def _place(location: Location, settings: Mapping[str, Setting]) -> str:
+    """Where a value was set; nothing for a value that nobody set."""
+    key = str(location[0])
+    return settings[key].place(location) if key in settings else ""
+
+
+def _report(problems: list[Problem]) -> str:
+    if len(problems) == 1:
+        return str(problems[0])
+    return "\n  ".join([f"{len(problems)} problems in the configuration:", *map(str, problems)])

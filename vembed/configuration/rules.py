@@ -1,0 +1,177 @@
+"""Which keys count beside which others, and what else must hold between settings."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vembed.configuration.keys import Key, faults_of, shown, unknown_key
+from vembed.configuration.layers import Problem, Setting
+from vembed.configuration.sections import Catalogue
+from vembed.configuration.yaml_text import Location
+from vembed.data.settings import DataSettings, DataSource
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.model.settings import ModelSettings
+from vembed.training.settings import TrainingSettings
+
+_METRIC = re.compile(r"(?:recall|hit_rate|ndcg)@(?P<k>\d+)|mrr|map")
+_DATA_FILES = {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".pq"}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+Finding = tuple[Location, str]  # a key, or a place in its value, and what is wrong with it
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The sections that rules read."""
+
+    model: ModelSettings
+    data: DataSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+
+
+def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Iterator[Problem]:
+    """Unknown keys, keys of another loss, and values of the wrong type or out of range."""
+    for name, setting in settings.items():
+        if name in catalogue.idle:
+            losses = " or ".join(catalogue.idle[name])
+            yield Problem(
+                setting.place((name,)), (name,), f"only loss_type: {losses} has this key; take it out, or choose that"
+            )
+        elif name not in catalogue.keys:
+            yield Problem(setting.place((name,)), (name,), unknown_key(name, [*catalogue.keys, *catalogue.idle]))
+        else:
+            section = catalogue.sections[catalogue.keys[name].section]
+            for fault in faults_of(section, {name: setting.value}):
+                yield Problem(setting.place(fault.location), fault.location, fault.text)
+
+
+def combination_problems(
+    user: Mapping[str, Setting], values: Mapping[str, object], keys: Mapping[str, Key]
+) -> Iterator[Problem]:
+    """What the user set that contradicts something else the user set, or has no effect beside `values`."""
+    for name, setting in user.items():
+        if not setting.on:
+            continue
+        for other in keys[name].instead_of:
+            if other in user and user[other].on:
+                place = user[other].place((other,))
+                yield Problem(
+                    setting.place((name,)), (name,), f"takes the place of {other} ({place}); keep one of the two"
+                )
+        if unmet := unmet_condition(keys[name], values):
+            yield Problem(
+                setting.place((name,)), (name,), f"has an effect only with {unmet}; set that, or take {name} out"
+            )
+
+
+def unmet_condition(key: Key, values: Mapping[str, object]) -> str | None:
+    """The condition under which `key` has an effect, in words, if it is not met: `use_lora: true`."""
+    if key.condition is None:
+        return None
+    other, wanted = key.condition
+    value = values.get(other)
+    if value in wanted if wanted else value is not None:
+        return None
+    return " or ".join(f"{other}: {_plain(want)}" for want in wanted) if wanted else other
+
+
+def rivals(name: str, settings: Mapping[str, Setting], keys: Mapping[str, Key]) -> list[str]:
+    """The keys among `settings` that say something and stand in the place of `name`, or it in theirs."""
+    return [
+        other
+        for other, setting in settings.items()
+        if setting.on and (other in keys[name].instead_of or name in keys[other].instead_of)
+    ]
+
+
+def idle_keys(values: Mapping[str, object], keys: Mapping[str, Key]) -> dict[str, str]:
+    """The keys that have no effect beside these values, with the reason in words."""
+    reasons: dict[str, str] = {}
+    for name, key in keys.items():
+        if unmet := unmet_condition(key, values):
+            reasons[name] = f"only with {unmet}"
+        if values[name] is not None and values[name] is not False:
+            reasons |= dict.fromkeys(key.instead_of, f"{name} is set")
+    return reasons
+
+
+def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
+    """What must hold between values, beyond what the keys declare of themselves."""
+    yield from _model_findings(sections.model)
+    yield from _training_findings(sections.training)
+    yield from _validation_findings(sections, user)
+    yield from _metric_findings(sections.evaluation)
+
+
+def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
+    """Data under `key` that is written as a local path and is not there. A hub name is not looked up."""
+    sources: dict[str, DataSource | None] = {
+        "data_path": data.data_path,
+        "val_data_path": data.val_data_path,
+        "test_data_path": data.test_data_path,
+    }
+    source = sources[key]
+    if not isinstance(source, tuple):
+        yield from _missing_path((key,), source)
+        return
+    for number, entry in enumerate(source):
+        if isinstance(entry, str):
+            yield from _missing_path((key, number), entry)
+        else:
+            yield from _missing_path((key, number, "path"), entry.path)
+            yield from missing_folder((key, number, "image_root"), entry.image_root)
+
+
+def missing_folder(location: Location, folder: str | None) -> Iterator[Finding]:
+    """A folder that is named and not there."""
+    if folder is not None and not Path(folder).is_dir():
+        yield location, f"there is no folder {folder} (looked in {Path.cwd()})"
+
+
+def _missing_path(location: Location, path: str | None) -> Iterator[Finding]:
+    local = path is not None and (Path(path).suffix.lower() in _DATA_FILES or not _HUB_NAME.fullmatch(path))
+    if path is not None and local and not Path(path).exists():
+        yield location, f"there is no file or folder {path} (looked in {Path.cwd()})"
+
+
+def _metric_findings(evaluation: EvaluationSettings) -> Iterator[Finding]:
+    metric = _METRIC.fullmatch(evaluation.best_metric)
+    if metric is None:
+        yield (
+            ("best_metric",),
+            f"expected recall@K, hit_rate@K, ndcg@K, mrr or map; got {shown(evaluation.best_metric)}",
+        )
+    elif metric["k"] and int(metric["k"]) not in evaluation.eval_k:
+        yield (
+            ("best_metric",),
+            f"{metric['k']} is none of the cut-offs measured; add it to eval_k {list(evaluation.eval_k)}",
+        )
+
+
+def _model_findings(model: ModelSettings) -> Iterator[Finding]:
+    towers = {"text_model_name": model.text_model_name, "image_model_name": model.image_model_name}
+    absent = [name for name, value in towers.items() if value is None]
+    if len(absent) == 1:
+        present = next(name for name in towers if name not in absent)
+        yield (present,), f"needs {absent[0]} too; a composed model has both towers"
+    if model.revision is not None and model.model_name is not None and Path(model.model_name).is_dir():
+        yield ("revision",), f"model_name {model.model_name} is a local folder, which has no revisions; take it out"
+
+
+def _training_findings(training: TrainingSettings) -> Iterator[Finding]:
+    rows, shares = training.global_batch_size, training.gradient_accumulation_steps
+    if rows is not None and rows % shares:
+        yield ("global_batch_size",), f"{rows} does not divide by gradient_accumulation_steps {shares}"
+
+
+def _validation_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
+    if sections.data.val_data_path is None and not sections.data.val_fraction:
+        for key in ("eval_steps", "best_metric"):
+            if key in user and user[key].on:
+                yield (key,), "has no effect without validation data; set val_data_path or val_fraction, or take it out"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

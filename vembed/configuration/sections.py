@@ -1,0 +1,100 @@
+"""Which sections a config has, and the keys they declare in one flat name space."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from vembed.configuration.keys import Key, keys_of
+from vembed.data.settings import DataSettings
+from vembed.errors import ConfigError
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.registry import LossRegistry
+from vembed.losses.settings import LossSettings
+from vembed.model.settings import ModelSettings
+from vembed.training.settings import OptimizerSettings, TrainingSettings
+from vembed.utils.settings import COMMON, Section
+
+LOSS_OPTIONS = "loss_options"
+NO_PRESET = "none"
+
+
+class SetupSettings(Section):
+    """Where values come from that are not set here."""
+
+    preset: str | None = Field(
+        None,
+        description="Preset under your values; default: the one of the model's family. `none`: no preset.",
+        json_schema_extra=COMMON,
+    )
+    plugins: tuple[str, ...] = Field(
+        (), description="Python modules to import first; they may register components with keys of their own."
+    )
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "setup": SetupSettings,
+    "model": ModelSettings,
+    "data": DataSettings,
+    "loss": LossSettings,
+    "grad_cache": GradCacheSettings,
+    "training": TrainingSettings,
+    "optimizer": OptimizerSettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The keys of a run with one loss.
+
+    idle: the keys that only other losses read, and the names of those losses.
+    """
+
+    sections: Mapping[str, type[Section]]
+    keys: Mapping[str, Key]
+    idle: Mapping[str, tuple[str, ...]]
+
+
+def catalogue_for(loss_type: str) -> Catalogue:
+    """The catalogue of a run with this loss, which is registered. Raises ConfigError when two sections clash."""
+    options = {name: keys_of(LOSS_OPTIONS, LossRegistry.get(name).settings) for name in LossRegistry.list()}
+    shared = _shared_keys()
+    _refuse_clashes(shared, options)
+    keys = {**shared, **options[loss_type]}
+    others = {key for declared in options.values() for key in declared if key not in keys}
+    idle = {key: tuple(name for name, declared in options.items() if key in declared) for key in sorted(others)}
+    return Catalogue({**SECTIONS, LOSS_OPTIONS: LossRegistry.get(loss_type).settings}, keys, idle)
+
+
+def every_key() -> dict[str, Key]:
+    """The keys of all sections and all losses, in the order of their sections."""
+    keys = _shared_keys()
+    for name in LossRegistry.list():
+        for key, declared in keys_of(f"loss_type: {name}", LossRegistry.get(name).settings).items():
+            keys.setdefault(key, declared)
+    return keys
+
+
+def _shared_keys() -> dict[str, Key]:
+    keys: dict[str, Key] = {}
+    for section, settings in SECTIONS.items():
+        declared = keys_of(section, settings)
+        assert not keys.keys() & declared.keys(), f"section {section} declares a key twice"
+        keys |= declared
+    return keys
+
+
+def _refuse_clashes(shared: Mapping[str, Key], options: Mapping[str, Mapping[str, Key]]) -> None:
+    first: dict[str, tuple[str, Key]] = {
+        key: (f"section {declared.section}", declared) for key, declared in shared.items()
+    }
+    for loss, keys in options.items():
+        for name, key in keys.items():
+            owner, other = first.setdefault(name, (f"loss_type: {loss}", key))
+            if name in shared or other.type_text != key.type_text:
+                raise ConfigError(
+                    f"loss_type: {loss} declares the key {name} ({key.type_text}), which {owner} has already"
+                    f" ({other.type_text}); give it another name"
+                )
