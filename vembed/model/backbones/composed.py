@@ -1,0 +1,125 @@
+"""Composed models: any text tower and any vision tower, each with a projection head into one space."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vembed.model.backbones.auto import load_text_tower, load_vision_tower
+from vembed.model.backbones.pretrained import Backbone
+from vembed.model.backbones.towers import TextTower, VisionTower
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.files import ModelFolders
+from vembed.model.parameters import Part
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import ModelSpec
+from vembed.types import Embeddings, Inputs
+
+
+class ProjectionHead(nn.Module):
+    """A linear map that starts as the identity, or orthogonal where the widths differ; `mlp` adds a branch from zero.
+
+    So a new head keeps what the pretrained tower knows: distances as they are, or as a random projection keeps them.
+    """
+
+    def __init__(self, width: int, dim: int, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, dim, bias=False)
+        self.branch = _Branch(width, dim) if kind == "mlp" else None
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the starting weights from `generator`."""
+        if self.linear.in_features == self.linear.out_features:
+            nn.init.eye_(self.linear.weight)
+        else:
+            nn.init.orthogonal_(self.linear.weight, generator=generator)
+        if self.branch is not None:
+            nn.init.xavier_uniform_(self.branch.up.weight, generator=generator)
+            for zero in (self.branch.up.bias, self.branch.down.weight, self.branch.down.bias):
+                nn.init.zeros_(zero)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[items, width] -> [items, dim]."""
+        projected: Tensor = self.linear(features)
+        return projected if self.branch is None else projected + self.branch(features)
+
+
+class _Branch(nn.Module):
+    """norm -> linear -> GELU -> linear, [items, width] -> [items, dim]."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, dim)
+        self.down = nn.Linear(dim, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.down(functional.gelu(self.up(self.norm(features))))
+        return output
+
+
+class ComposedModel(BaseEmbeddingModel):
+    """A text tower and a vision tower that were trained apart, joined by new projection heads."""
+
+    parts: ClassVar[Mapping[str, Part]] = {
+        "text_tower.": "text",
+        "vision_tower.": "vision",
+        "heads.": "heads",
+    }
+
+    def __init__(self, spec: ModelSpec, text_tower: TextTower, vision_tower: VisionTower, *, seed: int) -> None:
+        dim = spec.projection_dim or text_tower.width
+        kind = spec.projection_head or "linear"
+        super().__init__(spec.model_copy(update={"projection_dim": dim, "projection_head": kind}), has_new_heads=True)
+        self.text_tower = text_tower
+        self.vision_tower = vision_tower
+        with torch.random.fork_rng(devices=[]):
+            self.heads = nn.ModuleDict(
+                {
+                    "text": ProjectionHead(text_tower.width, dim, kind),
+                    "vision": ProjectionHead(vision_tower.width, dim, kind),
+                }
+            )
+        generator = torch.Generator().manual_seed(seed)
+        for head in self.heads.values():
+            assert isinstance(head, ProjectionHead)
+            head.initialize(generator)
+        self._dim = dim
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "ComposedModel":
+        """The towers in `folders`, with new heads."""
+        assert folders.text is not None
+        assert folders.image is not None
+        text_tower = load_text_tower(folders.text, spec, settings)
+        return cls(spec, text_tower, load_vision_tower(folders.image, spec, settings), seed=seed)
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self._dim
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """Both networks, without the heads."""
+        return {"text": self.text_tower.model, "vision": self.vision_tower.model}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The towers, in a folder each."""
+        return {"text": self.text_tower.model, "image": self.vision_tower.model}
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[texts, tokens] twice -> [texts, dim]."""
+        projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask))
+        return projected
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [images, 3, height, width] -> [images, dim]."""
+        projected: Tensor = self.heads["vision"](self.vision_tower(pixel_values))
+        return projected
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """The towers' own features [rows, tower width]; a batch holds texts or images, unless the widths are equal."""
+        return self._assemble(inputs, self.text_tower, self.vision_tower)

@@ -1,0 +1,109 @@
+"""Towers: a transformers text or vision model with its pooling, [items, ...] -> [items, width]."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vembed.errors import ModelError
+from vembed.model.backbones.pretrained import Backbone, first_lines
+from vembed.model.base import pool
+from vembed.model.spec import Pooling
+
+
+class TextTower(nn.Module):
+    """A text model whose token vectors are pooled."""
+
+    def __init__(self, model: Backbone, pooling: Pooling) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.width = int(model.config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[texts, tokens] twice -> [texts, width]."""
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        if self.pooling == "pooler":
+            return _tensor(output.pooler_output)
+        return pool(output.last_hidden_state, attention_mask.bool(), self.pooling)
+
+
+class VisionTower(nn.Module):
+    """A vision model whose patch vectors are pooled, or that pools itself (`own`, `pooler`)."""
+
+    def __init__(self, model: Backbone, pooling: Pooling) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.width = self._width()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [images, 3, height, width] -> [images, tower width]."""
+        pixel_values = pixel_values.to(dtype_of(self.model))
+        options = interpolation(self.model.forward, self.model.config, pixel_values)
+        output = self.model(pixel_values=pixel_values, **options)
+        if self.pooling in ("own", "pooler"):
+            return _tensor(output.pooler_output)
+        return pool(output.last_hidden_state, None, self.pooling)
+
+    def _width(self) -> int:
+        config = self.model.config
+        if config.model_type != "timm_wrapper":
+            return int(config.hidden_size)
+        probe = torch.zeros(1, *config.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            return int(self.model.eval()(pixel_values=probe).pooler_output.shape[-1])
+
+
+def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, bool]:  # Any: transformers is untyped
+    """The option that fits position embeddings to images of another size than the model's own, where it has one."""
+    size = getattr(config, "image_size", None)
+    own = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if own == tuple(pixel_values.shape[-2:]) or "interpolate_pos_encoding" not in inspect.signature(call).parameters:
+        return {}
+    return {"interpolate_pos_encoding": True}
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's weights."""
+    return next(model.parameters()).dtype
+
+
+def refuse_odd_size(config: Any, image_size: int | None) -> None:
+    """Raise ModelError when an image of that side would leave a rest beside the patches."""
+    patch = getattr(config, "patch_size", None)
+    if image_size is None or not isinstance(patch, int) or image_size % patch == 0:
+        return
+    below = image_size - image_size % patch
+    near = f"{below} or {below + patch}" if below else str(patch)
+    raise ModelError(f"image_size {image_size} is no multiple of the model's patch size {patch}; use {near}")
+
+
+def refuse_unreadable_size(tower: Callable[[Tensor], Tensor], image_size: int | None) -> None:
+    """Raise ModelError when the tower cannot read images of that side; one black image is tried."""
+    if image_size is None:
+        return
+    try:
+        with torch.no_grad():
+            tower(torch.zeros(1, 3, image_size, image_size))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ModelError(f"image_size {image_size}: the model cannot read it ({first_lines(error)})") from error
+
+
+def fit_timm(model: Backbone, image_size: int | None) -> None:
+    """Make a timm model and its configuration take images of that side; position embeddings are resampled."""
+    config = model.config
+    if image_size is None or list(config.pretrained_cfg["input_size"][1:]) == [image_size, image_size]:
+        return
+    network = model.timm_model
+    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, image_size, image_size]}
+    if hasattr(network, "set_input_size"):
+        network.set_input_size(img_size=image_size)
+        config.model_args = {**(config.model_args or {}), "img_size": image_size}
+
+
+def _tensor(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value

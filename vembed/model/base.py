@@ -1,0 +1,242 @@
+"""The one base of all embedding models: named inputs in, one unit vector per row out."""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from vembed.errors import CheckpointError, ModelError
+from vembed.model.adapted import merged_state
+from vembed.model.files import ModelFolders
+from vembed.model.parameters import ParameterInfo, Part, layer_numbers
+from vembed.model.pooling import pool
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import Modality, ModelSpec
+from vembed.types import Embeddings, Inputs, Ragged
+
+__all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
+
+DEFAULT_TEMPERATURE = 0.05
+TextEncoder = Callable[[Tensor, Tensor], Tensor]
+ImageEncoder = Callable[[Tensor], Tensor]
+
+
+class BaseEmbeddingModel(nn.Module):
+    """Backbone, heads, logit scale and bias behind one forward: Inputs -> Embeddings [rows, dim].
+
+    A family overrides `load`, `embed_text` or `embed_images` (or both), `dim`, `towers` and `backbones`.
+    `parts` maps the beginning of a parameter's name to the part of the model it belongs to.
+    """
+
+    parts: ClassVar[Mapping[str, Part]] = {}
+
+    def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
+        super().__init__()
+        self.spec = spec
+        self.has_new_heads = has_new_heads
+        self.has_own_scale = False
+        self.train_batch_norm = False
+        self.frozen: frozenset[Tower] = frozenset()
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / DEFAULT_TEMPERATURE)]))
+        self.logit_bias: nn.Parameter | None = None
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "BaseEmbeddingModel":
+        """The pretrained model in `folders`; new parameters are drawn from `seed`."""
+        raise ModelError(f"{cls.__name__} cannot be loaded from a folder")
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        raise ModelError(f"{type(self).__name__} does not say how wide its embeddings are")
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """The pretrained network of each tower, without projections."""
+        return {}
+
+    # Any: transformers is untyped here
+    def backbones(self) -> dict[str, Any]:
+        """The transformers models that hold all pretrained weights, by subfolder of a checkpoint."""
+        return {}
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[texts, tokens] twice -> [texts, dim], before normalisation."""
+        raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given a text")
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [images, 3, height, width] -> [images, dim], before normalisation."""
+        raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, dim] of finished inputs, in row order.
+
+        A row with several images, or with text and image, gets the normalised mean of their unit vectors (first over
+        the images, then over text and image).
+        """
+        return self._assemble(inputs, self.embed_text, self.embed_images)
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without projection heads that were added to pretrained towers."""
+        return self.forward(inputs)
+
+    def can(self, modalities: Iterable[Modality]) -> bool:
+        """Whether the model reads all of these."""
+        return self.spec.can(modalities)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Start the logit scale at log(1 / temperature)."""
+        with torch.no_grad():
+            self.logit_scale.fill_(math.log(1 / temperature))
+
+    def freeze(self, towers: Collection[Tower]) -> None:
+        """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""
+        absent = [tower for tower in towers if tower not in self.spec.towers]
+        if absent:
+            raise ModelError(
+                f"freeze: a {self.spec.family} model has no {absent[0]} tower; it reads {self.spec.reads()}"
+            )
+        if set(towers) == set(self.spec.towers) and "heads" not in self.parts.values():
+            raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")
+        self.frozen = self.frozen | frozenset(towers)
+        for info in self.parameter_infos():
+            if info.part in self.frozen:
+                info.parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def parameter_infos(self) -> list[ParameterInfo]:
+        """Every parameter once, in order of definition."""
+        parameters = dict(self.named_parameters())
+        layers: dict[str, tuple[int, int]] = {}
+        for tower in self.spec.towers:
+            names = [name for name in parameters if self._part(name) == tower and not _is_adapter(name)]
+            numbers, num_layers = layer_numbers(names)
+            layers |= {name: (number, num_layers) for name, number in zip(names, numbers, strict=True)}
+        return [
+            ParameterInfo(name, parameter, self._part(name), self._is_pretrained(name), *layers.get(name, (None, None)))
+            for name, parameter in parameters.items()
+        ]
+
+    def train(self, mode: bool = True) -> "BaseEmbeddingModel":
+        """As nn.Module, but frozen towers stay in eval mode, and batch norms too unless train_batch_norm."""
+        super().train(mode)
+        for tower, module in self.towers().items():
+            if tower in self.frozen:
+                module.eval()
+        if not self.train_batch_norm:
+            self.set_batch_norm_eval()
+        return self
+
+    def set_batch_norm_eval(self) -> None:
+        """Make batch norms use their running statistics: an embedding must not depend on the rest of its chunk."""
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations of the towers that learn during the backward pass."""
+        for tower, module in self.towers().items():
+            if tower not in self.frozen:
+                _enable_checkpointing(module, tower)
+
+    def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
+        """The weights of one of the backbones as transformers knows them, adapters merged in."""
+        return merged_state(self.backbones()[subfolder])
+
+    def heads_state(self) -> dict[str, Tensor]:
+        """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
+        names = [name for name, _ in self.named_parameters() if self._part(name) in ("heads", "scale")]
+        state = self.state_dict()
+        return {name: state[name].detach().cpu().clone().contiguous() for name in names}
+
+    def load_heads_state(self, state: Mapping[str, Tensor], source: Path) -> None:
+        """Restore what `heads_state` gave. Raises CheckpointError when names or shapes do not fit."""
+        if "logit_bias" in state and self.logit_bias is None:
+            self.logit_bias = nn.Parameter(torch.zeros_like(state["logit_bias"]))
+        own = self.heads_state()
+        wrong = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+        if wrong:
+            raise CheckpointError(f"{source} does not fit this model: {', '.join(sorted(wrong))} differ")
+        self.load_state_dict(dict(state), strict=False)
+        self.has_own_scale = True
+        self.has_new_heads = False
+
+    def _part(self, name: str) -> Part:
+        if name in ("logit_scale", "logit_bias"):
+            return "scale"
+        return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
+
+    def _is_pretrained(self, name: str) -> bool:
+        part = self._part(name)
+        if part == "scale":
+            return self.has_own_scale
+        return not self.has_new_heads if part == "heads" else not _is_adapter(name)
+
+    def _assemble(self, inputs: Inputs, embed_text: TextEncoder, embed_images: ImageEncoder) -> Embeddings:
+        texts, images = inputs.tensors.get("input_ids"), inputs.tensors.get("pixel_values")
+        encoded = []
+        if texts is not None and len(texts.values):
+            mask = inputs.tensors["attention_mask"].values
+            encoded.append(Ragged(_widened(embed_text(texts.values, mask)), texts.counts))
+        if images is not None and len(images.values):
+            encoded.append(Ragged(_widened(embed_images(images.values)), images.counts))
+        if not encoded:
+            assert inputs.num_rows == 0
+            return Embeddings(self.logit_scale.new_zeros(0, self.dim))
+        return Embeddings(_one_vector_per_row(encoded, self.spec.normalize))
+
+
+def unit_vectors(vectors: Tensor) -> Tensor:
+    """Vectors [..., dim] divided by their lengths."""
+    return functional.normalize(vectors, dim=-1)
+
+
+def disable_kv_cache(model: nn.Module) -> None:
+    """Tell a transformers model and its parts to keep no keys and values: an embedding is one pass."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and getattr(config, "use_cache", False):
+            config.use_cache = False
+
+
+def _one_vector_per_row(encoded: list[Ragged], normalize: bool) -> Tensor:
+    """Slices of one or two modalities, [slices, dim] each, to one vector per row [rows, dim]."""
+    if len(encoded) == 1 and all(count == 1 for count in encoded[0].counts.tolist()):
+        return unit_vectors(encoded[0].values) if normalize else encoded[0].values
+    if {part.values.shape[1] for part in encoded} != {encoded[0].values.shape[1]}:
+        raise ModelError("the towers' own features differ in width; texts and images need a batch each")
+    total = sum(_sum_by_row(part) for part in encoded)
+    assert isinstance(total, Tensor)
+    return unit_vectors(total)
+
+
+def _sum_by_row(part: Ragged) -> Tensor:
+    """The unit vector of each row's slices, zero for a row without any, [rows, dim]."""
+    counts = part.counts.to(part.values.device)
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    total = part.values.new_zeros(len(counts), part.values.shape[1])
+    return unit_vectors(total.index_add(0, rows, unit_vectors(part.values)))
+
+
+def _widened(vectors: Tensor) -> Tensor:
+    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def _enable_checkpointing(module: Any, tower: Tower) -> None:  # Any: transformers is untyped here
+    if not module.supports_gradient_checkpointing:
+        raise ModelError(f"gradient_checkpointing: the {tower} tower ({type(module).__name__}) does not support it")
+    # transformers renamed the method in 5.x and warns about the old name.
+    enable = getattr(module, "activation_checkpointing_enable", module.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})

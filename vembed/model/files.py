@@ -1,0 +1,78 @@
+"""Find a model's files: a local folder, or a hub repository in the local cache or downloaded. Imports no torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vembed.errors import ModelError
+from vembed.model.families import MODEL_ALIASES
+
+SPEC_FILE = "vembed_config.json"
+HEADS_FILE = "vembed_heads.safetensors"
+
+_CONFIG_PATTERNS = ["*.json"]
+_WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*", "flax/*", "coreml/*", "original/*"]
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Where the towers' weights, tokenizer and image processor lie, and the folder that holds the whole (if any)."""
+
+    root: Path | None
+    text: Path | None
+    image: Path | None
+
+
+def config_folder(name: str, revision: str | None = None) -> Path:
+    """A folder with the model's JSON files; weights of a hub model are not downloaded. Raises ModelError."""
+    return _folder(name, revision, _CONFIG_PATTERNS)
+
+
+def weights_folder(name: str, revision: str | None = None, *, with_code: bool = False) -> Path:
+    """A folder with all the model's files. Raises ModelError when the name is neither a folder nor a reachable id."""
+    return _folder(name, revision, _WEIGHT_PATTERNS + (["*.py"] if with_code else []))
+
+
+def read_json(path: Path) -> Any | None:  # Any: JSON
+    """The content of a JSON file, None when it does not exist. Raises ModelError when it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"model {name!r} is a file; give the folder that holds it")
+    if _looks_like_path(name):
+        raise ModelError(f"there is no model folder {name!r}")
+    return _snapshot(MODEL_ALIASES.get(name, name), revision, patterns)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name.strip()
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow, and only hub models need it)
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ModelError(
+            f"model {repository!r}{at} is neither a local folder nor a Hugging Face model that can be reached "
+            f"from here ({type(error).__name__}). Check the name, your network, or `huggingface-cli login`; "
+            "offline, give a local folder"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,113 @@
+"""VisualRetrievalModel: a model with the processor that feeds it. Trainer, Predictor and evaluation each hold one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vembed.errors import ModelError
+from vembed.model.adapters import add_adapters
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.checkpoint import BaseModel, find_folders, load_heads, write_checkpoint
+from vembed.model.detect import detect
+from vembed.model.encoding import EncodeOptions, Features, encode_items
+from vembed.model.items import Picture, image_source
+from vembed.model.processors.auto import ItemProcessor
+from vembed.model.processors.registry import ProcessorRegistry
+from vembed.model.registry import ModelRegistry
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+from vembed.types import Embeddings, Item, Side
+
+
+class VisualRetrievalModel:
+    """Model, processor and spec of one checkpoint."""
+
+    def __init__(
+        self, model: BaseEmbeddingModel, processor: ItemProcessor, base: BaseModel | None = None, reason: str = ""
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.base = base or BaseModel()
+        self.reason = reason
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | None = None,
+        settings: ModelSettings | None = None,
+        *,
+        temperature: float | None = None,
+        learn_temperature: bool = True,
+        seed: int = 42,
+    ) -> "VisualRetrievalModel":
+        """The model of a folder or hub id, or of the names in the settings, built as the settings say.
+
+        temperature: the start of the learned one; default: the checkpoint's own, else 0.05. New parameters are drawn
+        from `seed`. Raises ModelError, CheckpointError.
+        """
+        settings = settings or ModelSettings()
+        name = name if name is not None else settings.model_name
+        detected = detect(name, settings)
+        folders = find_folders(name, settings, detected.spec)
+        processor = ProcessorRegistry.get(detected.spec.family).from_folders(detected.spec, folders, settings)
+        model = ModelRegistry.model_class(detected.spec.family).load(detected.spec, folders, settings, seed)
+        load_heads(model, folders)
+        if temperature is not None:
+            model.set_temperature(temperature)
+        model.logit_scale.requires_grad_(learn_temperature)
+        _set_up_learning(model, settings, seed)
+        pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
+        return cls(model.eval(), processor, BaseModel(name, settings.revision, *pair), detected.reason)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """How the model is used."""
+        return self.model.spec
+
+    def save_pretrained(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:  # Any: JSON
+        """Write a folder that from_pretrained, transformers and, where it can express the model, sentence-transformers
+        open; adapters are merged in it. `extra` goes into vembed_config.json. Raises CheckpointError."""
+        write_checkpoint(Path(folder), self.model, self.processor, base=self.base, extra=extra or {})
+
+    def encode(
+        self,
+        items: Sequence[Item],
+        *,
+        side: Side = "document",
+        batch_size: int = 64,
+        width: int | None = None,
+        features: Features = "model",
+    ) -> Embeddings:
+        """Embeddings [items, dim] on the CPU in float32, in the order of the items, whatever the batch size.
+
+        width: keep that many numbers of each vector, normalised again. features "tower": without added heads.
+        """
+        return encode_items(self.model, self.processor, items, EncodeOptions(side, batch_size, width, features))
+
+    def get_text_features(self, texts: Sequence[str], *, side: Side = "query", batch_size: int = 64) -> Tensor:
+        """Embeddings of texts [texts, dim]."""
+        items = [Item(text=text) for text in texts]
+        return self.encode(items, side=side, batch_size=batch_size).vectors
+
+    def get_image_features(self, images: Sequence[Picture], *, side: Side = "document", batch_size: int = 64) -> Tensor:
+        """Embeddings of image files (paths), encoded bytes or PIL images [images, dim]."""
+        items = [Item(images=(image_source(image),)) for image in images]
+        return self.encode(items, side=side, batch_size=batch_size).vectors
+
+    def check_mode(self, retrieval_mode: str) -> None:
+        """Raise ModelError when a side of the retrieval mode (t2i, i2i, ...) cannot be embedded by this model."""
+        if not self.spec.can_mode(retrieval_mode):
+            raise ModelError(
+                f"retrieval_mode {retrieval_mode} cannot work: a {self.spec.family} model reads {self.spec.reads()}"
+            )
+
+
+def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
+    if settings.freeze:
+        model.freeze(settings.freeze)
+    if settings.use_lora:
+        add_adapters(model, settings, seed)
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()

@@ -1,0 +1,46 @@
+"""What the optimiser needs to know of a parameter: which part it belongs to, whether it is new, how deep it lies."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch.nn import Parameter
+
+Part = Literal["text", "vision", "heads", "scale"]
+
+# The names under which architectures list their blocks; a network of stages counts its stages.
+_BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks|stages|h)\.(\d+)\.|layer(\d+)\.)")
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One parameter. `layer` counts from 0 (embeddings) over the blocks 1..num_layers; what follows the last block
+    belongs to it. None for parameters outside a pretrained tower."""
+
+    name: str
+    parameter: Parameter
+    part: Part
+    pretrained: bool
+    layer: int | None = None
+    num_layers: int | None = None
+
+
+def layer_numbers(names: Sequence[str]) -> tuple[list[int], int]:
+    """The layer of each of a tower's parameters, named in order of definition, and the number of layers.
+
+    >>> layer_numbers(["embed.weight", "layer.0.q.weight", "layer.1.q.weight", "norm.weight"])
+    ([0, 1, 2, 2], 2)
+    """
+    blocks = [_block(name) for name in names]
+    order = {block: index + 1 for index, block in enumerate(sorted({block for block in blocks if block is not None}))}
+    layers, seen = [], 0
+    for block in blocks:
+        seen = order[block] if block is not None else (len(order) if seen else 0)
+        layers.append(seen)
+    return layers, len(order)
+
+
+def _block(name: str) -> int | None:
+    match = _BLOCK.search(name)
+    return int(match.group(1) or match.group(2)) if match else None

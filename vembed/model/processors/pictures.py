@@ -1,0 +1,108 @@
+"""Pictures to uint8 at the model's size, and later, on the device, to the floats that the model was trained with."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL.Image
+import timm
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from vembed.errors import ModelError
+
+
+class ImageReader(Protocol):
+    """Resizing (host, per picture) apart from rescaling and normalising (device, per chunk); together exact."""
+
+    def resize(self, image: PIL.Image.Image) -> Tensor: ...
+
+    def normalize(self, pixels: Tensor) -> Tensor: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class TransformersImages:
+    """A transformers image processor in two halves: its own resizing and cropping in uint8, its own normalisation."""
+
+    def __init__(self, processor: Any, image_size: int | None) -> None:  # Any: transformers is untyped here
+        if image_size is not None:
+            _set_size(processor, image_size)
+        if processor.do_resize is False or (dict(processor.size).keys() == {"shortest_edge"} and not _crops(processor)):
+            raise ModelError("this model's image processor keeps the shape of a picture; set image_size")
+        self._processor = processor
+
+    def resize(self, image: PIL.Image.Image) -> Tensor:
+        """RGB picture -> uint8 [3, height, width]."""
+        output = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels: Tensor = output["pixel_values"][0]
+        assert pixels.dtype == torch.uint8
+        return pixels
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [images, 3, height, width] -> float32 of the same shape."""
+        own = self._processor
+        normalized: Tensor = own.rescale_and_normalize(
+            pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
+        )
+        return normalized.float()
+
+    def save(self, folder: Path) -> None:
+        """Write preprocessor_config.json."""
+        self._processor.save_pretrained(folder)
+
+
+class TimmImages:
+    """timm's evaluation transform up to its conversion to floats, which is done here.
+
+    The transformers processor of timm models offers no uint8 output, so its transform is taken apart: the steps before
+    ToTensor run per picture, dividing by 255 and normalising per chunk.
+    """
+
+    def __init__(self, processor: Any, image_size: int | None) -> None:  # Any: transformers is untyped here
+        config = dict(processor.data_config)
+        if image_size is not None:
+            config["input_size"] = (3, image_size, image_size)
+        steps = timm.data.create_transform(**config, is_training=False).transforms
+        kinds = [type(step).__name__ for step in steps]
+        if kinds[-2:] not in (["MaybeToTensor", "Normalize"], ["ToTensor", "Normalize"]):
+            raise ModelError(f"timm's transform ends in {kinds[-2:]}, which is not supported")
+        self._steps = steps[:-2]
+        self._mean = torch.as_tensor(steps[-1].mean).flatten()
+        self._std = torch.as_tensor(steps[-1].std).flatten()
+
+    def resize(self, image: PIL.Image.Image) -> Tensor:
+        """RGB picture -> uint8 [3, height, width]."""
+        for step in self._steps:
+            image = step(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [images, 3, height, width] -> float32 of the same shape."""
+        normalized: Tensor = functional.normalize(pixels.float().div(255), self._mean.tolist(), self._std.tolist())
+        return normalized
+
+    def save(self, folder: Path) -> None:
+        """Nothing: config.json holds what describes the transform."""
+
+
+def _set_size(processor: Any, image_size: int) -> None:
+    """Square images of that side, with the same share of the picture in the crop as before."""
+    square = {"height": image_size, "width": image_size}
+    size = dict(processor.size)
+    if "shortest_edge" in size and _crops(processor):
+        old = dict(processor.crop_size)["height"]
+        processor.size = type(processor.size)(shortest_edge=round(size["shortest_edge"] * image_size / old))
+        processor.crop_size = type(processor.crop_size)(**square)
+    else:
+        processor.size = type(processor.size)(**square)
+        processor.do_center_crop = False
+
+
+def _crops(processor: Any) -> bool:
+    return bool(getattr(processor, "do_center_crop", False))
+
+
+def _key(values: Any) -> Any:  # transformers caches by these values, so they must hash
+    return tuple(values) if isinstance(values, list) else values

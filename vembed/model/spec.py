@@ -1,0 +1,66 @@
+"""ModelSpec: how a model reads its inputs and how its vectors are compared. Saved with every checkpoint."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from vembed.model.settings import Tower
+from vembed.types import Side
+
+# `own`: what the model's code calls its pooled output (CLIP's end-of-text token, SigLIP's head, timm's pooling).
+Pooling = Literal["cls", "mean", "last", "max", "pooler", "own"]
+Modality = Literal["text", "image"]
+
+_TOWER_OF: dict[Modality, Tower] = {"text": "text", "image": "vision"}
+_MODALITIES_OF_LETTER: dict[str, tuple[Modality, ...]] = {"t": ("text",), "i": ("image",), "m": ("text", "image")}
+
+
+class ModelSpec(BaseModel):
+    """One record that training, evaluation, encoding and export all read, so that they cannot drift apart.
+
+    max_length counts tokens; pad_to is the fixed text length of models that were trained with one (SigLIP); image_size
+    is the side of the square that images become, None for the image processor's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    family: str
+    preset: str
+    towers: tuple[Tower, ...]
+    pooling: dict[Tower, Pooling]
+    normalize: bool = True
+    similarity: Literal["cosine", "dot"] = "cosine"
+    scoring: Literal["single", "maxsim"] = "single"
+    padding_side: Literal["right", "left"] = "right"
+    max_length: int | None = None
+    pad_to: int | None = None
+    image_size: int | None = None
+    query_prompt: str = ""
+    document_prompt: str = ""
+    projection_head: Literal["linear", "mlp"] | None = None
+    projection_dim: int | None = None
+
+    def prompt(self, side: Side) -> str:
+        """The text put before every text of that side."""
+        return self.query_prompt if side == "query" else self.document_prompt
+
+    def can(self, modalities: Iterable[Modality]) -> bool:
+        """Whether the model reads all of these.
+
+        >>> spec = ModelSpec(family="text", preset="text", towers=("text",), pooling={"text": "mean"})
+        >>> spec.can(["text"]), spec.can(["text", "image"])
+        (True, False)
+        """
+        return all(_TOWER_OF[modality] in self.towers for modality in modalities)
+
+    def can_mode(self, retrieval_mode: str) -> bool:
+        """Whether the model can embed both sides of a retrieval mode such as t2i."""
+        letters = retrieval_mode.split("2")
+        return all(self.can(_MODALITIES_OF_LETTER[letter]) for letter in letters)
+
+    def reads(self) -> str:
+        """What the model takes, in words."""
+        if len(self.towers) == 2:
+            return "texts and images"
+        return "texts only" if "text" in self.towers else "images only"
