@@ -69,7 +69,7 @@ class RowReader:
         kind = self.mode[0] if side == "query" else self.mode[2]
         texts, images = row.get(self.column(side)), row.get(self.column(f"{side}_image"))
         cell = images if kind == "i" and not is_absent(images) else texts
-        cells = self._as_list(cell, f"{origin}: {self._label(side)}")
+        cells = self._as_list(cell, side, origin)
         if not cells or (len(cells) == 1 and is_absent(cells[0])):
             raise DataError(self._missing(row, side, kind, origin))
         if kind != "m" or is_absent(images):
@@ -80,7 +80,7 @@ class RowReader:
         texts, images = row.get(self.column("negatives")), row.get(self.column("negative_images"))
         kind = self.mode[2]
         cell = images if kind == "i" and not is_absent(images) else texts
-        cells = self._as_list(cell, f"{origin}: {self._label('negatives')}")
+        cells = self._as_list(cell, "negatives", origin)
         if kind != "m" or is_absent(images):
             return self._each(cells, kind, "negatives", origin)
         return self._paired(cells, images, "negatives", origin)
@@ -124,11 +124,11 @@ class RowReader:
             raise DataError(f"{where}: the image is missing")
         return tuple(self.pictures(one, where) for one in cells)
 
-    def _as_list(self, cell: Any, where: str) -> Sequence[Any]:
+    def _as_list(self, cell: Any, side: str, origin: str) -> Sequence[Any]:
         if is_absent(cell):
             return []
-        if isinstance(cell, str) and self.lists_in_text:
-            return parse_list(cell, where)
+        if isinstance(cell, str) and self.lists_in_text and side != "query":
+            return parse_list(cell, f"{origin}: {self._label(side)}")
         return cell if isinstance(cell, list | tuple) else [cell]
 
     def _group(self, row: Row, origin: str) -> int | None:

@@ -1,0 +1,196 @@
+"""Every kind of picture as what a person sees, and the refusal of everything that is none."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.pictures import make_picture, write_picture
+from vembed.data.images import check_file, fetch_images, image_size, read_bytes, read_image
+from vembed.errors import DataError
+from vembed.types import ImageSource, Item
+
+LIMIT = 1_000_000
+
+
+def _encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _read(data, limit=LIMIT):
+    return read_image(ImageSource(data=data, origin="train.jsonl:17: positive"), max_pixels=limit)
+
+
+def _pixels(image):
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def test_an_ordinary_png_keeps_its_pixels(tmp_path):
+    path = write_picture(tmp_path / "a.png", seed=1)
+    image = read_image(ImageSource(path=path), max_pixels=LIMIT)
+    assert np.array_equal(_pixels(image), _pixels(make_picture(1)))
+
+
+def test_path_bytes_and_pil_give_the_same_picture(tmp_path):
+    path = write_picture(tmp_path / "a.jpg", seed=2)
+    data = (tmp_path / "a.jpg").read_bytes()
+    sources = (ImageSource(path=path), ImageSource(data=data), ImageSource(pil=PIL.Image.open(path)))
+    first, *others = (_pixels(read_image(source, max_pixels=LIMIT)) for source in sources)
+    assert all(np.array_equal(first, other) for other in others)
+
+
+def test_a_cmyk_jpeg_keeps_its_colours():
+    picture = make_picture(3)
+    pixels = _pixels(_read(_encoded(picture.convert("CMYK"), "JPEG", quality=100, subsampling=0)))
+    assert np.abs(pixels - _pixels(picture)).mean() < 3
+
+
+def test_a_palette_picture_gets_its_colours():
+    pixels = _pixels(_read(_encoded(make_picture(4).quantize(256))))
+    assert np.abs(pixels - _pixels(make_picture(4))).mean() < 12
+
+
+def test_transparency_is_over_white_whatever_colour_hides_below():
+    picture = PIL.Image.new("RGBA", (3, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (200, 0, 0, 255))
+    picture.putpixel((2, 0), (0, 0, 0, 128))
+    assert _pixels(_read(_encoded(picture)))[0].tolist() == [[255] * 3, [200, 0, 0], [127] * 3]
+
+
+def test_a_transparent_palette_entry_is_white():
+    picture = PIL.Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    assert _pixels(_read(_encoded(picture, transparency=0)))[0].tolist() == [[255] * 3, [200, 100, 50]]
+
+
+def test_grey_with_alpha_is_over_white():
+    picture = PIL.Image.new("LA", (2, 1), (40, 255))
+    picture.putpixel((1, 0), (40, 0))
+    assert _pixels(_read(_encoded(picture)))[0].tolist() == [[40] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    pixels = _pixels(_read(_encoded(PIL.Image.fromarray(values), kind)))
+    assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_pixels_are_refused_because_their_range_is_unknown():
+    with pytest.raises(DataError, match=r"train\.jsonl:17.*8 or 16 bits"):
+        _read(_encoded(PIL.Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+
+
+def test_32_bit_pixels_out_of_the_16_bit_range_are_refused():
+    with pytest.raises(DataError, match="no known range"):
+        _read(_encoded(PIL.Image.fromarray(np.full((2, 2), 1 << 20, np.int32)), "TIFF"))
+
+
+def test_a_photo_turned_by_exif_comes_upright():
+    exif = PIL.Image.Exif()
+    exif[274] = 6  # the camera was turned: show it turned by 90 degrees clockwise
+    picture = PIL.Image.new("RGB", (40, 20), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 0, 20, 20))
+    image = _read(_encoded(picture, "JPEG", exif=exif, quality=100))
+    assert image.size == (20, 40)
+    assert image.getpixel((10, 5))[2] > 200  # the left half, blue, is now on top
+    assert image.getpixel((10, 35))[0] > 200
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind):
+    frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    data = _encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=10)
+    red, green, _ = _pixels(_read(data)).mean((0, 1))
+    assert red > 200
+    assert green < 60
+
+
+def test_one_bit_pictures_are_black_and_white():
+    picture = PIL.Image.new("1", (2, 1))
+    picture.putpixel((1, 0), 1)
+    assert _pixels(_read(_encoded(picture)))[0].tolist() == [[0] * 3, [255] * 3]
+
+
+def test_a_missing_file_is_refused_with_row_and_path(tmp_path):
+    source = ImageSource(path=str(tmp_path / "no.png"), origin="train.jsonl:17: positive")
+    for read in (lambda: read_image(source, max_pixels=LIMIT), lambda: check_file(source)):
+        with pytest.raises(DataError, match=r"train\.jsonl:17: positive: .*no\.png: there is no such image file"):
+            read()
+
+
+def test_a_folder_in_place_of_an_image_is_refused(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_image(ImageSource(path=str(tmp_path)), max_pixels=LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_an_image_cut_short_anywhere_is_refused_and_never_half_grey(kind):
+    whole = _encoded(make_picture(5, (200, 150)), kind)
+    num_refused = 0
+    for share in (0.02, 0.3, 0.6, 0.9):
+        with pytest.raises(DataError, match=r"train\.jsonl:17"):
+            _read(whole[: int(len(whole) * share)])
+        num_refused += 1
+    assert num_refused == 4
+
+
+def test_flipped_bytes_raise_nothing_but_data_errors():
+    whole = bytearray(_encoded(make_picture(6)))
+    num_refused = 0
+    for place in range(0, len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        try:
+            _read(bytes(broken))
+        except DataError:
+            num_refused += 1
+    assert num_refused > 20
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\x89PNG"])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(DataError, match=r"train\.jsonl:17: positive: (not an image|the image is cut off)"):
+        _read(data)
+
+
+def test_a_bomb_is_refused_by_its_header_before_it_is_unpacked():
+    bomb = _encoded(PIL.Image.new("1", (40_000, 30_000)))
+    assert len(bomb) < 300_000
+    with pytest.raises(DataError, match="40000 x 30000 pixels, over max_image_pixels = 100000000"):
+        _read(bomb, limit=100_000_000)
+
+
+def test_the_limit_is_ours_alone_and_exact():
+    data = _encoded(PIL.Image.new("L", (20, 10)))
+    assert _read(data, limit=200).size == (20, 10)
+    with pytest.raises(DataError, match="20 x 10"):
+        _read(data, limit=199)
+
+
+def test_pillows_own_limit_neither_decides_nor_is_changed(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)
+    assert _read(_encoded(PIL.Image.new("L", (20, 10)))).size == (20, 10)
+    assert PIL.Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_fetched_items_need_no_file_any_more(tmp_path):
+    path = write_picture(tmp_path / "a.png", seed=1)
+    item = Item(text="a", images=(ImageSource(path=path, origin="x:1"), ImageSource(data=b"12")), origin="x:1")
+    fetched = fetch_images(item)
+    (tmp_path / "a.png").unlink()
+    assert fetched.text == "a"
+    assert [source.path for source in fetched.images] == [None, None]
+    assert read_image(fetched.images[0], max_pixels=LIMIT).size == (40, 30)
+    assert fetched.images[0].origin == f"x:1: {path}"
+    assert read_bytes(fetched.images[1]) == b"12"
+
+
+def test_image_size_reads_the_header_only(tmp_path):
+    path = write_picture(tmp_path / "a.png", seed=1)
+    assert image_size(ImageSource(path=path)) == (40, 30)
