@@ -31,3 +31,11 @@ class ModelError(VembedError):
 
 class CheckpointError(VembedError):
     """A checkpoint cannot be written, read or resumed."""
+
+
+class Interrupted(VembedError):
+    """A signal stopped a run, which left a checkpoint. The exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

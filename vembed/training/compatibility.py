@@ -40,7 +40,7 @@ def check_same_run(
         if key not in _FREE and not _same(key, saved.get(key), now.get(key))
     ]
     problems += [
-        f"data set {name!r}: the checkpoint was trained on {saved_rows.get(name, 0)} rows, now it has {rows.get(name, 0)}"
+        f"data set {name!r}: it had {saved_rows.get(name, 0)} rows, now it has {rows.get(name, 0)}"
         for name in sorted(saved_rows.keys() | rows.keys())
         if saved_rows.get(name) != rows.get(name)
     ]
@@ -54,4 +54,5 @@ def check_same_run(
 
 def _same(key: str, saved: Any, now: Any) -> bool:  # Any: a setting's value
     """Equal, or more epochs than before."""
-    return bool(saved == now or (key == "epochs" and now > saved))
+    more = key == "epochs" and isinstance(saved, int) and isinstance(now, int) and now > saved
+    return more or bool(saved == now)

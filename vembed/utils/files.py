@@ -29,7 +29,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         yield new
         _sync_tree(new)
         _replace(folder, new)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(
             f"{folder} could not be written, and what it held before is unchanged: {error}"
         ) from error

@@ -1,0 +1,240 @@
+"""Trainer: the Python front door to a run. Assemble, fit, keep the best weights, measure.
+
+    result = Trainer("openai/clip-vit-base-patch32").train(data_path="pairs.csv", output_dir="output", epochs=3)
+    predictor = Predictor(result.final)
+
+`final/` is a copy of `best/`, the weights with the best validation figure; without validation data, the last weights.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vembed.config import TRAIN, Config, load_config
+from vembed.data.loader import TrainingLoader
+from vembed.data.split import save_split
+from vembed.data.summary import summarize
+from vembed.data.validation import BadSamples
+from vembed.data.workers import resolve_num_workers
+from vembed.errors import UsageError
+from vembed.evaluation.evaluator import Evaluator
+from vembed.evaluation.relevance import retrieval_set
+from vembed.losses.factory import LossFactory
+from vembed.model.detect import detect
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.scoring import get_scorer
+from vembed.training.checkpoint import Checkpoints, RunFacts
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.loop import Engine
+from vembed.training.measure import Measurement, measure
+from vembed.training.optimizer import build_optimizer, freeze_by_rate
+from vembed.training.overview import Overview
+from vembed.training.plan import make_plan, rows_per_batch
+from vembed.training.precision import Precision, choose_precision
+from vembed.training.run_data import RunData, read_run_data
+from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
+from vembed.training.schedule import build_schedule
+from vembed.training.session import Session, overview, train
+from vembed.training.settings import Part
+from vembed.training.state import Best, Metrics, TrainState
+from vembed.training.versions import versions
+from vembed.utils.distributed import require_one_process, seed_everything
+from vembed.utils.logging import configure_logging
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. `final` is the folder to deploy; `best` chose it (None without validation data).
+
+    metrics: set -> metric -> value of `final`, on the test sets, else the validation sets. report: report.html, if
+    one was written.
+    """
+
+    output_dir: Path
+    final: Path
+    num_steps: int
+    best: Best | None
+    metrics: Metrics
+    report: Path | None
+
+
+class Trainer:
+    """Tunes a model. Settings are the keys of the YAML file; those given to `train` go over those given here."""
+
+    def __init__(self, model: str | Path | Mapping[str, object] | None = None, **settings: object) -> None:
+        """model: a hub id or folder, a YAML file, or a mapping of settings; else name it in the settings."""
+        self._config: Config | None = None
+        self._file: Path | None = None
+        self._settings = dict(settings)
+        if isinstance(model, Mapping):
+            self._settings = {**model, **settings}
+        elif model is not None and Path(model).suffix in {".yaml", ".yml"}:
+            self._file = Path(model)
+        elif model is not None:
+            self._settings = {"model_name": str(model), **settings}
+
+    @classmethod
+    def from_config(cls, config: Config) -> "Trainer":
+        """A trainer for a config that is complete."""
+        trainer = cls()
+        trainer._config = config
+        return trainer
+
+    def config(self, **settings: object) -> Config:
+        """The resolved config, with these settings over the trainer's own. Raises ConfigError listing all problems."""
+        if self._config is None:
+            return load_config(self._file, {**self._settings, **settings}, origin="argument", purpose=TRAIN)
+        if settings:
+            raise UsageError(f"this trainer has a complete config; put {', '.join(settings)} there")
+        return self._config
+
+    def train(self, **settings: object) -> TrainResult:
+        """Train, and measure base and tuned model if `report` is on."""
+        return _train(self.config(**settings))
+
+    def overview(self, **settings: object) -> Overview:
+        """What training would do. Trains nothing, writes nothing."""
+        config = self.config(**settings)
+        session = _assemble(config, _load(config), BadSamples(config.data))
+        return overview(session, settings=config.grad_cache, reason=detect(None, config.model).reason)
+
+    def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
+        """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
+        config = self.config(**settings)
+        session = _assemble(config, _load(config), BadSamples(config.data))
+        num_workers = resolve_num_workers(config.data.num_workers)
+        return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What is read before a run's folder is touched, so that a refusal changes nothing."""
+
+    data: RunData
+    model: VisualRetrievalModel
+    frozen: Sequence[Part]
+    precision: Precision
+
+
+def _train(config: Config) -> TrainResult:
+    configure_logging()
+    check_output_dir(config.training)
+    loaded = _load(config)
+    evaluate = _evaluation(config, loaded)
+    run = open_run_folder(config.training)
+    session = _assemble(config, loaded, BadSamples(config.data, run.path))
+    checkpoints = _checkpoints(config, session, run)
+    state = _start(config, session, checkpoints)
+    train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
+    checkpoints.write_final(state)
+    return TrainResult(run.path, run.final, state.step, state.best, {}, None)
+
+
+def _load(config: Config) -> _Loaded:
+    """Data and model, checked against each other, and what of the model learns."""
+    require_one_process()
+    precision = choose_precision(config.training)
+    resumed = config.training.resume_from_checkpoint is not None
+    split = RunFolder(Path(config.training.output_dir)).split
+    data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None)
+    model = _load_model(config)
+    for sets in data.roles.values():
+        for dataset in sets:
+            model.check_mode(dataset.mode)
+    frozen = freeze_by_rate(model.model, config.optimizer)
+    model.model.to(precision.device)
+    return _Loaded(data, model, frozen, precision)
+
+
+def _load_model(config: Config) -> VisualRetrievalModel:
+    """The model in float32, drawn from the seed where it is new."""
+    seed_everything(config.training.seed)
+    model = VisualRetrievalModel.from_pretrained(
+        None,
+        config.model,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature,
+        seed=config.training.seed,
+    )
+    model.model.train_batch_norm = config.training.train_batch_norm
+    seed_everything(config.training.seed)  # dropout begins at the same point however the model was made
+    return model
+
+
+def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:
+    """The parts of the run, joined."""
+    model, precision = loaded.model, loaded.precision
+    loader = TrainingLoader(
+        loaded.data.train,
+        model.processor,
+        config.data,
+        batch_size=rows_per_batch(config.training),
+        seed=config.training.seed,
+        bad_samples=bad_samples,
+    )
+    plan = make_plan(config.training, loader)
+    scorer = get_scorer(model.spec.similarity, model.spec.scoring)
+    trainer = GradientCacheTrainer(
+        model.model,
+        model.processor,
+        LossFactory.create(config.loss, config.loss_options, scorer=scorer),
+        settings=config.grad_cache,
+        autocast=precision.autocast,
+        device=precision.device,
+    )
+    optimizer, groups = build_optimizer(model.model, config.optimizer)
+    schedule = build_schedule(config.optimizer, plan.num_steps)
+    engine = Engine(model.model, trainer, optimizer, schedule, precision, config.optimizer.max_grad_norm)
+    return Session(loaded.data, model, engine, loader, plan, groups, loaded.frozen)
+
+
+def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None:
+    """What measures the model on the validation sets; None without any."""
+    if not loaded.data.validation:
+        return None
+    sets = [retrieval_set(dataset, config.data) for dataset in loaded.data.validation]
+    evaluator = Evaluator(sets, config.evaluation)
+    return lambda: evaluator.measure(loaded.model).metrics
+
+
+def _checkpoints(config: Config, session: Session, run: RunFolder) -> Checkpoints:
+    facts = RunFacts(
+        settings=config.to_flat(),
+        rows=session.data.rows["train"],
+        provenance={"loss": config.loss.loss_type, "seed": config.training.seed},
+    )
+    precision = session.engine.precision
+    limit = config.training.save_total_limit
+    return Checkpoints(run, session.model, session.engine.optimizer, precision.scaler, facts, limit)
+
+
+def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainState:
+    """The state to train from; writes what a run's folder holds from the beginning."""
+    run, resume = checkpoints.run, config.training.resume_from_checkpoint
+    state = TrainState() if resume is None else checkpoints.resume(find_checkpoint(run, resume))
+    quiet = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
+    dataclasses.replace(config, training=config.training.model_copy(update=quiet)).to_yaml(run.config)
+    if session.data.split is not None and session.data.validation:
+        save_split(session.data.split, run.split)
+    if resume is None:
+        write_json(run.record, _record(session))
+    _log.info("training from step %d to %d in %s", state.step, session.plan.num_steps, run.path)
+    return state
+
+
+def _record(session: Session) -> dict[str, object]:
+    """What the run was made with and of."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "data": {role: [summarize(dataset) for dataset in sets] for role, sets in session.data.roles.items()},
+        "groups": [dataclasses.asdict(group) for group in session.groups],
+        "plan": dataclasses.asdict(session.plan),
+        "device": str(session.engine.precision.device),
+        "mixed_precision": session.engine.precision.mixed_precision,
+    }

@@ -1,0 +1,155 @@
+"""What watches a run: metrics.jsonl, and a progress bar or log lines."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vembed.errors import CheckpointError
+from vembed.training.loop import Callback, StepRecord
+from vembed.training.plan import Plan
+from vembed.training.state import Metrics, TrainState
+from vembed.utils.logging import console
+from vembed.utils.memory import peak_memory_mib
+
+_log = logging.getLogger(__name__)
+_SHOWN = ("recall@", "mrr")
+
+
+class MetricsFile:
+    """metrics.jsonl: a line whenever a run logs, with the mean loss since the line before, and one per evaluation."""
+
+    def __init__(self, file: Path, plan: Plan, device: torch.device) -> None:
+        self._file = file
+        self._plan = plan
+        self._device = device
+
+    def on_step(self, record: StepRecord, state: TrainState) -> None:
+        """Nothing: a line is a mean over steps."""
+
+    def on_log(self, record: StepRecord, state: TrainState) -> None:
+        """Write a line."""
+        line = {
+            "step": state.step,
+            "epoch": round(state.step / self._plan.steps_per_epoch, 4),
+            "loss": state.window.mean_loss,
+            "learning_rate": leading_rate(record),
+            "learning_rates": record.learning_rates,
+            "temperature": record.temperature,
+            "grad_norm": None if record.skipped else record.grad_norm,
+            "samples_per_second": round(state.window.samples_per_second, 2),
+            "peak_memory_mib": round(peak_memory_mib(self._device), 1),
+            "samples": state.num_samples,
+            "skipped_steps": state.num_skipped_steps,
+            "truncated_texts": state.num_truncated_texts,
+        }
+        self._write(line, state)
+
+    def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
+        """Write the evaluation."""
+        self._write({"step": state.step, "eval": metrics}, state)
+
+    def _write(self, line: Mapping[str, object], state: TrainState) -> None:
+        try:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self._file} could not be written: {error}") from error
+        state.num_metrics_lines += 1
+
+
+def cut_metrics(file: Path, num_lines: int) -> None:
+    """Keep the first lines of metrics.jsonl: those of the steps that a resumed checkpoint has seen."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) > num_lines:
+        file.write_text("".join(lines[:num_lines]), encoding="utf-8")
+
+
+class LogLines:
+    """The run as log lines, for a log file or a pipe."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self._plan = plan
+        self._device = device
+
+    def on_step(self, record: StepRecord, state: TrainState) -> None:
+        """Nothing: a line per step would be too many."""
+
+    def on_log(self, record: StepRecord, state: TrainState) -> None:
+        """Log a line."""
+        facts = _facts(state.window.mean_loss, record, state.window.samples_per_second, self._device)
+        _log.info("step %d/%d  %s", state.step, self._plan.num_steps, facts)
+
+    def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
+        """Log one line per data set."""
+        log_evaluation(metrics, state)
+
+
+class ProgressBar:
+    """The run as a bar on a terminal."""
+
+    def __init__(self, progress: Progress, plan: Plan, device: torch.device, step: int) -> None:
+        self._progress = progress
+        self._device = device
+        self._task = progress.add_task("training", total=plan.num_steps, completed=step, facts="")
+
+    def on_step(self, record: StepRecord, state: TrainState) -> None:
+        """Move the bar."""
+        speed = record.num_samples / (record.load_seconds + record.step_seconds)
+        facts = _facts(record.loss, record, speed, self._device)
+        self._progress.update(self._task, completed=state.step, facts=facts)
+
+    def on_log(self, record: StepRecord, state: TrainState) -> None:
+        """Nothing: the bar shows it."""
+
+    def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
+        """Log the figures above the bar."""
+        log_evaluation(metrics, state)
+
+
+@contextmanager
+def progress_display(plan: Plan, device: torch.device, step: int) -> Iterator[Callback]:
+    """A bar where standard error is a terminal, log lines elsewhere."""
+    if not console().is_terminal:
+        yield LogLines(plan, device)
+        return
+    with _progress() as progress:
+        yield ProgressBar(progress, plan, device, step)
+
+
+def log_evaluation(metrics: Metrics, state: TrainState) -> None:
+    """One log line per data set, of the figures that are looked at first; metrics.jsonl has all."""
+    for name, values in metrics.items():
+        shown = [f"{metric} {value:.4f}" for metric, value in values.items() if metric.startswith(_SHOWN)]
+        _log.info("step %d  evaluation of %s: %s", state.step, name, "  ".join(shown))
+
+
+def leading_rate(record: StepRecord) -> float:
+    """The rate of what learns most of the work: the towers, else the heads."""
+    towers = [rate for part, rate in record.learning_rates.items() if part in ("text", "vision")]
+    return max(towers) if towers else max(record.learning_rates.values())
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console(),
+    )
+
+
+def _facts(loss: float, record: StepRecord, samples_per_second: float, device: torch.device) -> str:
+    return (
+        f"loss {loss:.4f}  rate {leading_rate(record):.2e}  {samples_per_second:.1f} samples/s"
+        f"  peak {peak_memory_mib(device):.0f} MiB"
+    )

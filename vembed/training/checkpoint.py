@@ -1,0 +1,180 @@
+"""Checkpoints: the deployable model, and beside it what it takes to go on exactly. Safetensors and JSON, no pickles.
+
+    checkpoint-<step>/   the model's own files
+        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, parameters/<name>
+        training_state.json          counters, best so far, versions, the run's settings and data
+
+`parameters/` holds the weights that learn only where the model's files do not hold them as they are trained: with
+LoRA, whose adapters those files have merged.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vembed.errors import CheckpointError
+from vembed.model.files import SPEC_FILE
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.parameters import ParameterInfo
+from vembed.model.settings import ModelSettings
+from vembed.training.compatibility import check_same_run
+from vembed.training.rng import capture_rng, restore_rng
+from vembed.training.run_folder import RunFolder, checkpoint_step
+from vembed.training.state import Best, TrainState
+from vembed.training.tensors import (
+    checksum,
+    load_optimizer_tensors,
+    load_parameter_tensors,
+    optimizer_tensors,
+    parameter_tensors,
+    with_prefix,
+)
+from vembed.training.versions import versions
+from vembed.utils.files import atomic_folder
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+_RNG = "rng/"
+TENSORS_FILE = "training_state.safetensors"
+STATE_FILE = "training_state.json"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint must agree on with the run that continues it: flat settings (as JSON holds them), and rows per
+    training set. `provenance` goes into the deployable model's own record."""
+
+    settings: Mapping[str, object]
+    rows: Mapping[str, int]
+    provenance: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Writes, rotates and reads the checkpoints of one run."""
+
+    run: RunFolder
+    model: VisualRetrievalModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    facts: RunFacts
+    limit: int
+
+    def save(self, state: TrainState) -> Path:
+        """Write checkpoint-<step>, then delete the oldest over the limit.
+
+        Raises CheckpointError when the disk refuses; what was there before is untouched then.
+        """
+        folder = self.run.checkpoint(state.step)
+        with atomic_folder(folder) as new:
+            self._save_model(new, state)
+            save_file(self._tensors(), new / TENSORS_FILE)
+            (new / STATE_FILE).write_text(json.dumps(self._record(state), indent=2), encoding="utf-8")
+        _log.info("wrote %s", folder)
+        for old in _superseded(self.run, state.step, self.limit):
+            shutil.rmtree(old)
+        return folder
+
+    def save_best(self, state: TrainState) -> Path:
+        """Write best/, a deployable model without training state, with the figure that chose it."""
+        assert state.best is not None
+        with atomic_folder(self.run.best) as new:
+            self._save_model(new, state)
+        _log.info("step %d is the best so far: %s %.4f", state.step, state.best.metric, state.best.value)
+        return self.run.best
+
+    def write_final(self, state: TrainState) -> Path:
+        """Write final/: a copy of best/, or the model as it is when nothing was validated."""
+        with atomic_folder(self.run.final) as new:
+            if state.best is not None:
+                shutil.copytree(self.run.best, new, dirs_exist_ok=True)
+            else:
+                self._save_model(new, state)
+        source = "the last step" if state.best is None else f"best/ (step {state.best.step})"
+        _log.info("%s is a copy of %s", self.run.final, source)
+        return self.run.final
+
+    def resume(self, folder: Path) -> TrainState:
+        """Put model, optimiser, scaler and random generators where `save` found them; gives the state.
+
+        Raises ConfigError when settings or data changed in a way that matters, CheckpointError when the folder is
+        damaged.
+        """
+        try:
+            record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            tensors = load_file(folder / TENSORS_FILE)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
+        if record["format"] != _FORMAT:
+            raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
+        check_same_run(record["settings"], self.facts.settings, saved_rows=record["rows"], rows=self.facts.rows)
+        self._load_parameters(folder, tensors, record)
+        load_optimizer_tensors(self.model.model.parameter_infos(), self.optimizer, tensors)
+        if self.scaler is not None and record["scaler"] is not None:
+            self.scaler.load_state_dict(record["scaler"])
+        restore_rng(with_prefix(tensors, _RNG))
+        state = TrainState.from_dict(record["state"])
+        state.best = self._kept_best()
+        return state
+
+    def _kept_best(self) -> Best | None:
+        """What best/ holds. It may be from a later step than the checkpoint, if the run died between the two."""
+        file = self.run.best / SPEC_FILE
+        if not file.exists():
+            return None
+        written = json.loads(file.read_text(encoding="utf-8"))
+        return Best(step=written["step"], **written["best"])
+
+    def _save_model(self, folder: Path, state: TrainState) -> None:
+        best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
+        self.model.save_pretrained(folder, {**self.facts.provenance, "step": state.step, "best": best})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        infos = self.model.model.parameter_infos()
+        tensors = optimizer_tensors(infos, self.optimizer)
+        tensors |= {f"{_RNG}{name}": value for name, value in capture_rng().items()}
+        if _has_adapters(infos):
+            tensors |= parameter_tensors(infos)
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def _record(self, state: TrainState) -> dict[str, Any]:  # Any: JSON
+        return {
+            "format": _FORMAT,
+            "state": state.to_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "weights": checksum(self.model.model.parameter_infos()),
+            "settings": dict(self.facts.settings),
+            "rows": dict(self.facts.rows),
+            "versions": versions(),
+        }
+
+    def _load_parameters(self, folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """The weights as they were trained; their checksum tells whether the files hold them to the bit."""
+        infos = self.model.model.parameter_infos()
+        if _has_adapters(infos):
+            load_parameter_tensors(infos, tensors)
+        else:
+            saved = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings())
+            self.model.model.load_state_dict(saved.model.state_dict())
+        if checksum(infos) != record["weights"]:
+            raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
+
+
+def _has_adapters(infos: Sequence[ParameterInfo]) -> bool:
+    """Whether new weights lie within a tower, which the model's files hold merged."""
+    return any(not info.pretrained and info.part in ("text", "vision") for info in infos)
+
+
+def _superseded(run: RunFolder, step: int, limit: int) -> list[Path]:
+    """The oldest checkpoints over the limit; never the one of `step`, which was just written whole."""
+    others = [path for path in run.checkpoints() if checkpoint_step(path) != step]
+    return others[: max(0, len(others) - (limit - 1))]

@@ -1,0 +1,124 @@
+"""An estimate of a run's peak memory before it trains, from its sizes and a forward of one and of two rows.
+
+Peak = what the process holds already + weights + gradients + AdamW's moments + activations of the chunks whose graphs
+are alive at once + the batch's inputs + its embeddings and scores. Every row of a batch is padded to the same length,
+so activations are linear in rows, and two measurements give those of any chunk.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.model.base import BaseEmbeddingModel
+from vembed.training.precision import Precision
+from vembed.training.rng import rng_unmoved
+from vembed.types import Batch, Inputs, Processor
+from vembed.utils.memory import MIB, used_memory_bytes
+
+# The scores, their softmax in both directions, and the gradient of each.
+_NUM_SCORE_MATRICES = 6
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what takes them, in the order in which they are shown."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total_mib(self) -> float:
+        """The peak."""
+        return sum(self.parts.values()) / MIB
+
+
+def estimate_memory(
+    model: BaseEmbeddingModel, processor: Processor, batch: Batch, *, settings: GradCacheSettings, precision: Precision
+) -> MemoryEstimate:
+    """The peak of training on batches like `batch`. To be called with the model on its device, before training."""
+    device = precision.device
+    weights = _num_bytes([*model.parameters(), *model.buffers()])
+    used = used_memory_bytes(device)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sides = (batch.queries, batch.documents)
+    with rng_unmoved(), _training_mode(model):
+        activations = [_activations(model, processor, side, settings, precision) for side in sides]
+    one_chunk = all(side.num_rows <= _chunk_size(side, settings) for side in sides)
+    return MemoryEstimate(
+        {
+            "process": max(0, used - weights) if device.type == "cpu" else 0,
+            "weights": weights,
+            "gradients": _num_bytes(learning),
+            "AdamW": 2 * _num_bytes(learning),
+            "activations": sum(activations) if one_chunk else max(activations),
+            "inputs": _num_bytes(list_tensors(sides)) if device.type == "cpu" else 0,
+            "embeddings and scores": _scores_bytes(model, batch),
+        }
+    )
+
+
+def _activations(
+    model: BaseEmbeddingModel, processor: Processor, side: Inputs, settings: GradCacheSettings, precision: Precision
+) -> int:
+    """Bytes that the backward pass of one chunk of a side keeps, from its largest row and its two largest."""
+    largest = _rows_by_size(side)
+
+    def kept(num_rows: int) -> int:
+        inputs = processor.finish(move(select_rows(side, largest[:num_rows]), precision.device))
+        with _count_saved(model) as saved, precision.autocast():
+            model(inputs)
+        return sum(saved.values())
+
+    chunk = _chunk_size(side, settings)
+    one = kept(1)
+    return one if chunk == 1 else one + (chunk - 1) * (kept(2) - one)
+
+
+def _chunk_size(side: Inputs, settings: GradCacheSettings) -> int:
+    return min(side.num_rows, settings.gradient_cache_chunk_size) if settings.use_gradient_cache else side.num_rows
+
+
+def _rows_by_size(side: Inputs) -> Tensor:
+    """Row numbers [rows], those with the most slices first."""
+    slices = sum((ragged.counts for ragged in side.tensors.values()), torch.zeros(side.num_rows, dtype=torch.int64))
+    return slices.argsort(descending=True, stable=True)
+
+
+@contextmanager
+def _count_saved(model: BaseEmbeddingModel) -> Iterator[dict[int, int]]:
+    """Bytes of each distinct storage that autograd keeps in the block, parameters left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@contextmanager
+def _training_mode(model: BaseEmbeddingModel) -> Iterator[None]:
+    was_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
+    """float32 embeddings with their gradients, and the score matrices."""
+    queries, documents = batch.queries.num_rows, batch.documents.num_rows
+    return 4 * (2 * (queries + documents) * model.dim + _NUM_SCORE_MATRICES * queries * documents)
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,47 @@
+"""Device, autocast and gradient scaler, which Accelerate chooses and makes; it does nothing else here."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from vembed.errors import ConfigError
+from vembed.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which dtype a run computes. `scaler` exists with fp16 only, whose small gradients vanish."""
+
+    device: torch.device
+    mixed_precision: str
+    autocast: Callable[[], AbstractContextManager[None]]
+    scaler: torch.amp.GradScaler | None
+
+
+def choose_precision(settings: TrainingSettings) -> Precision:
+    """The device and precision that the settings ask for. Raises ConfigError for what this machine lacks."""
+    _check_device(settings.device)
+    AcceleratorState._reset_state(reset_partial_state=True)  # else a second run in this process keeps the first's
+    dtype = settings.mixed_precision
+    if dtype == "auto":
+        dtype = "bf16" if settings.device != "cpu" and _cuda_has_bf16() else "no"
+    if dtype == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("mixed_precision: fp16 needs a CUDA device; use bf16, or no")
+    accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=dtype)
+    return Precision(accelerator.device, dtype, accelerator.autocast, accelerator.scaler)
+
+
+def _cuda_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _check_device(device: str) -> None:
+    missing = (device == "cuda" and not torch.cuda.is_available()) or (
+        device == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ConfigError(f"device: {device} is not available to torch on this machine; use auto or cpu")

@@ -1,0 +1,60 @@
+"""The data of a run: what is trained on, what chooses the best weights, what is reported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vembed.data.dataset import VisualRetrievalDataset, load_datasets
+from vembed.data.settings import DataSettings, DataSource
+from vembed.data.split import Split, load_split, split_validation
+from vembed.data.validation import check_dataset
+from vembed.errors import ConfigError
+
+Datasets = Sequence[VisualRetrievalDataset]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Data sets by role. `split` is set where validation rows were split off the training data."""
+
+    train: Datasets
+    validation: Datasets
+    test: Datasets
+    split: Split | None
+
+    @property
+    def roles(self) -> Mapping[str, Datasets]:
+        """Role -> data sets."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Role -> data set -> rows."""
+        return {role: {one.name: len(one) for one in sets} for role, sets in self.roles.items()}
+
+
+def read_run_data(settings: DataSettings, *, seed: int, saved_split: Path | None = None) -> RunData:
+    """All data of a run, its rows checked. `saved_split`: the split of the run that is continued.
+
+    Raises ConfigError without data_path, DataError for data that cannot be used.
+    """
+    if settings.data_path is None:
+        raise ConfigError("data_path is missing: name the training data")
+    everything = load_datasets(settings.data_path, settings)
+    test = _load(settings.test_data_path, settings)
+    for dataset in (*everything, *test):
+        check_dataset(dataset, settings)
+    if settings.val_data_path is not None:
+        validation = _load(settings.val_data_path, settings)
+        for dataset in validation:
+            check_dataset(dataset, settings)
+        return RunData(everything, validation, test, None)
+    if saved_split is not None and saved_split.exists():
+        split = load_split(saved_split, everything)
+    else:
+        split = split_validation(everything, settings.val_fraction, seed)
+    return RunData(split.train, split.validation, test, split)
+
+
+def _load(source: DataSource | None, settings: DataSettings) -> list[VisualRetrievalDataset]:
+    return [] if source is None else load_datasets(source, settings)

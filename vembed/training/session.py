@@ -1,0 +1,107 @@
+"""A run that is put together, and what can be done with it: look at it, measure it, train it."""
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from vembed.data.loader import TrainingLoader
+from vembed.errors import Interrupted
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
+from vembed.training.checkpoint import Checkpoints
+from vembed.training.interrupts import StopRequested, stop_signal
+from vembed.training.loop import Engine, Milestones, fit, save_once
+from vembed.training.memory import estimate_memory
+from vembed.training.optimizer import GroupSummary
+from vembed.training.overview import Overview, summarize_model
+from vembed.training.plan import Plan
+from vembed.training.run_data import RunData
+from vembed.training.settings import Part
+from vembed.training.state import Best, Metrics, TrainState
+from vembed.utils.memory import reset_peak_memory
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Model, data, and what turns one into a better other. `frozen`: parts without a rate."""
+
+    data: RunData
+    model: VisualRetrievalModel
+    engine: Engine
+    loader: TrainingLoader
+    plan: Plan
+    groups: Sequence[GroupSummary]
+    frozen: Sequence[Part]
+
+
+def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> Overview:
+    """What the run would do. Reads one batch; trains nothing."""
+    engine = session.engine
+    batch, _ = next(session.loader.epoch(0))
+    memory = estimate_memory(
+        engine.model, session.model.processor, batch, settings=settings, precision=engine.precision
+    )
+    return Overview(
+        model=summarize_model(engine.model, reason, session.frozen),
+        groups=session.groups,
+        plan=session.plan,
+        warmup_steps=engine.schedule.num_warmup_steps,
+        rows=session.data.rows,
+        device=str(engine.precision.device),
+        mixed_precision=engine.precision.mixed_precision,
+        memory=memory,
+    )
+
+
+def train(
+    session: Session,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    *,
+    evaluate: Callable[[], Metrics] | None,
+    best_metric: str,
+) -> None:
+    """Train from `state` to the end, with metrics, checkpoints and best/ in the run's folder.
+
+    Raises Interrupted after a signal, when a checkpoint is written.
+    """
+    engine, plan, run = session.engine, session.plan, checkpoints.run
+    device = engine.precision.device
+    reset_peak_memory(device)
+    cut_metrics(run.metrics, state.num_metrics_lines)
+
+    def judge(metrics: Metrics, state: TrainState) -> None:
+        value = sum(values[best_metric] for values in metrics.values()) / len(metrics)
+        if state.best is None or value > state.best.value:
+            state.best = Best(best_metric, value, state.step)
+            checkpoints.save_best(state)
+
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_signal())
+        callbacks = (
+            MetricsFile(run.metrics, plan, device),
+            stack.enter_context(progress_display(plan, device, state.step)),
+        )
+        milestones = Milestones(evaluate, judge, checkpoints.save, callbacks, stop)
+        try:
+            fit(engine, session.loader, plan, state, milestones=milestones)
+        except StopRequested:
+            save_once(state, milestones)
+            assert stop.number is not None
+            raise Interrupted(_how_to_go_on(checkpoints, state, plan, stop.number), stop.number) from None
+        finally:
+            session.loader.close()
+
+
+def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan, number: int) -> str:
+    run = checkpoints.run
+    return (
+        f"stopped by {signal.Signals(number).name} after step {state.step} of {plan.num_steps};"
+        f" {run.checkpoint(state.step)} is written. Continue with:"
+        f" vembed train {run.config} --resume_from_checkpoint latest"
+    )

@@ -1,0 +1,84 @@
+"""How far a run has come: all that changes while it trains, besides parameters, optimiser and random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vembed.data.loader import LoaderState
+
+Metrics = Mapping[str, Mapping[str, float]]  # data set -> metric -> value
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far: `value` of `metric`, averaged over the validation sets, after `step`."""
+
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass
+class LogWindow:
+    """Sums since the last line of metrics.jsonl. `seconds` leave out evaluations and checkpoints."""
+
+    loss_sum: float = 0.0
+    num_steps: int = 0
+    num_samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, num_samples: int, seconds: float) -> None:
+        """Count one step."""
+        self.loss_sum += loss
+        self.num_steps += 1
+        self.num_samples += num_samples
+        self.seconds += seconds
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the steps, of which there is at least one."""
+        return self.loss_sum / self.num_steps
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows per second."""
+        return self.num_samples / self.seconds
+
+
+@dataclass
+class TrainState:
+    """Counters of a run. The loop writes them, a checkpoint holds them.
+
+    step: finished updates. epoch: the running epoch, from 0. loader: where in it (None: at its start).
+    evaluated_step, saved_step: when that was last done, so that none is left out or repeated after a resume.
+    num_metrics_lines: lines of metrics.jsonl that belong to the steps so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    loader: LoaderState | None = None
+    num_samples: int = 0
+    num_skipped_steps: int = 0
+    num_truncated_texts: int = 0
+    evaluated_step: int = 0
+    saved_step: int = 0
+    num_metrics_lines: int = 0
+    best: Best | None = None
+    window: LogWindow = field(default_factory=LogWindow)
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it; floats survive the round trip exactly."""
+        return asdict(self) | {"loader": None if self.loader is None else self.loader.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainState:  # Any: JSON
+        """The state that `to_dict` wrote."""
+        loader, best = values["loader"], values["best"]
+        return cls(
+            **{key: value for key, value in values.items() if key not in {"loader", "best", "window"}},
+            loader=None if loader is None else LoaderState.from_dict(loader),
+            best=None if best is None else Best(**best),
+            window=LogWindow(**values["window"]),
+        )
