@@ -58,8 +58,8 @@ def open_saved(path: str, split: str | None) -> TableRows:
     """The rows of a folder written by `save_to_disk`; of a DatasetDict the split, by default "train"."""
     try:
         loaded = datasets.load_from_disk(path)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not a folder written by datasets' save_to_disk: {error}") from error
+    except (OSError, ValueError, LookupError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: not a folder written by datasets' save_to_disk, or it is empty: {error!r}") from error
     if isinstance(loaded, datasets.DatasetDict):
         loaded = _split_of(loaded, split, path)
     elif split is not None:
