@@ -11,6 +11,7 @@ import annotated_types
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from yaml import YAMLError
 
 from vembed.configuration.yaml_text import Location, dump_value
 from vembed.registry import nearest_names
@@ -171,8 +172,11 @@ def build(settings: type[AnySection], values: Mapping[str, object]) -> AnySectio
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: text in quotes, the rest as YAML, cut at 80 characters."""
-    text = repr(value) if isinstance(value, str) else dump_value(value)
+    """A value as a message shows it: text in quotes, what YAML knows as YAML, cut at 80 characters."""
+    try:
+        text = repr(value) if isinstance(value, str) else dump_value(value)
+    except YAMLError:
+        text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -95,6 +95,6 @@ def _refuse_clashes(shared: Mapping[str, Key], options: Mapping[str, Mapping[str
             owner, other = first.setdefault(name, (f"loss_type: {loss}", key))
             if name in shared or other.type_text != key.type_text:
                 raise ConfigError(
-                    f"loss_type: {loss} declares the key {name} ({key.type_text}), which {owner} has already"
-                    f" ({other.type_text}); give it another name"
+                    f"{owner} and loss_type: {loss} both declare the key {name} ({other.type_text}; {key.type_text});"
+                    " a plugin's key needs a name of its own"
                 )

@@ -1,0 +1,190 @@
+"""Every problem of a config is found, all at once, with the place where it was set and what would be right."""
+
+import pytest
+
+from vembed.config import TRAIN, Purpose, load_config
+from vembed.configuration.sections import every_key
+from vembed.errors import ConfigError
+
+
+def problems_of(path=None, overrides=(), **options):
+    """The lines of the error that loading raises."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides, **options)
+    assert caught.value.exit_code == 2
+    first, *rest = str(caught.value).splitlines()
+    assert not rest or first == f"{len(rest)} problems in the configuration:"
+    return [line.strip() for line in rest] or [first]
+
+
+def test_all_problems_of_a_file_come_at_once_with_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(
+        "batch_sze: 64\n"
+        "epochs: 0\n"
+        "mixed_precision: bf61\n"
+        "use_lora: yes\n"
+        "lora_r: 8\n"
+        "data_path:\n"
+        "  - path: pairs.jsonl\n"
+        "    weigth: 2\n"
+        "  - path: missing.jsonl\n"
+    )
+    assert problems_of("my.yaml", ["--global_batch_size", "64", "batch_size=32", "data_pth=x"]) == [
+        "my.yaml:1: batch_sze: unknown key; did you mean batch_size?",
+        "my.yaml:2: epochs: expected int, at least 1; got 0",
+        "my.yaml:3: mixed_precision: expected auto, no, bf16 or fp16; got 'bf61'",
+        "my.yaml:4: use_lora: expected true or false; got 'yes'",
+        "my.yaml:8: data_path[0].weigth: unknown key; did you mean weight?",
+        "command line: data_pth: unknown key; did you mean data_path?",
+        "my.yaml:5: lora_r: has an effect only with use_lora: true; set that, or take lora_r out",
+        "command line: global_batch_size: takes the place of batch_size (command line); keep one of the two",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"epochs": 3.5}, "epochs: expected int, at least 1; got 3.5"),
+        ({"epochs": True}, "epochs: expected int, at least 1; got true"),
+        ({"epochs": "3"}, "epochs: expected int, at least 1; got '3'"),
+        ({"epochs": None}, "epochs: expected int, at least 1; got null"),
+        ({"learning_rate": -1}, "learning_rate: expected float, at least 0, at most 10; got -1"),
+        ({"learning_rate": "2e-5"}, "learning_rate: expected float, at least 0, at most 10; got '2e-5'"),
+        ({"weight_decay": float("inf")}, "weight_decay: expected float, at least 0; got .inf"),
+        ({"model_name": 7}, "model_name: expected text; got 7"),
+        ({"num_workers": "many"}, "num_workers: expected int, at least 0 or auto; got 'many'"),
+        ({"num_workers": -1}, "num_workers: expected int, at least 0 or auto; got -1"),
+        ({"freeze": ["txt"]}, "freeze[0]: expected 'text' or 'vision'; got 'txt'"),
+        ({"freeze": "text"}, "freeze: expected list of text or vision; got 'text'"),
+        ({"eval_k": [5, 0]}, "eval_k[1]: expected greater than or equal to 1; got 0"),
+        ({"eval_k": []}, "eval_k: expected list of int, at least 1, not empty; got []"),
+        (
+            {"learning_rates": {"vison": 1e-5}},
+            "learning_rates.vison: expected 'text', 'vision', 'heads' or 'scale'; got 'vison'",
+        ),
+        ({"learning_rates": {"text": -1}}, "learning_rates.text: expected greater than or equal to 0; got -1"),
+        ({"column_mapping": {"query": 3}}, "column_mapping.query: expected a valid string; got 3"),
+        ({"data_path": [{"weight": 2}]}, "data_path[0].path: is missing"),
+        ({"data_path": []}, "data_path: expected text or list of {path, ...} / text, not empty; got []"),
+        ({"seed": object}, "seed: expected int, at least 0; got "),
+        ({"loss_type": "infonse"}, "loss_type: expected infonce; got 'infonse'"),
+        (
+            {"preset": "clib"},
+            "preset: there is no preset 'clib'; did you mean clip? known: clip, composed, dino, siglip, text",
+        ),
+        ({"preset": 3}, "preset: expected text; got 3"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
+    (problem,) = problems_of(overrides=setting, origin="argument")
+    assert problem.startswith(f"argument: {text}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"model_name": "a/b", "text_model_name": "c/d", "image_model_name": "e/f"}, "takes the place of model_name"),
+        ({"text_model_name": "c/d"}, "text_model_name: needs image_model_name too"),
+        ({"image_model_name": "c/d"}, "image_model_name: needs text_model_name too"),
+        ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_steps: takes the place of warmup_ratio (argument)"),
+        ({"batch_size": 32, "global_batch_size": 64}, "global_batch_size: takes the place of batch_size"),
+        (
+            {"global_batch_size": 65, "gradient_accumulation_steps": 2},
+            "65 does not divide by gradient_accumulation_steps 2",
+        ),
+        (
+            {"overwrite_output_dir": True, "resume_from_checkpoint": "latest"},
+            "takes the place of resume_from_checkpoint",
+        ),
+        ({"val_fraction": 0.1, "val_data_path": "a/b"}, "val_data_path: takes the place of val_fraction"),
+        ({"train_batch_norm": True}, "train_batch_norm: has an effect only with use_gradient_cache: false"),
+        ({"lora_alpha": 32}, "lora_alpha: has an effect only with use_lora: true"),
+        ({"use_gradient_cache": False, "gradient_cache_chunk_size": 32}, "only with use_gradient_cache: true"),
+        ({"projection_head": "mlp"}, "projection_head: has an effect only with text_model_name"),
+        ({"projection_dim": 8}, "projection_dim: has an effect only with text_model_name"),
+        ({"max_bad_fraction": 0.1}, "max_bad_fraction: has an effect only with on_bad_sample: skip"),
+        ({"revision": "main"}, "revision: has an effect only with model_name"),
+        ({"val_fraction": 0, "eval_steps": 5}, "eval_steps: has no effect without validation data"),
+        ({"val_fraction": 0.0, "best_metric": "mrr"}, "best_metric: has no effect without validation data"),
+        ({"best_metric": "ndcg@7"}, "best_metric: 7 is none of the cut-offs measured; add it to eval_k [1, 5, 10]"),
+        ({"best_metric": "mrr@10"}, "best_metric: expected recall@K, hit_rate@K, ndcg@K, mrr or map; got 'mrr@10'"),
+    ],
+)
+def test_keys_that_contradict_or_have_no_effect_are_refused(setting, text):
+    problems = problems_of(overrides=setting | {"preset": "none"}, origin="argument")
+    assert any(text in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"train_batch_norm": False, "overwrite_output_dir": False, "resume_from_checkpoint": "latest"},
+        {"train_batch_norm": True, "use_gradient_cache": False},
+        {"warmup_steps": None, "warmup_ratio": 0.2},
+        {"text_model_name": "c/d", "image_model_name": "e/f", "projection_dim": 8, "preset": "none"},
+        {"lora_r": 4, "use_lora": True},
+        {"on_bad_sample": "skip", "max_bad_fraction": 0.1},
+        {"max_steps": 5, "epochs": 2},
+        {"global_batch_size": 64, "gradient_accumulation_steps": 4},
+        {"best_metric": "recall@3", "eval_k": [3]},
+    ],
+)
+def test_keys_that_go_together_are_accepted(setting):
+    flat = load_config(overrides=setting).to_flat()
+    assert {key: flat[key] for key in setting if key in flat and setting[key] is not None} == {
+        key: value for key, value in setting.items() if key in flat and value is not None
+    }
+
+
+def test_every_key_that_names_another_names_one_that_exists():
+    keys = every_key()
+    named = [other for key in keys.values() for other in (*key.instead_of, *((key.condition or ())[:1]))]
+    assert len(named) >= 14
+    assert set(named) <= keys.keys()
+
+
+def test_a_local_folder_has_no_revision(clip_folder):
+    (problem,) = problems_of(overrides=["model_name=" + clip_folder, "revision=main"])
+    assert "is a local folder, which has no revisions" in problem
+
+
+def test_what_the_model_cannot_honour_is_reported_with_the_rest(bert_folder):
+    problems = problems_of(overrides={"model_name": bert_folder, "image_size": 224, "epochs": 0}, origin="argument")
+    assert problems == [
+        "argument: image_size: a text model reads no images",
+        "argument: epochs: expected int, at least 1; got 0",
+    ]
+
+
+def test_a_model_that_is_not_there_is_reported_with_the_rest(tmp_path):
+    problems = problems_of(overrides={"model_name": str(tmp_path / "none"), "epochs": 0}, origin="argument")
+    assert len(problems) == 2
+    assert problems[0].startswith("argument: model_name: ")
+
+
+def test_training_needs_a_model_and_data():
+    problems = problems_of(purpose=TRAIN)
+    assert [problem.split(":")[0] for problem in problems] == ["model_name", "data_path"]
+    towers = {"text_model_name": "a/b", "image_model_name": "c/d", "preset": "none", "data_path": "hub/name"}
+    assert load_config(overrides=towers, purpose=TRAIN).data.data_path == "hub/name"
+
+
+def test_data_that_is_not_there_is_an_error_but_a_hub_name_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.jsonl").touch()
+    (problem,) = problems_of(overrides=["data_path=there.jsonl"])
+    assert problem == f"command line: data_path: there is no file or folder there.jsonl (looked in {tmp_path})"
+    (problem,) = problems_of(overrides=["test_data_path=[here.jsonl, {path: ./folder/there}]"])
+    assert problem.startswith("command line: test_data_path[1].path: there is no file or folder ./folder/there")
+    (problem,) = problems_of(overrides=["data_path=[{path: here.jsonl, image_root: pictures}]"])
+    assert "data_path[0].image_root: there is no folder pictures" in problem
+    (problem,) = problems_of(overrides=["image_root=pictures"])
+    assert "image_root: there is no folder pictures" in problem
+    assert load_config(overrides=["data_path=org/name", "val_data_path=here.jsonl"]).data.data_path == "org/name"
+    assert load_config(overrides=["data_path=there.jsonl"], purpose=Purpose(existing=("test_data_path",)))
+
+
+def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert problems_of("none.yaml") == [f"none.yaml: no such file (looked in {tmp_path})"]
