@@ -100,5 +100,5 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 def _unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1. Zeros stay zeros; a plain division would give them a gradient of 1e12 or NaN."""
     lengths = vectors.norm(dim=-1, keepdim=True)
-    real = lengths > 0
-    return torch.where(real, vectors / torch.where(real, lengths, 1), 0)
+    zero = lengths == 0  # NaN is no zero: it must reach the loss
+    return torch.where(zero, 0, vectors / torch.where(zero, 1, lengths))

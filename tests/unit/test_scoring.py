@@ -85,6 +85,12 @@ def test_a_vector_of_zeros_scores_zero_without_gradient():
     assert torch.autograd.grad(scores.sum(), queries)[0].tolist() == [[0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("scorer", [cosine, dot])
+def test_nan_is_not_hidden(scorer):
+    vectors = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]])
+    assert scorer(Embeddings(vectors), Embeddings(vectors)).isnan().tolist() == [[False, True], [True, True]]
+
+
 def test_the_wrong_number_of_vectors_is_refused():
     single, several = Embeddings(torch.ones(2, 3)), Embeddings(torch.ones(2, 4, 3))
     for scorer in (cosine, dot):

@@ -1,0 +1,328 @@
+"""The training step on real tiny models: through the gradient cache its gradients are those of the plain step."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.gradients import assert_gradients_equal, relative_difference, take_gradients
+from tests.pictures import make_picture
+from tests.targets import make_targets
+from vembed.errors import VembedError
+from vembed.grad_cache.cachex import functional
+from vembed.grad_cache.cachex.tree_utils import concat_rows, split_rows
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.factory import LossFactory
+from vembed.losses.objective import Objective
+from vembed.losses.settings import LossSettings
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.scoring import get_scorer
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.types import Batch, Embeddings, ImageSource, Inputs, Item
+
+FAMILIES = ["clip", "siglip", "bert", "dinov2", "timm", "composed"]
+NUM_QUERIES, NUM_DOCUMENTS = 7, 11
+ALL = 100
+MIXED = "tibtbit"  # per row: text, image, or both
+WORDS = "red blue green small large round square bright dark picture sign shape".split()
+
+
+@pytest.fixture(scope="session")
+def folders(clip_folder, siglip_folder, bert_folder, dinov2_folder, timm_folder, tmp_path_factory) -> dict[str, str]:
+    """A folder per family, dropout (or drop path) on wherever the architecture has it."""
+    root = tmp_path_factory.mktemp("with-dropout")
+    sources = {"clip": clip_folder, "siglip": siglip_folder, "bert": bert_folder, "dinov2": dinov2_folder}
+    copies = {name: with_dropout(Path(source), root / name) for name, source in sources.items()}
+    return copies | {"timm": timm_folder}
+
+
+def with_dropout(source: Path, target: Path) -> str:
+    shutil.copytree(source, target)
+    path = target / "config.json"
+    config = json.loads(path.read_text())
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        for key in set(part) & {"attention_dropout", "hidden_dropout_prob", "drop_path_rate"}:
+            part[key] = 0.2
+    path.write_text(json.dumps(config))
+    return str(target)
+
+
+def load(folders: dict[str, str], family: str, **settings: object) -> VisualRetrievalModel:
+    """A model of the family in float64 and eval mode."""
+    if family == "composed":
+        towers = {"text_model_name": folders["bert"], "image_model_name": folders["dinov2"]}
+        pair = VisualRetrievalModel.from_pretrained(settings=ModelSettings(**towers, projection_dim=12, **settings))
+    else:
+        pair = VisualRetrievalModel.from_pretrained(folders[family], ModelSettings(**settings))
+    pair.model.double()
+    return pair
+
+
+def make_item(kind: str, number: int) -> Item:
+    text = " ".join(WORDS[(number * step) % len(WORDS)] for step in range(1, 3 + number % 4))
+    image = ImageSource(pil=make_picture(number))
+    letter = chr(ord("a") + number % 26)
+    return Item(text=None if kind == "i" else f"{text} {letter}", images=() if kind == "t" else (image,))
+
+
+def make_batch(pair: VisualRetrievalModel) -> Batch:
+    """Rows of every kind that the model reads, two positives, ragged negatives, a group, a repeated caption."""
+    kinds = {("text",): "t" * 7, ("vision",): "i" * 7}.get(pair.spec.towers, MIXED)
+    queries = [make_item(kinds[row], row) for row in range(NUM_QUERIES)]
+    documents = [make_item(kinds[::-1][row % 7], 100 + row) for row in range(NUM_DOCUMENTS)]
+    targets = make_targets(
+        [[0], [1, 7], [2], [3], [4], [5], [6]],
+        NUM_DOCUMENTS,
+        negatives=[[], [8, 9], [], [10], [], [], []],
+        query_groups=[-1, -1, 3, -1, -1, 3, -1],
+        document_groups=[-1, -1, 3, -1, -1, 3, -1, -1, -1, -1, -1],
+        query_hashes=[1, 2, 3, 4, 5, 6, 5],
+        document_hashes=range(10, 10 + NUM_DOCUMENTS),
+    )
+    prepare = pair.processor.prepare
+    return Batch(
+        prepare(queries, "query"),
+        prepare(documents, "document"),
+        targets,
+        origins=tuple(f"train.jsonl:{row + 1}" for row in range(NUM_QUERIES)),
+    )
+
+
+def objective_of(pair: VisualRetrievalModel) -> Objective:
+    return LossFactory.create(LossSettings(), scorer=get_scorer(pair.spec.similarity, pair.spec.scoring))
+
+
+def trainer_of(pair: VisualRetrievalModel, chunk_size: int | None, **options: object) -> GradientCacheTrainer:
+    settings = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
+    return GradientCacheTrainer(pair.model, pair.processor, objective_of(pair), settings, **options)
+
+
+def step_gradients(pair: VisualRetrievalModel, batch: Batch, chunk_size: int | None) -> tuple[float, dict[str, Tensor]]:
+    loss = trainer_of(pair, chunk_size).step(batch).loss
+    return loss, take_gradients(pair.model.named_parameters())
+
+
+def graph_gradients(pair: VisualRetrievalModel, batch: Batch, chunk_size: int) -> tuple[float, dict[str, Tensor]]:
+    """One graph over all chunks, without the trainer: what the step must equal."""
+
+    def encode(inputs: Inputs) -> Embeddings:
+        return concat_rows([pair.model(pair.processor.finish(chunk)) for chunk in split_rows(inputs, chunk_size)])
+
+    loss = objective_of(pair)(
+        encode(batch.queries),
+        encode(batch.documents),
+        batch.targets,
+        logit_scale=pair.model.logit_scale,
+        logit_bias=pair.model.logit_bias,
+    )
+    loss.backward()
+    return loss.item(), take_gradients(pair.model.named_parameters())
+
+
+@contextmanager
+def counted_rows(module: nn.Module) -> Iterator[list[int]]:
+    """Notes how many rows (or images) each forward of the module has."""
+    seen: list[int] = []
+
+    def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        first = next(iter([*args, *kwargs.values()]))
+        seen.append(first.num_rows if isinstance(first, Inputs) else len(first))
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, ALL, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_step_has_the_gradient_of_one_graph(folders, family, chunk_size):
+    pair = load(folders, family)
+    batch = make_batch(pair)
+    expected_loss, expected = graph_gradients(pair, batch, ALL)
+    loss, gradients = step_gradients(pair, batch, chunk_size)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert loss > 0.1
+    assert "logit_scale" in gradients
+    assert_gradients_equal(gradients, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7])
+@pytest.mark.parametrize("family", ["clip", "bert", "dinov2", "composed"])
+def test_dropout_is_replayed(folders, family, chunk_size):
+    pair = load(folders, family)
+    pair.model.train()
+    batch = make_batch(pair)
+    torch.manual_seed(1)
+    expected_loss, expected = graph_gradients(pair, batch, chunk_size)
+    other_loss, _ = graph_gradients(pair, batch, chunk_size)
+    assert abs(other_loss - expected_loss) > 1e-6, "dropout must be on for this test to say anything"
+    torch.manual_seed(1)
+    loss, gradients = step_gradients(pair, batch, chunk_size)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert_gradients_equal(gradients, expected)
+
+
+@pytest.mark.parametrize("family", ["clip", "bert", "dinov2", "composed"])
+def test_a_replay_with_other_random_numbers_would_be_seen(folders, family, monkeypatch):
+    pair = load(folders, family)
+    pair.model.train()
+    batch = make_batch(pair)
+    torch.manual_seed(1)
+    _, expected = graph_gradients(pair, batch, 3)
+    monkeypatch.setattr(functional, "RandContext", lambda *_tensors: nullcontext())
+    torch.manual_seed(1)
+    _, gradients = step_gradients(pair, batch, 3)
+    assert relative_difference(gradients, expected) > 1e-3
+
+
+def test_in_float32_the_gradients_are_equal_to_rounding(folders):
+    pair = load(folders, "clip")
+    pair.model.float()
+    batch = make_batch(pair)
+    _, expected = graph_gradients(pair, batch, ALL)
+    for chunk_size in (1, 3, 7):
+        assert_gradients_equal(step_gradients(pair, batch, chunk_size)[1], expected)
+
+
+def test_batches_accumulate_to_the_gradient_of_their_mean(folders):
+    pair = load(folders, "clip")
+    batch = make_batch(pair)
+    other = replace(batch, queries=batch.documents, documents=batch.queries, targets=make_targets([[0]] * 11, 7))
+    trainer = trainer_of(pair, 3)
+    for part in (batch, other):
+        trainer.step(part, loss_scale=0.5)
+    accumulated = take_gradients(pair.model.named_parameters())
+    parts = [graph_gradients(pair, part, ALL)[1] for part in (batch, other)]
+    assert_gradients_equal(accumulated, {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]})
+
+
+def test_a_scalers_scale_multiplies_the_gradient_alone(folders):
+    pair = load(folders, "clip")
+    batch = make_batch(pair)
+    loss, expected = step_gradients(pair, batch, 3)
+    assert trainer_of(pair, 3).step(batch, loss_scale=lambda value: value * 1024).loss == loss
+    scaled = take_gradients(pair.model.named_parameters())
+    assert_gradients_equal(scaled, {name: 1024 * gradient for name, gradient in expected.items()})
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, ALL])
+def test_under_autocast_the_gradient_is_as_close_to_float32_as_the_plain_one(folders, chunk_size):
+    pair = load(folders, "clip")
+    pair.model.float()
+    batch = make_batch(pair)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def gradients(size: int | None, context: Callable) -> dict[str, Tensor]:
+        trainer_of(pair, size, autocast=context).step(batch)
+        return take_gradients(pair.model.named_parameters())
+
+    exact = gradients(None, nullcontext)
+    error = relative_difference(gradients(None, autocast), exact)
+    assert 1e-4 < error < 0.1
+    assert relative_difference(gradients(chunk_size, autocast), exact) < 1.5 * error
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"freeze": ("text",)},
+        {"freeze": ("vision",)},
+        {"use_lora": True, "lora_r": 2, "lora_dropout": 0.3},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "use_lora": True, "lora_r": 2, "lora_dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_freezing_adapters_and_checkpointing_change_nothing(folders, settings):
+    pair = load(folders, "clip", **settings)
+    pair.model.train()
+    for name, parameter in pair.model.named_parameters():
+        if ".lora_B" in name:  # starts at zero, which would leave lora_A without gradient
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    batch = make_batch(pair)
+    torch.manual_seed(1)
+    _, expected = graph_gradients(pair, batch, 3)
+    torch.manual_seed(1)
+    _, gradients = step_gradients(pair, batch, 3)
+    assert len(gradients) == len([p for p in pair.model.parameters() if p.requires_grad])
+    assert_gradients_equal(gradients, expected)
+
+
+def test_one_chunk_is_one_forward_per_side_and_several_are_two_each(folders):
+    pair = load(folders, "clip")
+    batch = make_batch(pair)
+    with counted_rows(pair.model) as seen:
+        for chunk_size in (None, 11, ALL):
+            trainer_of(pair, chunk_size).step(batch)
+            assert seen == [7, 11]
+            seen.clear()
+        trainer_of(pair, 4).step(batch)
+    assert seen == [4, 3, 4, 4, 3] * 2
+
+
+def test_a_tower_is_not_run_for_a_chunk_without_its_kind(folders):
+    pair = load(folders, "clip")
+    batch = make_batch(pair)
+    texts_only = replace(batch, queries=pair.processor.prepare([make_item("t", row) for row in range(7)], "query"))
+    towers = pair.model.towers()
+    with counted_rows(towers["vision"]) as images, counted_rows(towers["text"]) as texts:
+        trainer_of(pair, 1).step(texts_only)
+    kinds = MIXED[::-1] + MIXED[::-1][:4]  # of the documents
+    assert len(images) == 2 * sum(kind != "t" for kind in kinds)
+    assert len(texts) == 2 * (7 + sum(kind != "i" for kind in kinds))
+    assert set(images) == set(texts) == {1}
+
+
+def test_float_pixels_exist_for_one_chunk_only(folders):
+    pair = load(folders, "clip")
+    batch = make_batch(pair)
+    assert batch.documents.tensors["pixel_values"].values.dtype == torch.uint8
+    with counted_rows(pair.model) as rows:
+        trainer_of(pair, 2).step(batch)
+    assert max(rows) == 2
+    assert batch.documents.tensors["pixel_values"].values.dtype == torch.uint8
+
+
+def test_the_result_tells_loss_counts_and_scale(folders):
+    pair = load(folders, "siglip")
+    pair.model.set_temperature(0.04)
+    batch = make_batch(pair)
+    result = trainer_of(pair, 3).step(batch)
+    assert (result.num_queries, result.num_documents) == (NUM_QUERIES, NUM_DOCUMENTS)
+    assert result.scale == pytest.approx(25)
+    assert result.loss == pytest.approx(graph_gradients(pair, batch, ALL)[0])
+
+
+@pytest.mark.parametrize("chunk_size", [3, ALL])
+def test_a_loss_that_is_not_finite_names_its_rows_and_adds_no_gradient(folders, chunk_size):
+    """A character that the tokenizer does not know, whose vector is NaN: in query 5, and in a negative of query 2."""
+    pair = load(folders, "bert")
+    unknown = pair.processor.prepare([Item(text="漢")], "query").tensors["input_ids"].values[0, 1]
+    pair.model.text_tower.model.embeddings.word_embeddings.weight.data[unknown] = math.nan
+    batch = make_batch(pair)
+    trainer_of(pair, chunk_size).step(batch)  # finite
+    take_gradients(pair.model.named_parameters())
+    queries, documents = ([make_item("t", row) for row in range(count)] for count in (NUM_QUERIES, NUM_DOCUMENTS))
+    queries[4] = documents[8] = Item(text="漢")
+    prepare = pair.processor.prepare
+    spoiled = replace(batch, queries=prepare(queries, "query"), documents=prepare(documents, "document"))
+    with pytest.raises(VembedError, match=r"embeddings of train\.jsonl:2, train\.jsonl:5 are not"):
+        trainer_of(pair, chunk_size).step(spoiled)
+    assert take_gradients(pair.model.named_parameters()) == {}
+
+
+def test_a_broken_temperature_is_told_apart_from_broken_rows(folders):
+    pair = load(folders, "clip")
+    pair.model.logit_scale.data.fill_(math.nan)
+    with pytest.raises(VembedError, match="though all embeddings are"):
+        trainer_of(pair, 3).step(make_batch(pair))
