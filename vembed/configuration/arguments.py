@@ -14,10 +14,11 @@ _BOOLS = ("true", "false")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Positional words, and settings as (key, text); the text is None where an option came without a value."""
+    """Positional words; settings as (key, text), the text None for an option alone; all words but the positional."""
 
     positionals: tuple[str, ...]
     settings: tuple[tuple[str, str | None], ...]
+    rest: tuple[str, ...]
 
 
 def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Arguments:
@@ -29,16 +30,20 @@ def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Argume
     """
     positionals: list[str] = []
     settings: list[tuple[str, str | None]] = []
-    rest = list(reversed(words))
-    while rest:
-        word = rest.pop()
+    rest: list[str] = []
+    waiting = list(reversed(words))
+    while waiting:
+        before = len(waiting)
+        word = waiting.pop()
         if found := _ASSIGNMENT.match(word):
             settings.append((_name(found["key"]), found["text"]))
         elif found := _OPTION.match(word):
-            settings.append(_option(_name(found["key"]), rest, flags))
+            settings.append(_option(_name(found["key"]), waiting, flags))
         else:
             positionals.append(word)
-    return Arguments(tuple(positionals), tuple(settings))
+            continue
+        rest += words[len(words) - before : len(words) - len(waiting)]
+    return Arguments(tuple(positionals), tuple(settings), tuple(rest))
 
 
 def value_of(key: Key, text: str | None) -> object:
@@ -58,14 +63,14 @@ def value_of(key: Key, text: str | None) -> object:
     return parse_value(stripped)
 
 
-def _option(key: str, rest: list[str], flags: Collection[str]) -> tuple[str, str | None]:
-    """The setting that `--key` begins; takes its value, if it has one, from the end of `rest`."""
+def _option(key: str, waiting: list[str], flags: Collection[str]) -> tuple[str, str | None]:
+    """The setting that `--key` begins; takes its value, if it has one, from the end of `waiting`."""
     positive = key.removeprefix("no_")
     if key not in flags and positive in flags:
         return positive, "false"
-    takes_next = rest and not _ASSIGNMENT.match(rest[-1]) and not _OPTION.match(rest[-1])
-    if takes_next and (key not in flags or rest[-1].lower() in _BOOLS):
-        return key, rest.pop()
+    takes_next = waiting and not _ASSIGNMENT.match(waiting[-1]) and not _OPTION.match(waiting[-1])
+    if takes_next and (key not in flags or waiting[-1].lower() in _BOOLS):
+        return key, waiting.pop()
     return key, None
 
 

@@ -1,0 +1,5 @@
+"""`python -m vembed` is `vembed`."""
+
+from vembed.cli import main
+
+main()

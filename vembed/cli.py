@@ -1,0 +1,176 @@
+"""The command line: read arguments, call one entrypoint, print its result. Heavy modules come with the command."""
+# ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
+
+import os
+import shutil
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from vembed import __version__
+from vembed.errors import UsageError, VembedError
+
+_SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+_INTERRUPTED = 130
+
+
+class _Commands(typer.core.TyperGroup):
+    """Turns what a command raises into a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # Any: typer carries its own click, or the installed one, by version
+        """Run the command. A user's mistake is told without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except VembedError as error:
+            if os.environ.get("VEMBED_DEBUG") == "1":
+                traceback.print_exc()
+            typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+            typer.echo(str(error), err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(_INTERRUPTED) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="vembed",
+    help="Fine-tune visual and multimodal embedding models on your own data: data in, tuned model and report out.",
+    epilog="Every command explains itself: vembed COMMAND --help. VEMBED_DEBUG=1 shows tracebacks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Show settings, defaults, a JSON schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """The `vembed` command."""
+    app()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vembed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune visual and multimodal embedding models on your own data: data in, tuned model and report out."""
+
+
+@app.command("train", context_settings=_SETTINGS, add_help_option=False)
+def _train(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry_run", "--dry-run")] = False,
+    measure: Annotated[int | None, typer.Option("--measure", min=1)] = None,
+    show_help: Annotated[bool, typer.Option("--help", "-h")] = False,
+    show_all: Annotated[bool, typer.Option("--help-all", "--help_all")] = False,
+) -> None:
+    """Fine-tune a model on your data."""
+    if show_help or show_all:
+        _print_help(_TRAIN_USAGE, all_keys=show_all)
+        return
+    from vembed.config import TRAIN, load_config
+
+    path, overrides = _config_and_overrides(context.args)
+    config = load_config(path, overrides, purpose=TRAIN)
+    from vembed.entrypoints import train as entrypoint
+
+    if dry_run:
+        typer.echo(entrypoint.dry_run(config))
+    if measure is not None:
+        typer.echo(entrypoint.measure(config, measure))
+    if not dry_run and measure is None:
+        typer.echo(entrypoint.summary(entrypoint.train(config)))
+
+
+@config_app.command("show", context_settings=_SETTINGS)
+def _show(context: typer.Context) -> None:
+    """Print every value and where it comes from.
+
+    vembed config show [CONFIG.yaml] [--key value | key=value]...
+    """
+    from vembed.config import load_config
+    from vembed.entrypoints import config as entrypoint
+
+    path, overrides = _config_and_overrides(context.args)
+    typer.echo(entrypoint.show(load_config(path, overrides)), nl=False)
+
+
+@config_app.command("defaults")
+def _defaults() -> None:
+    """Print every key with its default, as YAML."""
+    from vembed.entrypoints import config as entrypoint
+
+    typer.echo(entrypoint.defaults(), nl=False)
+
+
+@config_app.command("schema")
+def _schema() -> None:
+    """Print a JSON schema of the YAML, for editors."""
+    import json
+
+    from vembed.entrypoints import config as entrypoint
+
+    typer.echo(json.dumps(entrypoint.schema(), indent=2))
+
+
+@config_app.command("reference")
+def _reference() -> None:
+    """Print all keys and presets as Markdown."""
+    from vembed.entrypoints import config as entrypoint
+
+    typer.echo(entrypoint.reference(), nl=False)
+
+
+def _config_and_overrides(words: list[str]) -> tuple[str | None, list[str]]:
+    """The YAML file among a command's words, if there is one, and the rest."""
+    from vembed.configuration.arguments import split_arguments
+    from vembed.configuration.layers import flags_of
+    from vembed.configuration.sections import every_key
+
+    arguments = split_arguments(words, flags_of(every_key().values()))
+    if len(arguments.positionals) > 1:
+        first, second = arguments.positionals[:2]
+        raise UsageError(
+            f"unexpected argument {second!r} after {first!r}; settings are written --key value or key=value (in quotes"
+            " where the value has spaces)"
+        )
+    return (*arguments.positionals, None)[0], list(arguments.rest)
+
+
+def _print_help(usage: str, *, all_keys: bool) -> None:
+    """The usage, and the keys by section; section titles are bold on a terminal."""
+    from vembed.entrypoints.config import key_help
+
+    width = min(100, max(80, shutil.get_terminal_size().columns))
+    typer.echo(usage)
+    for line in key_help(common_only=not all_keys, width=width).splitlines():
+        typer.secho(line, bold=bool(line) and not line.startswith(" "))
+    if not all_keys:
+        typer.echo("These are the settings that matter most; --help-all shows every one.")
+
+
+_TRAIN_USAGE = """\
+Usage: vembed train [CONFIG.yaml] [--key value | key=value]...
+
+Fine-tune a model. Settings come from the defaults, the preset of the model's family, CONFIG.yaml and the command line,
+the later over the earlier. No YAML is needed:
+
+  vembed train --model_name openai/clip-vit-base-patch32 --data_path pairs.csv
+
+Options
+  --dry_run                     Print the resolved config with origins, the
+                                model, the steps and the memory; train nothing.
+  --measure N                   Train N steps, print memory, speed and what
+                                limits it; keep nothing.
+  --help, --help-all            This text; the same with every setting.
+"""
