@@ -10,7 +10,7 @@ from vembed.model.base import BaseEmbeddingModel
 from vembed.model.settings import ModelSettings
 from vembed.registry import nearest_names
 
-_ADAPTABLE = (nn.Linear, nn.Conv2d, nn.Embedding)
+_ADAPTABLE = (nn.Linear, nn.Conv2d)
 
 
 def add_adapters(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
@@ -20,17 +20,16 @@ def add_adapters(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) 
     small as a head and go on learning at their tower's rate. Raises ModelError for names that fit no layer.
     """
     layers = dict(_learning_layers(model))
-    chosen = _choose(layers, settings.lora_target_modules)
+    chosen = _choose(model, layers, settings.lora_target_modules)
+    projections = [layer for name, layer in layers.items() if _is_projection(name) and name not in chosen]
+    for _, backbone in _roots(model):
+        backbone.requires_grad_(False)
     for prefix, backbone in _roots(model):
         names = [name.removeprefix(prefix) for name in chosen if name.startswith(prefix)]
         if names:
             _inject(backbone, names, settings, seed)
-    adapted = tuple(name + "." for name in chosen)
-    towers = tuple(_module_name(model, tower) + "." for tower in model.towers().values())
-    for name, parameter in model.named_parameters():
-        outside = not name.startswith(towers) and not name.startswith(adapted)
-        if outside and any(name.startswith(layer + ".") for layer in layers):
-            parameter.requires_grad_(True)
+    for projection in projections:
+        projection.requires_grad_(True)
 
 
 def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module]]:
@@ -46,27 +45,35 @@ def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module
             yield name, module
 
 
-def _choose(layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:
-    if targets is None:
-        chosen = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and not _is_projection(name)]
-        if not chosen:
+def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:
+    if targets is not None:
+        return _named(layers, targets)
+    chosen = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and not _is_projection(name)]
+    for tower, network in model.towers().items():
+        prefix = _module_name(model, network) + "."
+        if tower not in model.frozen and not any(name.startswith(prefix) for name in chosen):
             raise ModelError(
-                "use_lora: the towers that learn have no linear layers; name others with lora_target_modules, such as "
-                f"{', '.join(list(layers)[:3])}, or tune without adapters"
+                f"use_lora: the {tower} tower ({type(network).__name__}) has no linear layers to put adapters on; "
+                f"name others with lora_target_modules, freeze: [{tower}], or tune without adapters"
             )
-        return chosen
+    return chosen
+
+
+def _named(layers: dict[str, nn.Module], targets: Sequence[str]) -> list[str]:
     matches = {target: [name for name in layers if _fits(name, target)] for target in targets}
     unknown = [target for target, names in matches.items() if not names]
     if unknown:
-        endings = sorted(
-            {part for name in layers for part in (name.rsplit(".", 1)[-1], ".".join(name.split(".")[-2:]))}
-        )
-        near = nearest_names(unknown[0], endings, limit=5) or endings[:8]
+        endings = sorted({end for name in layers for end in (_ending(name, 1), _ending(name, 2))})
+        near = [name for target in unknown for name in nearest_names(target, endings, limit=3)] or endings[:8]
         raise ModelError(
             f"lora_target_modules: no layer that learns is called {', '.join(map(repr, unknown))}; "
             f"near or possible are: {', '.join(near)}"
         )
     return [name for name in layers if any(name in names for names in matches.values())]
+
+
+def _ending(name: str, num_parts: int) -> str:
+    return ".".join(name.split(".")[-num_parts:])
 
 
 def _fits(name: str, target: str) -> bool:

@@ -23,7 +23,7 @@ _TEXT, _IMAGE = "text", "image"  # subfolders of a composed model
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class ModelSource:
     """What a model was tuned from: one name, or the names of two towers."""
 
     model_name: str | None = None
@@ -60,7 +60,7 @@ def load_heads(model: BaseEmbeddingModel, folders: ModelFolders) -> None:
 
 
 def write_checkpoint(
-    folder: Path, model: BaseEmbeddingModel, processor: ItemProcessor, *, base: BaseModel, extra: Mapping[str, Any]
+    folder: Path, model: BaseEmbeddingModel, processor: ItemProcessor, *, base: ModelSource, extra: Mapping[str, Any]
 ) -> None:
     """Write everything that opening the model again needs. Adapters are merged into the written weights.
 

@@ -80,13 +80,18 @@ def _batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:
 
 def _loaded_batches(
     processor: ItemProcessor, items: Sequence[Item], batch_size: int
-) -> Iterator[tuple[list[int], list[LoadedItem]]]:
-    """Each batch's rows and loaded items; the next batch's images are decoded in threads meanwhile."""
+) -> Iterator[tuple[list[int], list[Item | LoadedItem]]]:
+    """Each batch's rows and items; the next batch's images are decoded in threads while this one is embedded."""
     batches = _batches(items, batch_size)
+    if not batches:
+        return
     with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        ahead: list[Future[LoadedItem]] = []
-        for number, rows in enumerate(batches):
-            current = ahead or [pool.submit(processor.load, items[row]) for row in rows]
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            ahead = [pool.submit(processor.load, items[row]) for row in following]
-            yield rows, [future.result() for future in current]
+
+        def start(rows: list[int]) -> list[Item | Future[LoadedItem]]:
+            chosen = [items[row] for row in rows]
+            return [pool.submit(processor.load, item) if item.images else item for item in chosen]
+
+        waiting = start(batches[0])
+        for rows, following in zip(batches, [*batches[1:], []], strict=True):
+            current, waiting = waiting, start(following)
+            yield rows, [entry.result() if isinstance(entry, Future) else entry for entry in current]

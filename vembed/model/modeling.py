@@ -9,7 +9,7 @@ from torch import Tensor
 from vembed.errors import ModelError
 from vembed.model.adapters import add_adapters
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.checkpoint import BaseModel, find_folders, load_heads, write_checkpoint
+from vembed.model.checkpoint import ModelSource, find_folders, load_heads, write_checkpoint
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.items import Picture, image_source
@@ -25,11 +25,11 @@ class VisualRetrievalModel:
     """Model, processor and spec of one checkpoint."""
 
     def __init__(
-        self, model: BaseEmbeddingModel, processor: ItemProcessor, base: BaseModel | None = None, reason: str = ""
+        self, model: BaseEmbeddingModel, processor: ItemProcessor, base: ModelSource | None = None, reason: str = ""
     ) -> None:
         self.model = model
         self.processor = processor
-        self.base = base or BaseModel()
+        self.base = base or ModelSource()
         self.reason = reason
 
     @classmethod
@@ -59,7 +59,7 @@ class VisualRetrievalModel:
         model.logit_scale.requires_grad_(learn_temperature)
         _set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
-        return cls(model.eval(), processor, BaseModel(name, settings.revision, *pair), detected.reason)
+        return cls(model.eval(), processor, ModelSource(name, settings.revision, *pair), detected.reason)
 
     @property
     def spec(self) -> ModelSpec:

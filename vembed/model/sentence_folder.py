@@ -25,6 +25,11 @@ _LEGACY_KEYS = {
 _TRANSFORMERS = ("Transformer", "CLIPModel")
 
 
+def lowers_case(folder: Path) -> bool:
+    """Whether texts are made lower case before the tokenizer of the model in `folder` sees them."""
+    return bool(_transformer_settings(folder).get("do_lower_case"))
+
+
 @dataclass(frozen=True)
 class SentenceFolder:
     """What the files of a sentence-transformers model say. `model_path`: where the Hugging Face files lie within."""
@@ -33,7 +38,6 @@ class SentenceFolder:
     pooling: Pooling | None
     normalize: bool
     max_length: int | None
-    lower_case: bool
     query_prompt: str
     document_prompt: str
     similarity: str | None
@@ -63,7 +67,6 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         pooling=_pooling(folder / paths["Pooling"]) if "Pooling" in paths else _own_output(settings),
         normalize="Normalize" in paths,
         max_length=settings.get("max_seq_length"),
-        lower_case=bool(settings.get("do_lower_case")),
         query_prompt=_prompt(prompts, general, "query"),
         document_prompt=_prompt(prompts, general, "document", "passage", "corpus"),
         similarity=general.get("similarity_fn_name"),

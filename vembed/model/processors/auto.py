@@ -15,6 +15,7 @@ from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
 from vembed.model.processors.texts import TextReader
+from vembed.model.sentence_folder import lowers_case
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
@@ -47,7 +48,7 @@ class ItemProcessor:
             tokenizer = pretrained_processor(
                 transformers.AutoTokenizer, folders.text, trust_remote_code=code, kind="tokenizer"
             )
-            texts = TextReader(tokenizer, spec)
+            texts = TextReader(tokenizer, spec, lower_case=lowers_case(folders.text))
         if folders.image is not None:
             processor = pretrained_processor(
                 transformers.AutoImageProcessor, folders.image, trust_remote_code=code, kind="image processor"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers import normalizers
 from torch import Tensor
 
 from vembed.model.spec import ModelSpec
@@ -22,11 +23,14 @@ class EncodedTexts:
 class TextReader:
     """A tokenizer with the length and padding that the model was trained with."""
 
-    def __init__(self, tokenizer: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
+    # Any: transformers is untyped here
+    def __init__(self, tokenizer: Any, spec: ModelSpec, *, lower_case: bool = False) -> None:
         self.tokenizer = tokenizer
         self._max_length = spec.max_length
         self._pad_to = spec.pad_to
         tokenizer.padding_side = spec.padding_side
+        if lower_case:
+            _lower_case(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokens padded to the longest of these texts, or to the model's fixed length.
@@ -50,3 +54,10 @@ class TextReader:
             return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
         lengths = [len(ids) for ids in self.tokenizer(list(texts), truncation=False)["input_ids"]]
         return sum(length > self._max_length for length in lengths)
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Put lower-casing before the tokenizer's own normalisation; it is saved with the tokenizer from then on."""
+    backend = tokenizer.backend_tokenizer
+    steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer is not None else [])
+    backend.normalizer = normalizers.Sequence(steps)

@@ -1,0 +1,97 @@
+"""Texts and pictures of many shapes, and one loaded model of each family."""
+
+import pytest
+
+from tests import tiny
+from tests.pictures import make_picture
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.types import ImageSource, Item
+
+FOLDERS = {
+    "clip": tiny.tiny_clip,
+    "siglip": tiny.tiny_siglip,
+    "bert": lambda folder: tiny.tiny_bert(folder, pooling="mean"),
+    "vit": tiny.tiny_vit,
+    "dinov2": tiny.tiny_dinov2,
+    "timm": tiny.tiny_timm,
+}
+TEXTS = [
+    "a red circle",
+    "zebra",
+    "two blue squares on a green field",
+    "either/or.png",
+    "what colour is the small yellow triangle beside a large picture? " * 3,
+    "ünïcode 🎉",
+]
+SIZES = [(40, 30), (32, 32), (17, 90), (64, 64), (5, 7), (100, 33)]
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return list(TEXTS)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    return [make_picture(seed, size) for seed, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """Builds the folder of a tiny model once, by its short name."""
+    made: dict[str, str] = {}
+
+    def folder(name: str) -> str:
+        if name not in made:
+            made[name] = FOLDERS[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fresh(folder_of):
+    """Loads a tiny model anew, with settings; `composed` is BERT + timm, `vit_pair` is BERT + ViT."""
+
+    def load(name: str, *, temperature: float | None = None, seed: int = 0, **settings: object) -> VisualRetrievalModel:
+        towers = {"composed": ("bert", "timm"), "vit_pair": ("bert", "vit")}
+        if name in towers:
+            text, image = (folder_of(tower) for tower in towers[name])
+            settings |= {"text_model_name": text, "image_model_name": image}
+        else:
+            settings["model_name"] = folder_of(name)
+        return VisualRetrievalModel.from_pretrained(None, ModelSettings(**settings), temperature=temperature, seed=seed)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def model_of(fresh):
+    """Loads a tiny model once; tests must not change it."""
+    loaded: dict[str, VisualRetrievalModel] = {}
+
+    def model(name: str) -> VisualRetrievalModel:
+        if name not in loaded:
+            loaded[name] = fresh(name)
+        return loaded[name]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def items_for(texts, pictures):
+    """Items that a model can read: texts, images, both at once, several images."""
+
+    def items(model: VisualRetrievalModel) -> list[Item]:
+        sources = [ImageSource(pil=image) for image in pictures]
+        made = [Item(text=text) for text in texts] if model.spec.can(["text"]) else []
+        if model.spec.can(["image"]):
+            made += [Item(images=(source,)) for source in sources]
+            made += [Item(images=(sources[0], sources[3], sources[4]))]
+        if model.spec.can(["text", "image"]):
+            made += [Item(text=text, images=(source,)) for text, source in zip(texts, sources, strict=True)]
+            made += [Item(text=texts[2], images=tuple(sources[1:3]))]
+        return made
+
+    return items

@@ -1,0 +1,197 @@
+"""A checkpoint is a folder that gives back the same bits, and that other libraries open with equal results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from vembed.errors import CheckpointError, ModelError
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.types import Item
+
+EVERY = ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed"]
+
+
+def load(folder: Path, **settings: object) -> VisualRetrievalModel:
+    return VisualRetrievalModel.from_pretrained(str(folder), ModelSettings(**settings))
+
+
+def shake(model: VisualRetrievalModel, seed: int = 0) -> VisualRetrievalModel:
+    """Change every weight a little, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_reloaded_checkpoint_gives_equal_bits(name, fresh, items_for, tmp_path):
+    model = shake(fresh(name))
+    model.save_pretrained(tmp_path, {"loss": "infonce"})
+    again = load(tmp_path)
+    assert again.spec == model.spec
+    assert torch.equal(again.encode(items_for(model)).vectors, model.encode(items_for(model)).vectors)
+    states = model.model.state_dict(), again.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not again.model.has_new_heads
+    again.save_pretrained(tmp_path / "second")
+    assert torch.equal(load(tmp_path / "second").encode(items_for(model)).vectors, model.encode(items_for(model)).vectors)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_checkpoint_holds_no_pickle_and_says_what_it_is(name, fresh, tmp_path):
+    model = fresh(name)
+    model.save_pretrained(tmp_path, {"loss": "infonce", "version": "ignored"})
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt", ".jinja"}
+    assert "model.safetensors" in names
+    saved = json.loads((tmp_path / "vembed_config.json").read_text())
+    assert saved["loss"] == "infonce"
+    assert saved["version"] != "ignored"
+    assert saved["spec"]["family"] == model.spec.family
+    assert (tmp_path / "config.json").exists() == (name != "composed")
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "timm"])
+def test_plain_transformers_opens_the_folder_with_equal_weights(name, fresh, folder_of, tmp_path):
+    model = shake(fresh(name))
+    model.save_pretrained(tmp_path)
+    plain = transformers.AutoModel.from_pretrained(tmp_path)
+    base = transformers.AutoModel.from_pretrained(folder_of(name))
+    assert type(plain) is type(base)
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(Path(folder_of(name)) / "model.safetensors").keys()
+    ours = model.model.backbone_state("")
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in plain.state_dict().items() if key in ours)
+    if name in ("clip", "siglip"):
+        assert torch.equal(plain.logit_scale.reshape(1), model.model.logit_scale)
+        transformers.AutoProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "bert"])
+def test_sentence_transformers_embeds_texts_equally(name, fresh, texts, tmp_path):
+    model = shake(fresh(name, query_prompt="what is ", document_prompt="a photo of "))
+    model.save_pretrained(tmp_path)
+    opened = SentenceTransformer(str(tmp_path), device="cpu")
+    for side, encode in (("query", opened.encode_query), ("document", opened.encode_document)):
+        ours = model.encode([Item(text=text) for text in texts], side=side).vectors
+        assert torch.allclose(encode(texts, convert_to_tensor=True), ours, atol=1e-5)
+    assert opened.similarity_fn_name == "cosine"
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit", "dinov2", "timm"])
+def test_sentence_transformers_embeds_images_equally(name, fresh, pictures, tmp_path):
+    model = shake(fresh(name))
+    model.save_pretrained(tmp_path)
+    opened = SentenceTransformer(str(tmp_path), device="cpu")
+    theirs = torch.cat([opened.encode([image], convert_to_tensor=True) for image in pictures])
+    assert torch.allclose(theirs, model.get_image_features(pictures), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "max", "last", "pooler"])
+def test_sentence_transformers_knows_every_text_pooling(pooling, fresh, texts, tmp_path):
+    model = fresh("bert", pooling=pooling, max_length=8)
+    model.save_pretrained(tmp_path)
+    opened = SentenceTransformer(str(tmp_path), device="cpu")
+    assert torch.allclose(opened.encode(texts, convert_to_tensor=True), model.get_text_features(texts), atol=1e-5)
+    (tmp_path / "vembed_config.json").unlink()  # the same folder, read by its sentence-transformers files alone
+    assert torch.equal(load(tmp_path).get_text_features(texts), model.get_text_features(texts))
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("vit", 48), ("dinov2", 64), ("timm", 64), ("clip", 48)])
+def test_another_image_size_is_kept_and_others_fail_or_agree(name, image_size, fresh, pictures, tmp_path):
+    model = fresh(name, image_size=image_size)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load(tmp_path).get_image_features(pictures), model.get_image_features(pictures))
+    opened = SentenceTransformer(str(tmp_path), device="cpu")
+    if name in ("vit", "clip"):  # they interpolate on request only
+        with pytest.raises(ValueError, match="size"):
+            opened.encode(pictures[:1])
+    else:
+        theirs = torch.cat([opened.encode([image], convert_to_tensor=True) for image in pictures])
+        assert torch.allclose(theirs, model.get_image_features(pictures), atol=1e-5)
+
+
+def test_sentence_transformers_refuses_a_composed_model(fresh, tmp_path):
+    fresh("composed").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        SentenceTransformer(str(tmp_path), device="cpu")
+
+
+def test_the_towers_of_a_composed_model_open_by_themselves(fresh, texts, pictures, tmp_path):
+    model = shake(fresh("composed", query_prompt="what is "))
+    model.save_pretrained(tmp_path)
+    items = [Item(text=text) for text in texts]
+    text_tower = load(tmp_path / "text")
+    assert torch.equal(
+        text_tower.encode(items, side="query").vectors, model.encode(items, side="query", features="tower").vectors
+    )
+    opened = SentenceTransformer(str(tmp_path / "text"), device="cpu")
+    assert torch.allclose(
+        opened.encode_query(texts, convert_to_tensor=True), text_tower.encode(items, side="query").vectors, atol=1e-5
+    )
+    images = load(tmp_path / "image").get_image_features(pictures)
+    assert torch.equal(images, model.encode([_image(p) for p in pictures], features="tower").vectors)
+
+
+def test_a_checkpoint_starts_a_further_stage(fresh, tmp_path):
+    model = fresh("composed", temperature=0.5)
+    shake(model).save_pretrained(tmp_path)
+    stage = load(tmp_path, max_length=8, image_size=64, freeze=("text",))
+    assert torch.equal(stage.model.logit_scale, model.model.logit_scale)
+    assert all(torch.equal(a, b) for a, b in zip(stage.model.heads_state().values(), model.model.heads_state().values(), strict=True))
+    assert (stage.spec.max_length, stage.spec.image_size) == (8, 64)
+    assert all(info.pretrained for info in stage.model.parameter_infos())
+    with pytest.raises(ModelError, match="projection_dim 5: this checkpoint was built with 24"):
+        load(tmp_path, projection_dim=5)
+
+
+def test_broken_or_foreign_heads_are_refused(fresh, tmp_path):
+    fresh("composed").save_pretrained(tmp_path)
+    heads = tmp_path / "vembed_heads.safetensors"
+    state = load_file(heads)
+    save_file({name: tensor for name, tensor in state.items() if name != "heads.text.linear.weight"}, heads)
+    with pytest.raises(CheckpointError, match=r"does not fit this model: heads\.text\.linear\.weight"):
+        load(tmp_path)
+    heads.write_bytes(heads.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match="missing or broken"):
+        load(tmp_path)
+    heads.unlink()
+    with pytest.raises(CheckpointError, match="missing or broken"):
+        load(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_a_checkpoint_error(fresh, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        fresh("bert").save_pretrained(tmp_path / "file" / "inside")
+
+
+def test_writing_does_not_touch_the_model(fresh, tmp_path):
+    model = fresh("clip")
+    model.model.train()
+    before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    assert model.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
+    assert not hasattr(model.model.backbone, "logit_scale")
+
+
+def test_a_moved_checkpoint_needs_nothing_but_itself(fresh, texts, tmp_path):
+    fresh("bert").save_pretrained(tmp_path / "here")
+    vectors = load(tmp_path / "here").get_text_features(texts)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert torch.equal(load(tmp_path / "there").get_text_features(texts), vectors)
+
+
+def _image(picture):
+    from vembed.types import ImageSource
+
+    return Item(images=(ImageSource(pil=picture),))

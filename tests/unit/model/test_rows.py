@@ -1,0 +1,107 @@
+"""An item's vector is its own: it depends neither on the batch, the order, the neighbours, nor the padding."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vembed.errors import DataError, ModelError
+from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
+from vembed.types import ImageSource, Item
+
+EVERY = ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed"]
+
+
+def embed(model, items):
+    inputs = model.processor.prepare(items, "document")
+    with torch.no_grad():
+        return model.model(model.processor.finish(inputs)).vectors
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_vector_does_not_depend_on_its_batch(name, model_of, items_for):
+    model = model_of(name)
+    items = items_for(model)
+    together = embed(model, items)
+    alone = torch.cat([embed(model, [item]) for item in items])
+    reversed_order = embed(model, items[::-1]).flip(0)
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(together, reversed_order, atol=1e-5)
+    assert torch.allclose(together.norm(dim=1), torch.ones(len(items)), atol=1e-5)
+    assert (together[0] - together[1]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["clip", "composed"])
+def test_any_chunk_of_the_inputs_gives_the_same_rows(name, model_of, items_for):
+    model = model_of(name)
+    items = items_for(model)
+    inputs = model.processor.finish(model.processor.prepare(items, "document"))
+    with torch.no_grad():
+        whole = model.model(inputs).vectors
+        for size in (1, 3, 7):
+            chunks = [model.model(take_rows(inputs, start, start + size)) for start in range(0, len(items), size)]
+            assert torch.allclose(concat_rows(chunks).vectors, whole, atol=1e-5)
+        index = torch.tensor([4, 13, 0])
+        assert torch.allclose(model.model(select_rows(inputs, index)).vectors, whole[index], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clip", "composed"])
+def test_text_and_image_give_the_normalised_mean_of_their_unit_vectors(name, model_of, pictures):
+    model = model_of(name)
+    first, second = ImageSource(pil=pictures[0]), ImageSource(pil=pictures[1])
+    text, image, both = embed(
+        model, [Item(text="a red circle"), Item(images=(first,)), Item(text="a red circle", images=(first,))]
+    )
+    assert torch.allclose(both, functional.normalize((text + image) / 2, dim=0), atol=1e-6)
+    other, two, three = embed(
+        model, [Item(images=(second,)), Item(images=(first, second)), Item(text="a red circle", images=(first, second))]
+    )
+    mean = functional.normalize(image + other, dim=0)
+    assert torch.allclose(two, mean, atol=1e-6)
+    assert torch.allclose(three, functional.normalize(text + mean, dim=0), atol=1e-6)
+
+
+def test_no_rows_give_no_vectors(model_of):
+    inputs = model_of("clip").processor.prepare([], "query")
+    assert model_of("clip").model(inputs).vectors.shape == (0, 16)
+
+
+def test_a_row_needs_text_or_image(model_of):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:3: an item needs a text, an image, or both"):
+        model_of("clip").processor.load(Item(origin="pairs.jsonl:3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "can", "cannot"), [("bert", "texts only", "an image"), ("vit", "images only", "a text")]
+)
+def test_what_a_model_cannot_read_is_refused_with_what_it_can(name, can, cannot, model_of, pictures):
+    item = Item(text="a" if name == "vit" else None, images=(ImageSource(pil=pictures[0]),) if name == "bert" else ())
+    with pytest.raises(ModelError, match=f"reads {can}; it was given {cannot}"):
+        model_of(name).encode([item])
+
+
+def test_inputs_of_another_model_are_refused_too(model_of, pictures):
+    inputs = model_of("vit").processor.prepare([Item(images=(ImageSource(pil=pictures[0]),))], "document")
+    with pytest.raises(ModelError, match="reads texts only; it was given an image"):
+        model_of("bert").model(model_of("vit").processor.finish(inputs))
+
+
+@pytest.mark.parametrize("mode", ["t2i", "i2t", "i2i", "m2i", "m2t", "t2m"])
+def test_a_text_model_refuses_modes_with_images(mode, model_of):
+    with pytest.raises(ModelError, match=f"retrieval_mode {mode} cannot work: a text model reads texts only"):
+        model_of("bert").check_mode(mode)
+
+
+def test_modes_that_work_pass(model_of):
+    model_of("bert").check_mode("t2t")
+    model_of("vit").check_mode("i2i")
+    for mode in ("t2i", "i2t", "i2i", "t2t", "m2i", "m2t", "m2m"):
+        model_of("clip").check_mode(mode)
+        model_of("composed").check_mode(mode)
+
+
+def test_prompts_go_before_the_texts_of_their_side(fresh, model_of):
+    model = fresh("bert", query_prompt="what colour is ", document_prompt="a photo of ")
+    plain = model_of("bert")
+    for side, prompt in (("query", "what colour is "), ("document", "a photo of ")):
+        ours = model.encode([Item(text="a red circle")], side=side).vectors
+        assert torch.equal(ours, plain.encode([Item(text=prompt + "a red circle")], side=side).vectors)

@@ -1,0 +1,129 @@
+"""Predictor: open a checkpoint, embed texts and images, compare them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vembed.errors import UsageError
+from vembed.model.items import Embeddable, Picture, as_item, image_source
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+from vembed.scoring import get_scorer
+from vembed.types import Embeddings, Item, Side
+
+Output = Literal["numpy", "torch"]
+Vectors = NDArray[np.float32] | Tensor
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Predictor:
+    """A model ready to embed, from the folder of a checkpoint ("output/final") or a hub id.
+
+    Whatever it was trained with (prompts, pooling, lengths, image size, normalisation) is read from there, so an
+    embedding equals the one in training. Each encode method takes one thing or a list: [dim] or [items, dim].
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "auto",
+        *,
+        batch_size: int = 64,
+        dtype: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """device: auto | cpu | cuda | mps. dtype: float32 (default) | bfloat16 | float16. Raises ModelError."""
+        settings = ModelSettings(model_name=str(folder), trust_remote_code=trust_remote_code)
+        self.model = VisualRetrievalModel.from_pretrained(None, settings)
+        self.batch_size = batch_size
+        self.model.model.requires_grad_(False).to(device=_device(device), dtype=_dtype(dtype))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """How the model reads its inputs."""
+        return self.model.spec
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.model.model.dim
+
+    def encode_text(
+        self, texts: str | Sequence[str], *, side: Side = "query", width: int | None = None, output: Output = "numpy"
+    ) -> Vectors:
+        """Embed texts (a text that looks like a path is a text). `side` picks the prompt, if the model has any."""
+        single = isinstance(texts, str)
+        items = [Item(text=text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return self._encode(items, side, width, output, single=single)
+
+    def encode_image(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        side: Side = "document",
+        width: int | None = None,
+        output: Output = "numpy",
+    ) -> Vectors:
+        """Embed images: paths, encoded bytes or PIL images."""
+        single = isinstance(images, str | os.PathLike | bytes | PIL.Image.Image)
+        pictures = [images] if single else list(images)  # type: ignore[arg-type]  # a single picture went left
+        items = [Item(images=(image_source(picture),)) for picture in pictures]
+        return self._encode(items, side, width, output, single=single)
+
+    def encode(
+        self,
+        items: Embeddable | Sequence[Embeddable],
+        *,
+        side: Side = "document",
+        width: int | None = None,
+        output: Output = "numpy",
+    ) -> Vectors:
+        """Embed anything: a str is a text; a Path, bytes or PIL image is an image; {"text": ..., "image": ...} is both.
+
+        The image in a dict may be a path given as str, or a list of images.
+        """
+        single = isinstance(items, str | os.PathLike | bytes | PIL.Image.Image | Mapping | Item)
+        entries = [items] if single else list(items)  # type: ignore[arg-type]  # a single item went left
+        return self._encode([as_item(entry) for entry in entries], side, width, output, single=single)
+
+    def score(self, queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
+        """Scores [queries, documents] by the model's own measure; bigger is better."""
+        scorer = get_scorer(self.spec.similarity, self.spec.scoring)
+        scores: NDArray[np.float32] = scorer(_rows(queries), _rows(documents)).numpy()
+        return scores
+
+    def _encode(self, items: Sequence[Item], side: Side, width: int | None, output: Output, *, single: bool) -> Vectors:
+        if output not in ("numpy", "torch"):
+            raise UsageError(f"output {output!r} is unknown; known are: numpy, torch")
+        vectors = self.model.encode(items, side=side, batch_size=self.batch_size, width=width).vectors
+        vectors = vectors[0] if single else vectors
+        return vectors if output == "torch" else vectors.numpy()
+
+
+def _rows(vectors: Vectors) -> Embeddings:
+    rows = torch.as_tensor(vectors).cpu()
+    return Embeddings(rows.unsqueeze(0) if rows.ndim == 1 else rows)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(name: str | None) -> torch.dtype:
+    name = name or "float32"
+    if name not in _DTYPES:
+        raise UsageError(f"dtype {name!r} is unknown; known are: {', '.join(_DTYPES)}")
+    return _DTYPES[name]
