@@ -75,7 +75,7 @@ class TrainingLoader:
         self._collate = make_collator(processor, num_hard_negatives=settings.num_hard_negatives, seed=seed)
         self._num_workers = resolve_num_workers(settings.num_workers)
         self._pool: WorkerPool | None = None
-        self._bad_samples = bad_samples or BadSamples(settings)
+        self._bad_samples = BadSamples(settings) if bad_samples is None else bad_samples
         self._bad_samples.expect(sum(size.num_rows for size in self._sizes))
 
     def num_batches(self, epoch: int) -> int:

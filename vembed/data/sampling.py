@@ -73,13 +73,13 @@ class RowOrder:
 
 
 def _batch_sizes(size: SetSize, batch_size: int, world_size: int) -> list[int]:
-    """Rows per process of each batch. A rest of one row has no negatives and is left out, unless it is all there is."""
+    """Rows per process of each batch. A rest of one row in all has no negatives; it is left out if there is more."""
     drawn = max(1, round(size.num_rows * size.weight))
     full, rest = divmod(drawn, batch_size * world_size)
     rest //= world_size
     if full == 0:
         return [max(1, rest)]
-    return [batch_size] * full + ([rest] if rest > 1 else [])
+    return [batch_size] * full + ([rest] if rest * world_size > 1 else [])
 
 
 def _generator(*key: int | str) -> np.random.Generator:

@@ -1,7 +1,8 @@
 """A validation set split off the training data, such that nothing it shows was trained on.
 
-Whole components of rows are taken (`vembed.data.components`), in the order of their content hashed with the seed: the
-same data and seed give the same split, also after rows were reordered. The split is saved as row numbers in the run.
+Whole components of rows are taken (`vembed.data.components`), in the order of their content hashed with the seed, each
+if it brings the validation set closer to the wanted size: the same data and seed give the same split, also after rows
+were reordered. The split is saved as row numbers in the run.
 """
 
 import json
@@ -19,8 +20,6 @@ from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import mixed_hash
 from vembed.errors import DataError
 from vembed.utils.files import atomic_file
-
-_MOST_OVER = 1.25  # a component that would make the validation set this much larger than asked for is left in train
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ def _choose(components: Components, owners: NDArray[np.int64], fraction: float, 
     chosen, num_chosen = np.zeros(len(owners), bool), 0
     for number in order:
         rows = members[number]
-        if num_chosen + len(rows) <= max(wanted * _MOST_OVER, 1) and _leaves_some(left, owners[rows]):
+        closer = abs(num_chosen + len(rows) - wanted) <= abs(num_chosen - wanted)
+        if closer and _leaves_some(left, owners[rows]):
             chosen[rows] = True
             num_chosen += len(rows)
             left.subtract(owners[rows].tolist())

@@ -48,7 +48,9 @@ class BadSamples:
         self._origins = set(self._listed_origins())
         self._num_rows: int | None = None
 
-    def __len__(self) -> int:
+    @property
+    def num_bad(self) -> int:
+        """Bad rows so far, each counted once."""
         return len(self._origins)
 
     def expect(self, num_rows: int) -> None:
@@ -63,9 +65,9 @@ class BadSamples:
             return
         self._origins.add(origin)
         self._write(origin, reason)
-        if self._num_rows is not None and len(self) > self._max_fraction * self._num_rows:
+        if self._num_rows is not None and self.num_bad > self._max_fraction * self._num_rows:
             raise DataError(
-                f"{len(self)} of {self._num_rows} rows cannot be used, over max_bad_fraction = {self._max_fraction};"
+                f"{self.num_bad} of {self._num_rows} rows cannot be used, over max_bad_fraction = {self._max_fraction};"
                 f" the last: {reason}{f' (all are listed in {self._path})' if self._path else ''}"
             )
 

@@ -1,6 +1,7 @@
 """Where loaded rows come from: this process, or worker processes that load blocks of rows ahead."""
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -73,12 +74,19 @@ class WorkerPool:
             persistent_workers=True,
             prefetch_factor=_BLOCKS_AHEAD,
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_parent,
         )
 
     def load(self, blocks: Iterator[Block]) -> Iterator[bytes]:
         """The packed blocks in order. An earlier iteration must not go on."""
         self._blocks.current = blocks
         return iter(self._loader)
+
+
+def _leave_signals_to_parent(_worker: int) -> None:
+    """Ctrl-C and a job's SIGTERM reach every process; the parent finishes its step first, and needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_is(packed: Any) -> Any:  # Any: what torch declares here; a worker's bytes are passed on
