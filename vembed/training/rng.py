@@ -1,6 +1,5 @@
 """The random generators of this process as tensors, so that a checkpoint can hold them without a pickle."""
 
-import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Python keeps the second of two normal deviates for later, or None.
-_NO_GAUSS = float("nan")
 
 
 def capture_rng() -> dict[str, Tensor]:
@@ -27,8 +24,8 @@ def restore_rng(states: Mapping[str, Tensor]) -> None:
     """Put the generators where `capture_rng` found them. States of devices that are not here are left out."""
     torch.set_rng_state(states["torch"])
     version, *words = states["python"].tolist()
-    pending = states["python.gauss"].item()
-    random.setstate((version, tuple(words), None if math.isnan(pending) else pending))
+    pending = states["python.gauss"].tolist()
+    random.setstate((version, tuple(words), pending[0] if pending else None))
     keys, gauss = states["numpy.keys"].numpy(), states["numpy.gauss"].item()
     position, has_gauss = states["numpy.position"].tolist()
     np.random.set_state(("MT19937", keys.astype(np.uint32), position, has_gauss, gauss))
@@ -50,11 +47,11 @@ def rng_unmoved() -> Iterator[None]:
 
 
 def _python_states() -> dict[str, Tensor]:
-    """Version and words, int64 [626], and the pending normal deviate."""
+    """Version and words, int64 [626], and the pending second of two normal deviates, float64 [0 or 1]."""
     version, words, pending = random.getstate()
     return {
         "python": torch.tensor([version, *words]),
-        "python.gauss": torch.tensor(_NO_GAUSS if pending is None else pending, dtype=torch.float64),
+        "python.gauss": torch.tensor([] if pending is None else [pending], dtype=torch.float64),
     }
 
 

@@ -1,0 +1,151 @@
+"""A run that was stopped and goes on in another process does what it would have done, to the bit."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.pictures import write_pairs
+from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for
+from vembed.errors import CheckpointError, ConfigError
+from vembed.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory, bert_folder, vit_folder):
+    """Ten steps over two data sets with dropout, augmentation and accumulation; step 5 is in the midst of epoch 2."""
+    return {
+        "text_model_name": bert_folder,
+        "image_model_name": vit_folder,
+        "data_path": two_data_sets(tmp_path_factory.mktemp("data")),
+        "val_fraction": 0.2,
+        "augment": "strong",
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "gradient_cache_chunk_size": 3,
+        "max_steps": 10,
+        "logging_steps": 2,
+        "eval_steps": 4,
+        "save_steps": 5,
+        "save_total_limit": 9,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "report": False,
+        "device": "cpu",
+    }
+
+
+def assert_same_run(straight, resumed):
+    """Parameters, optimiser, random states, counters, metrics, and what is deployed."""
+    last = "checkpoint-10"
+    tensors, expected = (load_file(run / last / "training_state.safetensors") for run in (resumed, straight))
+    assert tensors.keys() == expected.keys()
+    assert len(tensors) > 50
+    assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
+    for folder in (last, "best", "final"):
+        files, expected_files = read_bytes(resumed / folder), read_bytes(straight / folder)
+        assert files.keys() == expected_files.keys()
+        different = {name for name in files if files[name] != expected_files[name]}
+        assert different <= {"training_state.json"}  # it has the time that was taken
+    assert read_lines(resumed / "metrics.jsonl") == read_lines(straight / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"use_lora": True, "lora_dropout": 0.1, "num_workers": 2}],
+    ids=["full", "adapters and workers"],
+)
+def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**settings, **changes, "output_dir": str(straight)}).train()
+    assert [line["step"] for line in read_lines(straight / "metrics.jsonl") if "loss" in line] == [2, 4, 6, 8, 10]
+    assert [line["step"] for line in read_lines(straight / "metrics.jsonl") if "eval" in line] == [4, 8, 10]
+
+    # As a run leaves its folder that dies after step 8: a checkpoint of step 5, and lines and a best that are newer.
+    shutil.copytree(straight, resumed)
+    for folder in ("checkpoint-10", "final"):
+        shutil.rmtree(resumed / folder)
+    lines = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (resumed / "metrics.jsonl").write_text("".join(lines[:-2]))
+    again = {**settings, **changes, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}
+    code, output = finish(start_training(again))
+    assert code == 0, output
+    assert "training from step 5 to 10" in output
+    assert_same_run(straight, resumed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, settings, number, code):
+    stopped = tmp_path / "stopped"
+    slow = {**settings, "num_workers": 2, "save_steps": None, "logging_steps": 1, "max_steps": 100}
+    process = start_training({**slow, "output_dir": str(stopped)}, start_new_session=True)
+    wait_for(stopped / "metrics.jsonl", process)
+    os.killpg(process.pid, number)  # as a terminal does: the loader's processes get it too
+    returned, output = finish(process)
+    assert returned == code, output
+    (checkpoint,) = stopped.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert f"after step {step} of 100" in output
+    assert f"vembed train {stopped}/config.yaml --resume_from_checkpoint latest" in output
+    assert not (stopped / "final").exists()
+
+    again = Trainer(slow, output_dir=str(stopped), resume_from_checkpoint="latest", max_steps=step + 2)
+    assert again.train().num_steps == step + 2
+    assert (stopped / "final").is_dir()
+    assert [line["step"] for line in read_lines(stopped / "metrics.jsonl") if "loss" in line] == [*range(1, step + 3)]
+
+
+def test_a_second_signal_stops_at_once(tmp_path, settings):
+    """While the first step of a large batch runs, the first signal waits and the second does not."""
+    data = write_pairs(tmp_path / "data", 200, "i2i")
+    slow = {**settings, "data_path": data, "retrieval_mode": "i2i", "batch_size": 128, "gradient_cache_chunk_size": 1}
+    process = start_training({**slow, "output_dir": str(tmp_path / "run"), "gradient_accumulation_steps": 50})
+    wait_for(tmp_path / "run" / "run.json", process)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    code, output = finish(process)
+    assert code not in (0, 1), output
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_settings_that_matter_may_not_change(tmp_path, settings):
+    few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
+    Trainer(few).train()
+    before = read_bytes(tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"batch_size: .* with 4, now it is 5\nlr_scheduler: .* 'cosine', now .* 'linear'"
+    ):
+        Trainer({**few, "resume_from_checkpoint": "latest", "batch_size": 5, "lr_scheduler": "linear"}).train()
+    assert read_bytes(tmp_path / "run") == before
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, settings):
+    few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
+    Trainer(few).train()
+    (tmp_path / "run" / "checkpoint-1" / "training_state.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match="checkpoint-1 is not a whole checkpoint"):
+        Trainer({**few, "resume_from_checkpoint": "latest"}).train()
+
+
+def test_weights_that_are_not_those_of_the_run_are_refused(tmp_path, settings):
+    few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
+    Trainer(few).train()
+    Trainer({**few, "seed": 3, "output_dir": str(tmp_path / "other")}).train()
+    heads = "checkpoint-1/vembed_heads.safetensors"
+    shutil.copy(tmp_path / "other" / heads, tmp_path / "run" / heads)
+    with pytest.raises(CheckpointError, match="not those that were trained"):
+        Trainer({**few, "resume_from_checkpoint": "latest"}).train()
+
+
+def test_a_finished_run_that_is_resumed_is_finished(tmp_path, settings):
+    few = {**settings, "max_steps": 2, "output_dir": str(tmp_path / "run")}
+    first = Trainer(few).train()
+    again = Trainer({**few, "resume_from_checkpoint": "latest"}).train()
+    assert again.best == first.best
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [2, 2]

@@ -1,0 +1,40 @@
+import pytest
+
+from vembed.errors import ConfigError
+from vembed.training.compatibility import check_same_run
+
+SAVED = {"learning_rate": 1e-4, "epochs": 3, "max_steps": None, "output_dir": "a", "learning_rates": {"text": 0}}
+ROWS = {"t2i": 10, "i2i": 5}
+
+
+def check(**now):
+    check_same_run(SAVED, {**SAVED, **now}, saved_rows=ROWS, rows=ROWS)
+
+
+def test_the_same_settings_go_on():
+    check()
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 9}, {"epochs": 4}, {"output_dir": "b"}, {"logging_steps": 1}])
+def test_what_does_not_change_the_training_may_change(change):
+    check(**change)
+
+
+def test_what_matters_is_refused_all_at_once():
+    with pytest.raises(ConfigError) as error:
+        check(learning_rate=2e-4, learning_rates={}, epochs=2, seed=3)
+    lines = str(error.value).splitlines()
+    assert lines[:4] == [
+        "epochs: the checkpoint was trained with 3, now it is 2",
+        "learning_rate: the checkpoint was trained with 0.0001, now it is 0.0002",
+        "learning_rates: the checkpoint was trained with {'text': 0}, now it is {}",
+        "seed: the checkpoint was trained with None, now it is 3",
+    ]
+    assert "model_name: <checkpoint folder>" in lines[4]
+
+
+def test_changed_data_is_refused():
+    with pytest.raises(ConfigError, match="data set 't2i': it had 10 rows, now it has 11"):
+        check_same_run(SAVED, SAVED, saved_rows=ROWS, rows={"t2i": 11, "i2i": 5})
+    with pytest.raises(ConfigError, match="data set 'new': it had 0 rows, now it has 1"):
+        check_same_run(SAVED, SAVED, saved_rows=ROWS, rows={**ROWS, "new": 1})
