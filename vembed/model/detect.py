@@ -153,6 +153,7 @@ def _from_files(config: _Config, architecture: Architecture, sentence: SentenceF
         similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
         max_length=min((length for length in (asked, limit) if length), default=None) if reads_text else None,
         pad_to=limit if family.name == "siglip" else None,
+        lower_case=sentence.lower_case if sentence and reads_text else False,
         query_prompt=sentence.query_prompt if sentence and reads_text else "",
         document_prompt=sentence.document_prompt if sentence and reads_text else "",
     )

@@ -25,11 +25,6 @@ _LEGACY_KEYS = {
 _TRANSFORMERS = ("Transformer", "CLIPModel")
 
 
-def lowers_case(folder: Path) -> bool:
-    """Whether texts are made lower case before the tokenizer of the model in `folder` sees them."""
-    return bool(_transformer_settings(folder).get("do_lower_case"))
-
-
 @dataclass(frozen=True)
 class SentenceFolder:
     """What the files of a sentence-transformers model say. `model_path`: where the Hugging Face files lie within."""
@@ -38,6 +33,7 @@ class SentenceFolder:
     pooling: Pooling | None
     normalize: bool
     max_length: int | None
+    lower_case: bool
     query_prompt: str
     document_prompt: str
     similarity: str | None
@@ -67,6 +63,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         pooling=_pooling(folder / paths["Pooling"]) if "Pooling" in paths else _own_output(settings),
         normalize="Normalize" in paths,
         max_length=settings.get("max_seq_length"),
+        lower_case=bool(settings.get("do_lower_case")),
         query_prompt=_prompt(prompts, general, "query"),
         document_prompt=_prompt(prompts, general, "document", "passage", "corpus"),
         similarity=general.get("similarity_fn_name"),
@@ -155,7 +152,7 @@ def _transformer_file(spec: ModelSpec, pooling: Pooling) -> Json:
         "module_output_name": "token_embeddings" if pooling in _MODE_OF_POOLING else "sentence_embedding",
     }
     if spec.max_length is not None:
-        content |= {"max_seq_length": spec.max_length, "do_lower_case": False}
+        content |= {"max_seq_length": spec.max_length, "do_lower_case": spec.lower_case}
     if spec.pad_to is not None:
         content["processing_kwargs"] = {"text": {"padding": "max_length", "max_length": spec.pad_to}}
     return content

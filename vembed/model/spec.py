@@ -35,6 +35,7 @@ class ModelSpec(BaseModel):
     padding_side: Literal["right", "left"] = "right"
     max_length: int | None = None
     pad_to: int | None = None
+    lower_case: bool = False
     image_size: int | None = None
     query_prompt: str = ""
     document_prompt: str = ""

@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
-from vembed.types import Item
+from vembed.types import ImageSource, Item
 
 EVERY = ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed"]
 
@@ -43,7 +43,9 @@ def test_a_reloaded_checkpoint_gives_equal_bits(name, fresh, items_for, tmp_path
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not again.model.has_new_heads
     again.save_pretrained(tmp_path / "second")
-    assert torch.equal(load(tmp_path / "second").encode(items_for(model)).vectors, model.encode(items_for(model)).vectors)
+    assert torch.equal(
+        load(tmp_path / "second").encode(items_for(model)).vectors, model.encode(items_for(model)).vectors
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -51,7 +53,12 @@ def test_a_checkpoint_holds_no_pickle_and_says_what_it_is(name, fresh, tmp_path)
     model = fresh(name)
     model.save_pretrained(tmp_path, {"loss": "infonce", "version": "ignored"})
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".txt", ".jinja"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {
+        ".json",
+        ".safetensors",
+        ".txt",
+        ".jinja",
+    }
     assert "model.safetensors" in names
     saved = json.loads((tmp_path / "vembed_config.json").read_text())
     assert saved["loss"] == "infonce"
@@ -67,7 +74,10 @@ def test_plain_transformers_opens_the_folder_with_equal_weights(name, fresh, fol
     plain = transformers.AutoModel.from_pretrained(tmp_path)
     base = transformers.AutoModel.from_pretrained(folder_of(name))
     assert type(plain) is type(base)
-    assert load_file(tmp_path / "model.safetensors").keys() == load_file(Path(folder_of(name)) / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "model.safetensors").keys()
+        == load_file(Path(folder_of(name)) / "model.safetensors").keys()
+    )
     ours = model.model.backbone_state("")
     assert all(torch.equal(tensor, ours[key]) for key, tensor in plain.state_dict().items() if key in ours)
     if name in ("clip", "siglip"):
@@ -146,7 +156,10 @@ def test_a_checkpoint_starts_a_further_stage(fresh, tmp_path):
     shake(model).save_pretrained(tmp_path)
     stage = load(tmp_path, max_length=8, image_size=64, freeze=("text",))
     assert torch.equal(stage.model.logit_scale, model.model.logit_scale)
-    assert all(torch.equal(a, b) for a, b in zip(stage.model.heads_state().values(), model.model.heads_state().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(stage.model.heads_state().values(), model.model.heads_state().values(), strict=True)
+    )
     assert (stage.spec.max_length, stage.spec.image_size) == (8, 64)
     assert all(info.pretrained for info in stage.model.parameter_infos())
     with pytest.raises(ModelError, match="projection_dim 5: this checkpoint was built with 24"):
@@ -192,6 +205,4 @@ def test_a_moved_checkpoint_needs_nothing_but_itself(fresh, texts, tmp_path):
 
 
 def _image(picture):
-    from vembed.types import ImageSource
-
     return Item(images=(ImageSource(pil=picture),))

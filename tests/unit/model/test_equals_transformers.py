@@ -70,7 +70,9 @@ def test_resizing_in_uint8_and_normalising_later_gives_the_processor_s_own_pixel
     assert torch.equal(finished, processor(images=pictures, return_tensors="pt")["pixel_values"])
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("clip", 48), ("siglip", 48), ("vit", 48), ("dinov2", 64), ("timm", 64)])
+@pytest.mark.parametrize(
+    ("name", "image_size"), [("clip", 48), ("siglip", 48), ("vit", 48), ("dinov2", 64), ("timm", 64)]
+)
 @torch.no_grad()
 def test_another_image_size_interpolates_position_embeddings(name, image_size, fresh, folder_of, pictures):
     model = fresh(name, image_size=image_size)
@@ -93,7 +95,12 @@ def test_texts_over_the_limit_are_cut_and_counted(model_of, texts):
     for name, limit in (("clip", 16), ("siglip", 16), ("bert", 24)):
         inputs = model_of(name).processor.prepare(items, "query")
         assert inputs.tensors["input_ids"].values.shape == (len(texts), limit)
-        lengths = [len(ids) for ids in transformers.AutoTokenizer.from_pretrained(str(model_of(name).base.model_name))(texts)["input_ids"]]
+        lengths = [
+            len(ids)
+            for ids in transformers.AutoTokenizer.from_pretrained(str(model_of(name).base.model_name))(texts)[
+                "input_ids"
+            ]
+        ]
         assert inputs.num_truncated == sum(length > limit for length in lengths) >= 1
 
 

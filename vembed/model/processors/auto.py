@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +16,6 @@ from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
 from vembed.model.processors.texts import TextReader
-from vembed.model.sentence_folder import lowers_case
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
@@ -48,7 +48,8 @@ class ItemProcessor:
             tokenizer = pretrained_processor(
                 transformers.AutoTokenizer, folders.text, trust_remote_code=code, kind="tokenizer"
             )
-            texts = TextReader(tokenizer, spec, lower_case=lowers_case(folders.text))
+            _refuse_without_vocabulary(tokenizer, folders.text)
+            texts = TextReader(tokenizer, spec)
         if folders.image is not None:
             processor = pretrained_processor(
                 transformers.AutoImageProcessor, folders.image, trust_remote_code=code, kind="image processor"
@@ -118,6 +119,13 @@ class ItemProcessor:
         assert self._images is not None
         picture = read_image(item.images[index], max_pixels=self.max_image_pixels)
         return self._images.resize(picture if transform is None else transform(picture))
+
+
+def _refuse_without_vocabulary(tokenizer: Any, folder: Path) -> None:  # Any: transformers is untyped here
+    """transformers makes an empty tokenizer when the files are missing, which would turn all words into one."""
+    names = sorted(set(tokenizer.vocab_files_names.values()))
+    if names and not any((folder / name).is_file() for name in names):
+        raise ModelError(f"model folder {str(folder)!r} has no tokenizer: none of {', '.join(names)} is there")
 
 
 def _image_reader(processor: object, spec: ModelSpec) -> ImageReader:

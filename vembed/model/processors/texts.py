@@ -24,12 +24,12 @@ class TextReader:
     """A tokenizer with the length and padding that the model was trained with."""
 
     # Any: transformers is untyped here
-    def __init__(self, tokenizer: Any, spec: ModelSpec, *, lower_case: bool = False) -> None:
+    def __init__(self, tokenizer: Any, spec: ModelSpec) -> None:
         self.tokenizer = tokenizer
         self._max_length = spec.max_length
         self._pad_to = spec.pad_to
         tokenizer.padding_side = spec.padding_side
-        if lower_case:
+        if spec.lower_case:
             _lower_case(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
@@ -57,7 +57,9 @@ class TextReader:
 
 
 def _lower_case(tokenizer: Any) -> None:
-    """Put lower-casing before the tokenizer's own normalisation; it is saved with the tokenizer from then on."""
+    """Put lower-casing before the tokenizer's own normalisation, as sentence-transformers does."""
     backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a":
+        return
     steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer is not None else [])
     backend.normalizer = normalizers.Sequence(steps)
