@@ -1,0 +1,158 @@
+"""Measures a model on retrieval sets: encode, score, rank, average."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vembed.evaluation.metrics import PerQuery, measure_queries
+from vembed.evaluation.ranks import RelevantRanks, join_ranks, rank_relevant
+from vembed.evaluation.relevance import RetrievalSet
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.grad_cache.cachex.tree_utils import take_rows
+from vembed.model.encoding import Features
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.retrieval.encode import Encoding, ItemEncoder
+from vembed.retrieval.index import Hits, best_documents, score_strips
+from vembed.scoring import Scorer, cosine, get_scorer
+from vembed.types import Embeddings
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Which vectors a set's figures are of, for the encoder and in words."""
+
+    features: Features
+    words: str
+
+
+Rule = Callable[[VisualRetrievalModel, RetrievalSet], Basis]
+
+
+def as_it_is(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
+    """Every set is measured on what the model gives."""
+    return Basis("model", "the model's embeddings")
+
+
+def as_base(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
+    """The fair figure of an untuned model: new heads are random, so where one tower will do, its own features count."""
+    if not model.model.has_new_heads:
+        return Basis("model", "the pretrained model's embeddings")
+    if not retrieval_set.one_tower:
+        return Basis("model", "untrained projection heads, so about chance")
+    tower = "image" if retrieval_set.mode == "i2i" else "text"
+    return Basis("tower", f"the pretrained {tower} tower's own features")
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """Figures of one set. per_query: metric -> [queries]; their means are `metrics`. hits: the best documents.
+
+    first_ranks: int64 [queries], where each query's first relevant document stands. measured_on: which vectors were
+    compared, in words.
+    """
+
+    name: str
+    per_query: Mapping[str, PerQuery]
+    hits: Hits
+    first_ranks: NDArray[np.int64]
+    measured_on: str = "the model's embeddings"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metric -> mean over the queries."""
+        return {name: float(values.mean()) for name, values in self.per_query.items()}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Figures of one model on every set, in the order of the sets."""
+
+    sets: tuple[SetResult, ...]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Set -> metric -> value."""
+        return {result.name: result.metrics for result in self.sets}
+
+    def mean(self, metric: str) -> float:
+        """A metric averaged over the sets."""
+        return float(np.mean([result.metrics[metric] for result in self.sets]))
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures models on `sets`. `num_hits` results per query are kept, for a gallery."""
+
+    sets: Sequence[RetrievalSet]
+    settings: EvaluationSettings
+    num_hits: int = 5
+
+    def measure(self, model: VisualRetrievalModel, rule: Rule = as_it_is) -> EvaluationResult:
+        """Figures of the model, each set by the rule's vectors. Items that several sets share are encoded once.
+
+        Raises DataError for an image that cannot be read, ModelError for a set whose mode the model cannot take.
+        """
+        for retrieval_set in self.sets:
+            model.check_mode(retrieval_set.mode)
+        encoders = _Encoders(model, self.settings.eval_batch_size)
+        return EvaluationResult(tuple(self._measure_set(one, encoders, rule(model, one)) for one in self.sets))
+
+    def _measure_set(self, retrieval_set: RetrievalSet, encoders: "_Encoders", basis: Basis) -> SetResult:
+        encoder = encoders.get(basis)
+        queries = encoder.encode(retrieval_set.queries, side="query", keys=retrieval_set.query_keys.tolist())
+        documents = encoder.encode(retrieval_set.documents, side="document", keys=retrieval_set.document_keys.tolist())
+        result = measure_set(
+            retrieval_set,
+            queries,
+            documents,
+            scorer=encoders.scorer(basis),
+            cut_offs=self.settings.eval_k,
+            num_hits=self.num_hits,
+        )
+        return replace(result, measured_on=basis.words)
+
+
+def measure_set(
+    retrieval_set: RetrievalSet,
+    queries: Embeddings,
+    documents: Embeddings,
+    *,
+    scorer: Scorer,
+    cut_offs: Sequence[int],
+    num_hits: int,
+) -> SetResult:
+    """Figures of a set's embeddings, rows in the order of its queries and documents."""
+    ranks: list[RelevantRanks] = []
+    hits: list[Hits] = []
+    for start, scores in score_strips(queries, documents, scorer, excluded=retrieval_set.excluded):
+        ranks.append(rank_relevant(scores, take_rows(retrieval_set.relevant, start, start + len(scores))))
+        hits.append(best_documents(scores, num_hits))
+    every_rank = join_ranks(ranks)
+    return SetResult(
+        name=retrieval_set.name,
+        per_query=measure_queries(every_rank, cut_offs),
+        hits=Hits(torch.cat([hit.documents for hit in hits]), torch.cat([hit.scores for hit in hits])),
+        first_ranks=every_rank.values[every_rank.positions == 1],
+    )
+
+
+@dataclass
+class _Encoders:
+    """One encoder per kind of vectors, shared by the sets of one measurement."""
+
+    model: VisualRetrievalModel
+    batch_size: int
+    encoders: dict[Basis, ItemEncoder] = field(default_factory=dict)
+
+    def get(self, basis: Basis) -> ItemEncoder:
+        """The encoder of these vectors; towers differ in width, so each has its own."""
+        encoding = Encoding(batch_size=self.batch_size, features=basis.features)
+        return self.encoders.setdefault(basis, ItemEncoder(self.model, encoding))
+
+    def scorer(self, basis: Basis) -> Scorer:
+        """How vectors are compared: as the model says; towers' own features by cosine."""
+        spec = self.model.spec
+        return cosine if basis.features == "tower" else get_scorer(spec.similarity, spec.scoring)

@@ -1,0 +1,194 @@
+"""What is searched for, in what, and which finds are right: a data set's rows as queries, gallery and relevance.
+
+| part | from the rows |
+|---|---|
+| queries | every distinct query, by content; rows with equal queries are one query with all of their positives |
+| documents | every distinct document that a row names, positives and negatives, by content |
+| relevant | the query's positives; the positives of its groups, unless one is an explicit negative of the query |
+| excluded | the query's own content, wherever it stands in the gallery: finding itself is no success |
+
+A query that is left without a relevant document (its only positive is itself) cannot be measured; it is counted.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.hashing import content_hash
+from vembed.data.images import read_image
+from vembed.data.settings import DataSettings
+from vembed.data.validation import BadSamples, Problem
+from vembed.errors import DataError
+from vembed.types import Example, Item, Ragged
+
+Keys = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Queries and the gallery they search, ready to be measured.
+
+    query_keys [queries] and document_keys [documents] are content hashes. relevant, excluded: document numbers per
+    query. groups [queries]: queries that are not independent of each other have the same number. num_unmeasured:
+    queries that were left out. skipped: rows that could not be used.
+    """
+
+    name: str
+    mode: str
+    queries: tuple[Item, ...]
+    documents: tuple[Item, ...]
+    query_keys: Keys
+    document_keys: Keys
+    relevant: Ragged
+    excluded: Ragged
+    groups: Keys
+    num_rows: int
+    num_unmeasured: int = 0
+    skipped: tuple[Problem, ...] = ()
+
+    @property
+    def one_tower(self) -> bool:
+        """Whether queries and documents are of the same kind, so that one tower alone can compare them."""
+        return self.mode in ("t2t", "i2i")
+
+    @property
+    def num_groups(self) -> int:
+        """How many independent groups the queries form."""
+        return len(np.unique(self.groups))
+
+
+def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> RetrievalSet:
+    """The retrieval set of a data set's rows.
+
+    Raises DataError for rows that cannot be used, as `on_bad_sample` and `max_bad_fraction` say, and when no query is
+    left to measure. To skip rows with broken pictures, every picture is decoded once here.
+    """
+    table = _Table()
+    skipped = []
+    bad_samples = BadSamples(settings)
+    bad_samples.expect(len(dataset))
+    for index in range(len(dataset)):
+        try:
+            example = dataset[index]
+            if settings.on_bad_sample == "skip":
+                _decode(example, settings.max_image_pixels)
+            table.add(example)
+        except DataError as error:
+            bad_samples.add(dataset.origin(index), str(error))
+            skipped.append(Problem(dataset.origin(index), str(error)))
+    return table.finish(dataset, tuple(skipped))
+
+
+@dataclass
+class _Query:
+    """One distinct query while rows are read; document numbers and group keys."""
+
+    item: Item
+    positives: set[int] = field(default_factory=set)
+    negatives: set[int] = field(default_factory=set)
+    groups: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Table:
+    """Collects rows. Queries by content hash; documents get numbers in order of their first mention."""
+
+    queries: dict[int, _Query] = field(default_factory=dict)
+    documents: dict[int, int] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    group_documents: dict[int, set[int]] = field(default_factory=dict)
+
+    def add(self, example: Example) -> None:
+        """Take in a row, wholly or, when an image cannot be read, not at all."""
+        key = content_hash(example.query)
+        hashes = [content_hash(item) for item in (*example.positives, *example.negatives)]
+        query = self.queries.setdefault(key, _Query(example.query))
+        numbers = [
+            self._number(item_key, item)
+            for item_key, item in zip(hashes, (*example.positives, *example.negatives), strict=True)
+        ]
+        positives = numbers[: len(example.positives)]
+        query.positives.update(positives)
+        query.negatives.update(numbers[len(example.positives) :])
+        if example.group is not None:
+            query.groups.add(example.group)
+            self.group_documents.setdefault(example.group, set()).update(positives)
+
+    def finish(self, dataset: VisualRetrievalDataset, skipped: tuple[Problem, ...]) -> RetrievalSet:
+        """The set, without queries that have nothing to find."""
+        relevant = {key: self._relevant(key) for key in self.queries}
+        kept = {key: query for key, query in self.queries.items() if relevant[key]}
+        if not kept:
+            raise DataError(f"{dataset.name}: {_nothing_to_measure(len(dataset), len(self.queries), len(skipped))}")
+        return RetrievalSet(
+            name=dataset.name,
+            mode=dataset.mode,
+            queries=tuple(query.item for query in kept.values()),
+            documents=tuple(self.items),
+            query_keys=np.array(list(kept), dtype=np.int64),
+            document_keys=np.array(list(self.documents), dtype=np.int64),
+            relevant=_ragged(relevant[key] for key in kept),
+            excluded=_ragged([self.documents[key]] if key in self.documents else [] for key in kept),
+            groups=independent_groups([query.groups for query in kept.values()]),
+            num_rows=len(dataset) - len(skipped),
+            num_unmeasured=len(self.queries) - len(kept),
+            skipped=skipped,
+        )
+
+    def _number(self, key: int, item: Item) -> int:
+        if key not in self.documents:
+            self.documents[key] = len(self.items)
+            self.items.append(item)
+        return self.documents[key]
+
+    def _relevant(self, key: int) -> list[int]:
+        query = self.queries[key]
+        same_group = {number for group in query.groups for number in self.group_documents[group]}
+        own = {self.documents[key]} if key in self.documents else set()
+        return sorted((query.positives | (same_group - query.negatives)) - own)
+
+
+def independent_groups(groups: Sequence[Iterable[int]]) -> Keys:
+    """A number for each query, equal for queries that share a group key, directly or through others.
+
+    >>> independent_groups([{7}, {8}, {7, 9}, {9}, set()])
+    array([0, 1, 0, 0, 2])
+    """
+    parents: dict[object, object] = {}
+
+    def root(node: object) -> object:
+        while parents.setdefault(node, node) != node:
+            parents[node] = parents[parents[node]]
+            node = parents[node]
+        return node
+
+    for query, keys in enumerate(groups):
+        for key in keys:
+            parents[root(("group", key))] = root(("query", query))
+    roots = [root(("query", query)) for query in range(len(groups))]
+    numbers = {node: number for number, node in enumerate(dict.fromkeys(roots))}
+    return np.array([numbers[node] for node in roots], dtype=np.int64)
+
+
+def _decode(example: Example, max_pixels: int) -> None:
+    for item in (example.query, *example.positives, *example.negatives):
+        for source in item.images:
+            read_image(source, max_pixels=max_pixels)
+
+
+def _ragged(rows: Iterable[Sequence[int]]) -> Ragged:
+    lists = list(rows)
+    values = torch.tensor([number for row in lists for number in row], dtype=torch.int64)
+    return Ragged(values, torch.tensor([len(row) for row in lists], dtype=torch.int64))
+
+
+def _nothing_to_measure(num_rows: int, num_queries: int, num_skipped: int) -> str:
+    if num_queries:
+        return (
+            f"nothing to measure: the only relevant document of each of the {num_queries} queries is the query itself"
+        )
+    return f"nothing to measure: it has {num_rows} rows, of which {num_skipped} cannot be used"

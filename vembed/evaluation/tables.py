@@ -1,0 +1,68 @@
+"""A comparison as rows of words, for the terminal and for Markdown."""
+
+import html
+import re
+from collections.abc import Sequence
+
+from vembed.evaluation.comparison import Comparison, Figure
+from vembed.evaluation.words import interval_words, percent, points
+
+Row = tuple[str, ...]
+
+_MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~#])")
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """A header and one row per set and metric; figures in percent, differences in points.
+
+    A difference whose interval holds zero is marked with "≈".
+    """
+    several = len(comparison.labels) > 1
+    header = ("set", "metric", *comparison.labels) + (("change", "95 % interval", "") if several else ())
+    rows = [
+        (one.retrieval_set.name, figure.metric, *map(percent, figure.values)) + (_change(figure) if several else ())
+        for one in comparison.sets
+        for figure in one.figures
+    ]
+    return [header, *rows]
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Rows in aligned columns, the first one a header; a column whose cells are all numbers is right-aligned.
+
+    >>> print(text_table([("set", "mrr"), ("t2i", "7.5"), ("emoji", "10.0")]))
+    set     mrr
+    t2i     7.5
+    emoji  10.0
+    """
+    columns = list(zip(*rows, strict=True))
+    aligned = [_align(column) for column in columns]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*aligned, strict=True))
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table; what a cell says is shown as it is.
+
+    >>> print(markdown_table([("set", "mrr"), ("a|b", "7.5")]))
+    | set | mrr |
+    |---|---|
+    | a\\|b | 7.5 |
+    """
+    lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def markdown_text(text: str) -> str:
+    """Text without any meaning in Markdown or HTML, in one line."""
+    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _change(figure: Figure) -> Row:
+    mark = {"unclear": "≈", "worse": "↓", "better": "↑", "": ""}[figure.verdict]
+    return points(figure.delta), interval_words(figure.delta_interval), mark
+
+
+def _align(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    numbers = all(re.fullmatch(r"[+−]?[\d.]+|", cell) for cell in column[1:])
+    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in column]

@@ -1,0 +1,53 @@
+"""Figures, metrics and modes as people write them."""
+
+from vembed.evaluation.bootstrap import Interval
+
+_METRICS = {"ndcg": "nDCG", "hit_rate": "Hit rate", "recall": "Recall", "mrr": "MRR", "map": "MAP"}
+_SIDES = {"t": "text", "i": "image", "m": "text + image"}
+
+
+def percent(value: float) -> str:
+    """A share in percent, without the sign.
+
+    >>> percent(0.473)
+    '47.3'
+    """
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign.
+
+    >>> points(0.432), points(-0.0301), points(0.0001)
+    ('+43.2', '−3.0', '0.0')
+    """
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def interval_words(interval: Interval | None) -> str:
+    """The interval of a difference, in points.
+
+    >>> interval_words(Interval(0.031, 0.055)), interval_words(None)
+    ('+3.1 … +5.5', '')
+    """
+    return "" if interval is None else f"{points(interval.low)} … {points(interval.high)}"
+
+
+def metric_words(metric: str) -> str:
+    """A metric's name.
+
+    >>> metric_words("ndcg@10"), metric_words("hit_rate@1"), metric_words("mrr")
+    ('nDCG@10', 'Hit rate@1', 'MRR')
+    """
+    name, _, k = metric.partition("@")
+    return f"{_METRICS[name]}@{k}" if k else _METRICS[name]
+
+
+def mode_words(mode: str) -> str:
+    """A retrieval mode.
+
+    >>> mode_words("t2i")
+    'text → image'
+    """
+    return f"{_SIDES[mode[0]]} → {_SIDES[mode[2]]}"

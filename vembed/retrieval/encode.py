@@ -1,0 +1,103 @@
+"""Encoding for search: every distinct item once, however often and in however many galleries it stands."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from vembed.data.hashing import content_hash
+from vembed.errors import ModelError
+from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows
+from vembed.model.encoding import Features
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.spec import ModelSpec
+from vembed.types import Embeddings, Item, Side
+
+Progress = Callable[[int, int], None]  # items done, items in all
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How items become vectors. features "tower": the towers' own, before heads that were never trained."""
+
+    batch_size: int = 64
+    width: int | None = None
+    features: Features = "model"
+
+
+class ItemEncoder:
+    """Encodes items with one model and remembers them, so that an item of several sets is encoded once.
+
+    Embeddings are on the CPU in float32, rows in the order of the items.
+    """
+
+    def __init__(self, model: VisualRetrievalModel, encoding: Encoding, progress: Progress | None = None) -> None:
+        self._model = model
+        self._encoding = encoding
+        self._progress = progress
+        self._stores: dict[Side, _Store] = {}
+
+    def encode(self, items: Sequence[Item], *, side: Side, keys: Sequence[int] | None = None) -> Embeddings:
+        """Embeddings of the items; `keys` are their content hashes, if known.
+
+        Raises DataError for an image that cannot be read, ModelError for an item the model cannot take or when it
+        gives anything but finite numbers.
+        """
+        keys = [content_hash(item) for item in items] if keys is None else keys
+        store = self._stores.setdefault(canonical_side(self._model.spec, side), _Store())
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in store.rows}
+        if new:
+            store.add(list(new), self._encode_distinct(list(new.values()), side))
+        assert store.embeddings is not None, "items are never empty"
+        return select_rows(store.embeddings, torch.tensor([store.rows[key] for key in keys]))
+
+    def _encode_distinct(self, items: list[Item], side: Side) -> Embeddings:
+        step = 8 * self._encoding.batch_size if self._progress else len(items)
+        parts = []
+        for start in range(0, len(items), step):
+            parts.append(self._encode_some(items[start : start + step], side))
+            if self._progress:
+                self._progress(min(start + step, len(items)), len(items))
+        return concat_rows(parts)
+
+    def _encode_some(self, items: list[Item], side: Side) -> Embeddings:
+        embeddings = self._model.encode(
+            items,
+            side=side,
+            batch_size=self._encoding.batch_size,
+            width=self._encoding.width,
+            features=self._encoding.features,
+        )
+        _refuse_not_finite(embeddings, items)
+        return embeddings
+
+
+def canonical_side(spec: ModelSpec, side: Side) -> Side:
+    """One name for both sides where a model treats them alike, so that neither is encoded twice."""
+    return "document" if spec.query_prompt == spec.document_prompt else side
+
+
+@dataclass
+class _Store:
+    """What is encoded so far: the row of each content hash in `embeddings`."""
+
+    rows: dict[int, int] = field(default_factory=dict)
+    embeddings: Embeddings | None = None
+
+    def add(self, keys: list[int], embeddings: Embeddings) -> None:
+        """Append the rows of `embeddings` under their keys."""
+        first = len(self.rows)
+        self.rows.update({key: first + number for number, key in enumerate(keys)})
+        self.embeddings = embeddings if self.embeddings is None else concat_rows([self.embeddings, embeddings])
+
+
+def _refuse_not_finite(embeddings: Embeddings, items: Sequence[Item]) -> None:
+    """A NaN compares as neither better nor worse: any rank made from it would be a lie."""
+    finite = embeddings.vectors.flatten(1).isfinite().all(dim=1)
+    if not finite.all():
+        broken = [number for number, good in enumerate(finite.tolist()) if not good]
+        raise ModelError(
+            f"the model gives NaN or infinite numbers for {len(broken)} of {len(items)} items, the first being"
+            f" {items[broken[0]].origin or f'item {broken[0]}'}; its weights are broken or it overflows: train with a"
+            " lower learning_rate, or encode in float32"
+        )

@@ -1,0 +1,129 @@
+"""Exact search: every query against every document, in strips of queries, so that memory stays bounded.
+
+    strip of queries x blocks of documents -> scores [strip, documents]     score_strips
+    excluded documents become -inf                                          (a query's own picture is no result)
+    the best k of each row, equal scores in document order                  best_documents
+
+Evaluation measures on the same strips that search takes its results from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vembed.errors import UsageError
+from vembed.grad_cache.cachex.tree_utils import num_rows, take_rows
+from vembed.scoring import Scorer
+from vembed.types import Embeddings, Ragged
+
+NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best documents of each query, best first.
+
+    documents: int64 [queries, k], NO_DOCUMENT where a query has fewer than k. scores: float32 [queries, k], -inf there.
+    """
+
+    documents: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is held at once: `scores` of a strip, and `products` of single vectors while they are computed."""
+
+    scores: int = 2**23
+    products: int = 2**23
+
+
+def search(
+    queries: Embeddings,
+    documents: Embeddings,
+    scorer: Scorer,
+    *,
+    k: int,
+    excluded: Ragged | None = None,
+    budget: Budget | None = None,
+) -> Hits:
+    """The k best documents of every query, without those that are `excluded` (document numbers per query).
+
+    >>> from vembed.scoring import cosine
+    >>> corpus = Embeddings(torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 2.0]]))
+    >>> search(Embeddings(torch.tensor([[0.0, 3.0]])), corpus, cosine, k=2).documents
+    tensor([[0, 2]])
+    """
+    if k < 1:
+        raise UsageError(f"k is {k}; ask for at least one document")
+    strips = score_strips(queries, documents, scorer, excluded=excluded, budget=budget)
+    hits = [best_documents(scores, k) for _, scores in strips]
+    return Hits(torch.cat([hit.documents for hit in hits]), torch.cat([hit.scores for hit in hits]))
+
+
+def score_strips(
+    queries: Embeddings,
+    documents: Embeddings,
+    scorer: Scorer,
+    *,
+    excluded: Ragged | None = None,
+    budget: Budget | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of a strip's first query, and its scores [strip, documents]; excluded documents score -inf."""
+    budget = budget or Budget()
+    num_queries, num_documents = num_rows(queries), num_rows(documents)
+    rows = max(1, budget.scores // max(1, num_documents))
+    for start in range(0, max(1, num_queries), rows):
+        strip = take_rows(queries, start, min(start + rows, num_queries))
+        scores = _scores(strip, documents, scorer, budget.products)  # [strip, documents]
+        if excluded is not None:
+            own = take_rows(excluded, start, min(start + rows, num_queries))
+            scores[row_of_value(own), own.values] = float("-inf")
+        yield start, scores
+
+
+def best_documents(scores: Tensor, k: int) -> Hits:
+    """The k best of each row of scores [queries, documents]; equal scores keep the order of the documents.
+
+    >>> best_documents(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), k=3).documents
+    tensor([[1, 0, 2]])
+    """
+    kept = min(k, scores.shape[1])
+    if kept == 0:
+        return _pad(scores[:, :0], torch.zeros(len(scores), 0, dtype=torch.int64), k)
+    threshold = scores.topk(kept, dim=1).values[:, -1:]  # [queries, 1]
+    above = scores > threshold
+    tied = scores == threshold
+    room = kept - above.sum(dim=1, keepdim=True)
+    chosen = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))
+    columns = chosen.nonzero()[:, 1].view(len(scores), kept)  # in document order
+    best, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return _pad(best, columns.gather(1, order), k)
+
+
+def row_of_value(ragged: Ragged) -> Tensor:
+    """Int64 [values]: the row that owns each value."""
+    rows = torch.arange(len(ragged.counts), device=ragged.counts.device)
+    return torch.repeat_interleave(rows, ragged.counts, output_size=len(ragged.values))
+
+
+def _scores(strip: Embeddings, documents: Embeddings, scorer: Scorer, products: int) -> Tensor:
+    """Scores [strip, documents], computed over blocks of documents."""
+    num_documents = num_rows(documents)
+    scores = strip.vectors.new_empty(num_rows(strip), num_documents)
+    per_document = max(1, strip.vectors.shape[:-1].numel() * documents.vectors.shape[1:-1].numel())
+    block = max(1, products // per_document)
+    for start in range(0, num_documents, block):
+        stop = min(start + block, num_documents)
+        scores[:, start:stop] = scorer(strip, take_rows(documents, start, stop))
+    return scores
+
+
+def _pad(scores: Tensor, documents: Tensor, k: int) -> Hits:
+    """Fill up to k columns; what scores -inf is excluded, so no result either."""
+    missing = (0, k - scores.shape[1])
+    scores = torch.nn.functional.pad(scores, missing, value=float("-inf"))
+    documents = torch.nn.functional.pad(documents, missing, value=NO_DOCUMENT)
+    return Hits(documents.masked_fill(scores == float("-inf"), NO_DOCUMENT), scores)
