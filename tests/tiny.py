@@ -159,16 +159,21 @@ def tiny_dinov2(folder: str | Path, seed: int = 0) -> str:
     return str(folder)
 
 
-def tiny_timm(folder: str | Path, seed: int = 0) -> str:
-    """TimmWrapperModel around a small EfficientNet (convolutions and batch norm)."""
+def tiny_timm(
+    folder: str | Path, seed: int = 0, *, architecture: str = "test_efficientnet", image_size: int = IMAGE_SIZE
+) -> str:
+    """TimmWrapperModel around a small timm model, by default an EfficientNet (convolutions and batch norm)."""
     pretrained_cfg = {
-        "input_size": [3, IMAGE_SIZE, IMAGE_SIZE],
+        "input_size": [3, image_size, image_size],
         "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
-    config = TimmWrapperConfig(architecture="test_efficientnet", num_labels=0, pretrained_cfg=pretrained_cfg)
+    arguments = {"img_size": image_size} if "vit" in architecture else None
+    config = TimmWrapperConfig(
+        architecture=architecture, num_labels=0, pretrained_cfg=pretrained_cfg, model_args=arguments
+    )
     _save(TimmWrapperModel, config, folder, seed)
     return str(folder)
 

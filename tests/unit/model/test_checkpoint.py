@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from tests.tiny import tiny_timm
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
@@ -127,6 +128,21 @@ def test_another_image_size_is_kept_and_others_fail_or_agree(name, image_size, f
     else:
         theirs = torch.cat([opened.encode([image], convert_to_tensor=True) for image in pictures])
         assert torch.allclose(theirs, model.get_image_features(pictures), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext", "test_resnet"])
+def test_any_timm_model_takes_another_image_size(architecture, pictures, tmp_path):
+    tiny_timm(tmp_path / "base", architecture=architecture, image_size=64)
+    model = load(tmp_path / "base", image_size=96)
+    model.save_pretrained(tmp_path / "saved")
+    vectors = model.get_image_features(pictures)
+    assert torch.equal(load(tmp_path / "saved").get_image_features(pictures), vectors)
+    opened = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    theirs = torch.cat([opened.encode([image], convert_to_tensor=True) for image in pictures])
+    assert torch.allclose(theirs, vectors, atol=1e-5)
+    if architecture == "test_vit":
+        with pytest.raises(ModelError, match="image_size 100: the model cannot read it"):
+            load(tmp_path / "base", image_size=100)
 
 
 def test_sentence_transformers_refuses_a_composed_model(fresh, tmp_path):

@@ -1,5 +1,7 @@
 """An item's vector is its own: it depends neither on the batch, the order, the neighbours, nor the padding."""
 
+import pickle
+
 import pytest
 import torch
 from torch.nn import functional
@@ -68,6 +70,19 @@ def test_no_rows_give_no_vectors(model_of):
 def test_a_row_needs_text_or_image(model_of):
     with pytest.raises(DataError, match=r"pairs\.jsonl:3: an item needs a text, an image, or both"):
         model_of("clip").processor.load(Item(origin="pairs.jsonl:3"))
+
+
+def test_half_a_character_is_refused(model_of):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:3: the text holds half a character"):
+        model_of("bert").encode([Item(text="a \ud83d b", origin="pairs.jsonl:3")])
+
+
+def test_a_processor_can_be_sent_to_another_process(model_of, items_for):
+    for name in ("clip", "timm", "bert"):
+        model = model_of(name)
+        sent = pickle.loads(pickle.dumps(model.processor))
+        ours, theirs = (p.prepare(items_for(model), "query").tensors for p in (model.processor, sent))
+        assert all(torch.equal(ours[key].values, theirs[key].values) for key in ours)
 
 
 @pytest.mark.parametrize(

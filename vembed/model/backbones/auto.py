@@ -16,6 +16,7 @@ from vembed.model.backbones.towers import (
     interpolation,
     refuse_odd_size,
     refuse_unreadable_size,
+    run_vision,
 )
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.files import ModelFolders
@@ -171,9 +172,8 @@ def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) ->
     refuse_odd_size(backbone.config, spec.image_size)
     if backbone.config.model_type == "timm_wrapper":
         fit_timm(backbone, spec.image_size)
-    tower = VisionTower(backbone, pooling)
-    refuse_unreadable_size(tower, spec.image_size)
-    return tower
+    refuse_unreadable_size(lambda pixels: run_vision(backbone, pixels), spec.image_size)
+    return VisionTower(backbone, pooling)
 
 
 def _dual_width(config: Any) -> int:  # Any: transformers is untyped here

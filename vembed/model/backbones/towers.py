@@ -41,9 +41,7 @@ class VisionTower(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels [images, 3, height, width] -> [images, tower width]."""
-        pixel_values = pixel_values.to(dtype_of(self.model))
-        options = interpolation(self.model.forward, self.model.config, pixel_values)
-        output = self.model(pixel_values=pixel_values, **options)
+        output = run_vision(self.model, pixel_values)
         if self.pooling in ("own", "pooler"):
             return _tensor(output.pooler_output)
         return pool(output.last_hidden_state, None, self.pooling)
@@ -55,6 +53,12 @@ class VisionTower(nn.Module):
         probe = torch.zeros(1, *config.pretrained_cfg["input_size"])
         with torch.no_grad():
             return int(self.model.eval()(pixel_values=probe).pooler_output.shape[-1])
+
+
+def run_vision(model: Backbone, pixel_values: Tensor) -> Any:  # Any: transformers is untyped
+    """What a vision model gives for normalised pixels [images, 3, height, width] of any size that it can read."""
+    pixel_values = pixel_values.to(dtype_of(model))
+    return model(pixel_values=pixel_values, **interpolation(model.forward, model.config, pixel_values))
 
 
 def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, bool]:  # Any: transformers is untyped

@@ -110,6 +110,8 @@ class ItemProcessor:
         where = f"{item.origin}: " if item.origin else ""
         if item.text is None and not item.images:
             raise DataError(f"{where}an item needs a text, an image, or both")
+        if item.text is not None and not _is_unicode(item.text):
+            raise DataError(f"{where}the text holds half a character (a lone surrogate), which no tokenizer can read")
         spec = self.spec
         if (item.text is not None and not spec.can(["text"])) or (item.images and not spec.can(["image"])):
             given = "a text" if not spec.can(["text"]) else "an image"
@@ -119,6 +121,14 @@ class ItemProcessor:
         assert self._images is not None
         picture = read_image(item.images[index], max_pixels=self.max_image_pixels)
         return self._images.resize(picture if transform is None else transform(picture))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_without_vocabulary(tokenizer: Any, folder: Path) -> None:  # Any: transformers is untyped here
