@@ -163,7 +163,8 @@ class Checkpoints:
         if _has_adapters(infos):
             load_parameter_tensors(infos, tensors)
         else:
-            saved = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings())
+            own_code = bool(self.facts.settings.get("trust_remote_code"))
+            saved = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings(trust_remote_code=own_code))
             self.model.model.load_state_dict(saved.model.state_dict())
         if checksum(infos) != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")

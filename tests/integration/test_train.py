@@ -1,0 +1,243 @@
+"""A whole run on generated pictures: what it writes, that it learns, and what it refuses."""
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pictures import write_jsonl, write_pairs
+from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets
+from vembed.config import load_config
+from vembed.errors import ConfigError, DataError, ModelError, UsageError, VembedError
+from vembed.inference import Predictor
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return two_data_sets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def settings(tmp_path, clip_folder, data):
+    """A short run over two data sets."""
+    return {
+        "model_name": clip_folder,
+        "data_path": data,
+        "output_dir": str(tmp_path / "run"),
+        "val_fraction": 0.2,
+        "batch_size": 8,
+        "epochs": 2,
+        "logging_steps": 1,
+        "gradient_cache_chunk_size": 3,
+        "learning_rate": 1e-3,
+        "report": False,
+        "device": "cpu",
+    }
+
+
+def test_a_run_leaves_a_folder_with_everything(tmp_path, settings, data):
+    result = Trainer(settings).train()
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "run.json", "split.json", "metrics.jsonl", "best", "final", "checkpoint-3", "checkpoint-6")
+    }
+    assert (result.output_dir, result.final, result.num_steps) == (run, run / "final", 6)
+    steps = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in steps] == [0.3333, 0.6667, 1.0, 1.3333, 1.6667, 2.0]
+    assert {"loss", "learning_rate", "temperature", "grad_norm", "samples"} <= steps[0].keys()
+    assert steps[-1]["learning_rates"].keys() == {"text", "vision", "scale"}
+    evaluations = [line for line in read_lines(run / "metrics.jsonl") if "eval" in line]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    assert evaluations[0]["eval"].keys() == {"t2i", "i2i"}
+    means = {line["step"]: sum(one["ndcg@10"] for one in line["eval"].values()) / 2 for line in evaluations}
+    assert result.best is not None
+    assert (result.best.step, result.best.value) == (max(means, key=lambda step: means[step]), max(means.values()))
+    record = json.loads((run / "run.json").read_text())
+    assert [one["num_rows"] for one in record["data"]["train"]] == [11, 8]
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_the_written_config_is_the_run_and_can_be_used_to_continue(tmp_path, settings):
+    config = Trainer(settings).config()
+    Trainer(settings).train()
+    written = load_config(tmp_path / "run" / "config.yaml")
+    assert written.to_flat() == config.to_flat()
+    again = Trainer(tmp_path / "run" / "config.yaml").train(resume_from_checkpoint="latest", max_steps=7)
+    assert again.num_steps == 7
+
+
+def test_final_is_the_best_and_embeds_as_the_model_in_training_did(tmp_path, settings):
+    Trainer(settings).train()
+    run = tmp_path / "run"
+    assert read_bytes(run / "final") == read_bytes(run / "best")
+    texts = ["a red circle", "two blue squares"]
+    tuned = Predictor(run / "final", "cpu").encode_text(texts, output="torch")
+    best = json.loads((run / "best" / "vembed_config.json").read_text())["step"]
+    checkpoint = VisualRetrievalModel.from_pretrained(str(run / f"checkpoint-{best}"))
+    torch.testing.assert_close(tuned, checkpoint.get_text_features(texts), rtol=0, atol=1e-6)
+    base = VisualRetrievalModel.from_pretrained(settings["model_name"])
+    assert (tuned - base.get_text_features(texts)).abs().max() > 1e-3
+
+
+def test_without_validation_final_is_the_last_step(tmp_path, settings):
+    result = Trainer(settings).train(val_fraction=0.0, max_steps=3)
+    run = tmp_path / "run"
+    assert result.best is None
+    assert not (run / "best").exists()
+    assert not (run / "split.json").exists()
+    final, last = read_bytes(run / "final"), read_bytes(run / "checkpoint-3")
+    assert {name for name in last if name not in final} == {"training_state.json", "training_state.safetensors"}
+    assert all(final[name] == last[name] for name in final)
+
+
+def test_the_model_learns_what_the_data_say(tmp_path, settings):
+    pairs = write_pairs(tmp_path / "pairs", 16)
+    del settings["val_fraction"]
+    Trainer(settings).train(
+        data_path=pairs, val_data_path=pairs, batch_size=16, epochs=80, learning_rate=5e-3, eval_steps=80
+    )
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] > 2
+    assert losses[-1] < 0.5
+    assert lines[-1]["eval"]["t2i"]["recall@1"] >= 0.8
+
+
+def test_the_same_seed_gives_the_same_run_to_the_bit(tmp_path, settings):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        Trainer(settings).train(output_dir=str(tmp_path / name), augment="strong", seed=seed)
+    a, b, c = (read_bytes(tmp_path / name / "final") for name in "abc")
+    assert a == b
+    assert a["model.safetensors"] != c["model.safetensors"]
+    assert read_lines(tmp_path / "a" / "metrics.jsonl") == read_lines(tmp_path / "b" / "metrics.jsonl")
+
+
+def test_evaluating_more_often_changes_nothing_else(tmp_path, settings, bert_folder, vit_folder):
+    model = {"model_name": None, "text_model_name": bert_folder, "image_model_name": vit_folder}  # with dropout
+    for name, eval_steps in (("seldom", 100), ("often", 1)):
+        Trainer({**settings, **model}).train(output_dir=str(tmp_path / name), eval_steps=eval_steps)
+    seldom, often = (read_bytes(tmp_path / name / "checkpoint-6") for name in ("seldom", "often"))
+    assert seldom["training_state.safetensors"] == often["training_state.safetensors"]
+
+
+def test_checkpoints_rotate(tmp_path, settings):
+    Trainer(settings).train(max_steps=5, save_steps=1, save_total_limit=2)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_bf16_keeps_parameters_in_float32(tmp_path, settings):
+    Trainer(settings).train(mixed_precision="bf16", max_steps=2)
+    assert all(abs(line["loss"]) < 20 for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line)
+    weights = Trainer(settings).config().model
+    assert weights.model_name is not None
+    tuned = VisualRetrievalModel.from_pretrained(str(tmp_path / "run" / "final")).model
+    assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}
+
+
+def test_global_batch_size_is_shared_by_accumulation(tmp_path, settings):
+    del settings["batch_size"]
+    Trainer(settings).train(global_batch_size=6, gradient_accumulation_steps=3, max_steps=2, val_fraction=0.0)
+    assert [line["samples"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == [6, 12]
+
+
+def test_bad_rows_are_passed_over_and_listed(tmp_path, settings, data):
+    good = Path(data[0]["path"])
+    path = write_jsonl(tmp_path / "broken.jsonl", [*good.read_text().splitlines(), {"query": "no positive"}])
+    broken = Trainer({**settings, "data_path": path, "image_root": str(good.parent), "val_fraction": 0.0})
+    with pytest.raises(DataError, match=r"1 of 15 rows cannot be used:\n.*broken.jsonl:15: positive"):
+        broken.train()
+    assert not (tmp_path / "run").exists()
+    broken.train(on_bad_sample="skip", max_bad_fraction=0.1)
+    (line,) = read_lines(tmp_path / "run" / "bad_samples.jsonl")
+    assert line["origin"].endswith("broken.jsonl:15")
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["samples"] for line in lines] == [8, 15, 23, 30]  # every batch is full
+
+
+def test_an_output_dir_with_a_run_is_refused_and_left_alone(tmp_path, settings):
+    Trainer(settings).train(max_steps=1)
+    before = read_bytes(tmp_path / "run")
+    with pytest.raises(UsageError, match="already holds a run"):
+        Trainer(settings).train(seed=5)
+    assert read_bytes(tmp_path / "run") == before
+    Trainer(settings).train(seed=5, max_steps=1, overwrite_output_dir=True)
+    assert read_bytes(tmp_path / "run")["final/model.safetensors"] != before["final/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"model_name": "no/such/folder"}, VembedError, "no/such/folder"),
+        ({"data_path": "missing.jsonl"}, ConfigError, "missing.jsonl"),
+        ({"learning_rate": 0}, ConfigError, "nothing would learn"),
+        ({"resume_from_checkpoint": "latest"}, UsageError, "holds no checkpoint"),
+        ({"mixed_precision": "fp16"}, ConfigError, "fp16 needs a CUDA device"),
+        ({"learning_rates": {"heads": 1e-3}}, ConfigError, "no part 'heads'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, settings, change, error, words):
+    with pytest.raises(error, match=words):
+        Trainer(settings).train(**change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mode_that_the_model_cannot_take_is_refused(tmp_path, settings, bert_folder):
+    with pytest.raises(ModelError, match="texts only"):
+        Trainer(settings).train(model_name=bert_folder, overwrite_output_dir=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(tmp_path, settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="trains in one process"):
+        Trainer(settings).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, settings):
+    """A real limit on the size of files, in a real process, as `ulimit -f` sets it."""
+    Trainer(settings).train(max_steps=1)
+    run = tmp_path / "run"
+    kept = {name: content for name, content in read_bytes(run).items() if name.startswith("checkpoint-1/")}
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    again = {**settings, "max_steps": 3, "resume_from_checkpoint": "latest", "val_fraction": 0.2}
+    code, output = finish(start_training(again, preexec_fn=limit_files))
+    assert code == 1
+    assert f"Error: {run}/checkpoint-3 could not be written" in output
+    assert "Traceback" not in output
+    left = read_bytes(run)
+    assert {name: left[name] for name in left if name.startswith("checkpoint-")} == kept
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+    assert Trainer(again).train().num_steps == 3
+
+
+def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, settings):
+    overview = Trainer(settings).overview(learning_rates={"text": 0}, layer_decay=0.5)
+    text = "\n".join(overview.lines())
+    assert "clip (config.json says clip" in text
+    assert overview.model.num_trainable == sum(group.num_parameters for group in overview.groups)
+    assert overview.model.frozen == ["text"]
+    assert overview.rows == {"train": {"t2i": 11, "i2i": 8}, "validation": {"t2i": 3, "i2i": 2}, "test": {}}
+    assert (overview.plan.steps_per_epoch, overview.plan.num_steps, overview.warmup_steps) == (3, 6, 1)
+    assert {group.layer for group in overview.groups if group.part == "vision"} == {0, 1, 2}
+    assert overview.memory.total_mib > 50
+    assert not (tmp_path / "run").exists()
+
+
+def test_measuring_counts_steps_and_writes_nothing(tmp_path, settings):
+    measurement = Trainer(settings).measure(4)
+    assert (measurement.num_steps, measurement.steps_per_epoch) == (4, 3)
+    assert measurement.num_samples == pytest.approx(4 * 19 / 3, abs=6)
+    assert measurement.seconds > 0
+    assert measurement.peak_memory_mib > 50
+    assert measurement.limit in ("loader", "model")
+    assert len(measurement.lines()) == 6
+    assert not (tmp_path / "run").exists()
