@@ -4,6 +4,7 @@
 import os
 import shutil
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -90,6 +91,20 @@ def _train(
         typer.echo(entrypoint.measure(config, measure))
     if not dry_run and measure is None:
         typer.echo(entrypoint.summary(entrypoint.train(config)))
+
+
+@app.command("demo")
+def _demo(
+    output_dir: Annotated[
+        Path, typer.Option("--output_dir", "--output-dir", help="Folder for data, models, run and report.")
+    ] = Path("output/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="One epoch, for a look.")] = False,
+) -> None:
+    """Fine-tune two pretrained models on emoji and show the gain."""
+    from vembed.entrypoints import demo as entrypoint
+
+    result = entrypoint.demo(output_dir, quick=quick, say=typer.echo)
+    typer.echo(f"\n{result.table}\nreport   {result.report}\nmetrics  {result.metrics}\nmodel    {result.final}")
 
 
 @config_app.command("show", context_settings=_SETTINGS)

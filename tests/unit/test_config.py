@@ -28,9 +28,10 @@ def write_yaml(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _own_losses(monkeypatch, tmp_path):
-    """Losses and import paths that a test adds are gone after it."""
+    """The current folder is empty; losses and import paths that plugins add are gone after the test."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(LossRegistry, "_components", dict(LossRegistry._components))
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def test_without_anything_every_key_has_its_default():

@@ -123,6 +123,7 @@ def test_keys_that_contradict_or_have_no_effect_are_refused(setting, text):
         {"train_batch_norm": True, "use_gradient_cache": False},
         {"warmup_steps": None, "warmup_ratio": 0.2},
         {"text_model_name": "c/d", "image_model_name": "e/f", "projection_dim": 8, "preset": "none"},
+        {"text_model_name": "c/d", "image_model_name": "e/f", "model_name": None, "preset": "none"},
         {"lora_r": 4, "use_lora": True},
         {"on_bad_sample": "skip", "max_bad_fraction": 0.1},
         {"max_steps": 5, "epochs": 2},

@@ -75,7 +75,7 @@ class YamlMapping:
 def read_yaml(path: str | Path) -> YamlMapping:
     """The mapping a YAML file holds. Raises ConfigError, with line, for what is not one or names a key twice."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file (looked in {Path.cwd()})") from None
     except (OSError, UnicodeDecodeError) as error:
