@@ -1,11 +1,18 @@
-"""Two models on the same sets, base and tuned: every figure with its interval and the interval of the difference."""
+"""Two models on the same sets, base and tuned: every figure with its interval and the interval of the difference.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+models, loaded one after the other -> results      measure_models
+results -> figures, intervals, differences         compare
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vembed.evaluation.bootstrap import Interval, intervals
-from vembed.evaluation.evaluator import EvaluationResult, SetResult
+from vembed.evaluation.evaluator import EvaluationResult, Evaluator, Rule, SetResult, as_it_is
 from vembed.evaluation.relevance import RetrievalSet
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.evaluation.truncation import count_truncated
+from vembed.model.modeling import VisualRetrievalModel
 
 BASE = "base"
 TUNED = "tuned"
@@ -86,6 +93,26 @@ class Comparison:
         return by_label
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model to measure: what figures call it, how to load it, and which of its vectors count."""
+
+    label: str
+    load: Callable[[], VisualRetrievalModel]
+    rule: Rule = as_it_is
+
+
+def measure_models(
+    sets: Sequence[RetrievalSet], candidates: Sequence[Candidate], settings: EvaluationSettings
+) -> Comparison:
+    """Measure each candidate on every set, base first; one model is in memory at a time.
+
+    Raises DataError for an image that cannot be read, ModelError for a set whose mode a model cannot take.
+    """
+    measured = {candidate.label: _measure(sets, candidate, settings) for candidate in candidates}
+    return compare(sets, measured, samples=settings.bootstrap_samples)
+
+
 def compare(sets: Sequence[RetrievalSet], measured: Mapping[str, EvaluationResult], *, samples: int) -> Comparison:
     """What each model measured (label -> result, base first) on `sets`, with bootstrap intervals over groups."""
     rows = [
@@ -93,6 +120,16 @@ def compare(sets: Sequence[RetrievalSet], measured: Mapping[str, EvaluationResul
         for one, results in zip(sets, zip(*(result.sets for result in measured.values()), strict=True), strict=True)
     ]
     return Comparison(tuple(measured), tuple(rows))
+
+
+def _measure(sets: Sequence[RetrievalSet], candidate: Candidate, settings: EvaluationSettings) -> EvaluationResult:
+    model = candidate.load()
+    result = Evaluator(sets, settings).measure(model, candidate.rule)
+    counted = [
+        replace(one, num_truncated=count_truncated(model, retrieval_set))
+        for one, retrieval_set in zip(result.sets, sets, strict=True)
+    ]
+    return EvaluationResult(tuple(counted))
 
 
 def _figures(retrieval_set: RetrievalSet, results: tuple[SetResult, ...], samples: int) -> tuple[Figure, ...]:

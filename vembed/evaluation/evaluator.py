@@ -51,7 +51,7 @@ class SetResult:
     """Figures of one set. per_query: metric -> [queries]; their means are `metrics`. hits: the best documents.
 
     first_ranks: int64 [queries], where each query's first relevant document stands. measured_on: which vectors were
-    compared, in words.
+    compared, in words. num_truncated: distinct texts that are longer than the model reads, where they were counted.
     """
 
     name: str
@@ -59,6 +59,7 @@ class SetResult:
     hits: Hits
     first_ranks: NDArray[np.int64]
     measured_on: str = "the model's embeddings"
+    num_truncated: int = 0
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ def headline_sentence(comparison: Comparison, metric: str) -> str:
 
 def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
     """What must be known about the sets to read their figures. role: what the sets are to the run."""
-    if role == "validation":
+    if role == "validation" and len(comparison.labels) > 1:
         yield _VALIDATION_NOTE
     for one in comparison.sets:
         name, unmeasured = one.retrieval_set.name, one.retrieval_set.num_unmeasured
@@ -34,6 +34,8 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
             yield f"{name}: {unmeasured} queries are not measured; their only relevant document is the query itself."
         if one.retrieval_set.skipped:
             yield f"{name}: {len(one.retrieval_set.skipped)} rows were left out because they cannot be used."
+        if one.results[-1].num_truncated:
+            yield f"{name}: {one.results[-1].num_truncated} texts are longer than the model reads; their ends are cut."
 
 
 def distinct_figures(one: SetComparison) -> tuple[Figure, ...]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from vembed.evaluation.comparison import Comparison, Figure
+from vembed.evaluation.findings import distinct_figures
 from vembed.evaluation.words import interval_words, percent, points
 
 Row = tuple[str, ...]
@@ -15,14 +16,14 @@ _MARKDOWN_SIGNS = re.compile(r"([\\`*_\[\]|~#])")
 def comparison_rows(comparison: Comparison) -> list[Row]:
     """A header and one row per set and metric; figures in percent, differences in points.
 
-    A difference whose interval holds zero is marked with "≈".
+    A difference whose interval holds zero is marked with "≈". Figures that cannot differ from another one are left out.
     """
     several = len(comparison.labels) > 1
     header = ("set", "metric", *comparison.labels) + (("change", "95 % interval", "") if several else ())
     rows = [
         (one.retrieval_set.name, figure.metric, *map(percent, figure.values)) + (_change(figure) if several else ())
         for one in comparison.sets
-        for figure in one.figures
+        for figure in distinct_figures(one)
     ]
     return [header, *rows]
 
