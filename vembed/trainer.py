@@ -23,7 +23,6 @@ from vembed.errors import UsageError
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
-from vembed.model.detect import detect
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
@@ -36,6 +35,7 @@ from vembed.training.plan import make_plan, rows_per_batch
 from vembed.training.precision import Precision, choose_precision
 from vembed.training.run_data import RunData, read_run_data
 from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
+from vembed.training.run_report import ReportSettings, RunReport, report_run
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session, overview, train
 from vembed.training.settings import Part
@@ -51,16 +51,20 @@ _log = logging.getLogger(__name__)
 class TrainResult:
     """A finished run. `final` is the folder to deploy; `best` chose it (None without validation data).
 
-    metrics: set -> metric -> value of `final`, on the test sets, else the validation sets. report: report.html, if
-    one was written.
+    report: what was measured of base and tuned model, and where it is written; None if `report` is off, or nothing
+    was held out to measure on.
     """
 
     output_dir: Path
     final: Path
     num_steps: int
     best: Best | None
-    metrics: Metrics
-    report: Path | None
+    report: RunReport | None
+
+    @property
+    def metrics(self) -> Mapping[str, Metrics]:
+        """label ("base", "tuned") -> set -> metric -> value, as far as it was measured."""
+        return {} if self.report is None else self.report.comparison.metrics
 
 
 class Trainer:
@@ -101,7 +105,7 @@ class Trainer:
         """What training would do. Trains nothing, writes nothing."""
         config = self.config(**settings)
         session = _assemble(config, _load(config), BadSamples(config.data))
-        return overview(session, settings=config.grad_cache, reason=detect(None, config.model).reason)
+        return overview(session, settings=config.grad_cache, reason=session.model.reason)
 
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
@@ -124,6 +128,17 @@ class _Loaded:
 def _train(config: Config) -> TrainResult:
     configure_logging()
     check_output_dir(config.training)
+    run, state = _fit(config)
+    held_out = config.data.test_data_path is not None or state.best is not None
+    report = None
+    if config.evaluation.report and held_out:
+        _log.info("measuring base and tuned model")
+        report = report_run(run, _report_settings(config), run.report)
+    return TrainResult(run.path, run.final, state.step, state.best, report)
+
+
+def _fit(config: Config) -> tuple[RunFolder, TrainState]:
+    """Train to the end; what that takes memory for is gone afterwards."""
     loaded = _load(config)
     evaluate = _evaluation(config, loaded)
     run = open_run_folder(config.training)
@@ -132,7 +147,18 @@ def _train(config: Config) -> TrainResult:
     state = _start(config, session, checkpoints)
     train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
     checkpoints.write_final(state)
-    return TrainResult(run.path, run.final, state.step, state.best, {}, None)
+    return run, state
+
+
+def _report_settings(config: Config) -> ReportSettings:
+    return ReportSettings(
+        model=config.model,
+        data=config.data,
+        evaluation=config.evaluation,
+        seed=config.training.seed,
+        device=choose_precision(config.training).device,
+        config_text=config.yaml_text(),
+    )
 
 
 def _load(config: Config) -> _Loaded:
@@ -163,7 +189,8 @@ def _load_model(config: Config) -> VisualRetrievalModel:
     )
     model.model.train_batch_norm = config.training.train_batch_norm
     seed_everything(config.training.seed)  # dropout begins at the same point however the model was made
-    return model
+    processor = model.processor.with_image_limit(config.data.max_image_pixels)
+    return VisualRetrievalModel(model.model, processor, model.base, model.reason)
 
 
 def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:

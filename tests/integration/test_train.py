@@ -58,7 +58,10 @@ def test_a_run_leaves_a_folder_with_everything(tmp_path, settings, data):
     assert result.best is not None
     assert (result.best.step, result.best.value) == (max(means, key=lambda step: means[step]), max(means.values()))
     record = json.loads((run / "run.json").read_text())
-    assert [one["num_rows"] for one in record["data"]["train"]] == [11, 8]
+    held_out = json.loads((run / "split.json").read_text())["datasets"]
+    assert sum(len(one["validation"]) for one in held_out.values()) == pytest.approx(0.2 * 24, abs=1)
+    rows = {one["name"]: one["num_rows"] for one in record["data"]["train"]}
+    assert rows == {name: one["num_rows"] - len(one["validation"]) for name, one in held_out.items()}
     assert record["versions"]["torch"] == torch.__version__
 
 
@@ -225,7 +228,8 @@ def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, settings):
     assert "clip (config.json says clip" in text
     assert overview.model.num_trainable == sum(group.num_parameters for group in overview.groups)
     assert overview.model.frozen == ["text"]
-    assert overview.rows == {"train": {"t2i": 11, "i2i": 8}, "validation": {"t2i": 3, "i2i": 2}, "test": {}}
+    train, validation = overview.rows["train"], overview.rows["validation"]
+    assert {name: train[name] + validation[name] for name in train} == {"t2i": 14, "i2i": 10}
     assert (overview.plan.steps_per_epoch, overview.plan.num_steps, overview.warmup_steps) == (3, 6, 1)
     assert {group.layer for group in overview.groups if group.part == "vision"} == {0, 1, 2}
     assert overview.memory.total_mib > 50

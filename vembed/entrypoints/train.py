@@ -1,8 +1,13 @@
 """What `vembed train` does: train, look at a run before it starts (--dry_run), or measure a few steps (--measure N)."""
 
+from collections.abc import Iterator
+
 from vembed.config import Config
 from vembed.entrypoints.config import show
+from vembed.evaluation.findings import reading_notes
+from vembed.evaluation.tables import comparison_rows, text_table
 from vembed.trainer import Trainer, TrainResult
+from vembed.training.run_report import RunReport
 
 
 def train(config: Config) -> TrainResult:
@@ -22,11 +27,19 @@ def measure(config: Config, num_steps: int) -> str:
 
 
 def summary(result: TrainResult) -> str:
-    """A finished run in a few lines."""
-    lines = [f"steps   {result.num_steps}", f"final   {result.final}"]
+    """A finished run: what the tuned model gained, if it was measured, and where everything lies."""
+    lines = [] if result.report is None else list(_report_lines(result.report))
+    lines += [f"steps    {result.num_steps}", f"model    {result.final}"]
     if result.best is not None:
         best = result.best
-        lines.append(f"best    step {best.step}, {best.metric} {best.value:.4f} on the validation sets")
-    if result.report is not None:
-        lines.append(f"report  {result.report}")
+        lines.append(f"chosen   at step {best.step}, by {best.metric} {best.value:.4f} on the validation sets")
+    if result.report is not None and result.report.paths is not None:
+        lines += [f"report   {result.report.paths.html}", f"metrics  {result.report.paths.metrics}"]
     return "\n".join(lines)
+
+
+def _report_lines(report: RunReport) -> Iterator[str]:
+    yield text_table(comparison_rows(report.comparison))
+    yield ""
+    yield from reading_notes(report.comparison, report.role)
+    yield ""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 
-
 def capture_rng() -> dict[str, Tensor]:
     """States of torch's (CPU and accelerator), NumPy's and Python's generators."""
     states = {"torch": torch.get_rng_state(), **_python_states(), **_numpy_states()}
