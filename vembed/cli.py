@@ -4,13 +4,17 @@
 import os
 import shutil
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vembed import __version__
 from vembed.errors import UsageError, VembedError
+
+if TYPE_CHECKING:
+    from vembed.configuration.arguments import Arguments
 
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 _INTERRUPTED = 130
@@ -77,12 +81,12 @@ def _train(
 ) -> None:
     """Fine-tune a model on your data."""
     if show_help or show_all:
-        _print_help(_TRAIN_USAGE, all_keys=show_all)
+        _print_help(_TRAIN_USAGE, common_only=not show_all)
         return
     from vembed.config import TRAIN, load_config
 
-    path, overrides = _config_and_overrides(context.args)
-    config = load_config(path, overrides, purpose=TRAIN)
+    arguments = _split(context.args)
+    config = load_config(_one_positional(arguments), arguments.words(), purpose=TRAIN)
     from vembed.entrypoints import train as entrypoint
 
     if dry_run:
@@ -91,6 +95,22 @@ def _train(
         typer.echo(entrypoint.measure(config, measure))
     if not dry_run and measure is None:
         typer.echo(entrypoint.summary(entrypoint.train(config)))
+
+
+@app.command("evaluate", context_settings=_SETTINGS, add_help_option=False)
+def _evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("--help", "-h")] = False) -> None:
+    """Measure a run, a config or a model, and write a report."""
+    if show_help:
+        _print_help(_EVALUATE_USAGE, ("data", "evaluation"), common_only=False)
+        return
+    arguments = _split(context.args)
+    target = _one_positional(arguments)
+    if target is None:
+        raise UsageError("name what to measure: vembed evaluate RUN_FOLDER | CONFIG.yaml | MODEL --test_data_path DATA")
+    from vembed.entrypoints import evaluate as entrypoint
+
+    overrides, report_dir = arguments.words(without="output_dir"), arguments.last("output_dir")
+    typer.echo(entrypoint.evaluate(target, overrides, report_dir=report_dir).text())
 
 
 @app.command("demo")
@@ -116,8 +136,8 @@ def _show(context: typer.Context) -> None:
     from vembed.config import load_config
     from vembed.entrypoints import config as entrypoint
 
-    path, overrides = _config_and_overrides(context.args)
-    typer.echo(entrypoint.show(load_config(path, overrides)), nl=False)
+    arguments = _split(context.args)
+    typer.echo(entrypoint.show(load_config(_one_positional(arguments), arguments.words())), nl=False)
 
 
 @config_app.command("defaults")
@@ -146,31 +166,34 @@ def _reference() -> None:
     typer.echo(entrypoint.reference(), nl=False)
 
 
-def _config_and_overrides(words: list[str]) -> tuple[str | None, list[str]]:
-    """The YAML file among a command's words, if there is one, and the rest."""
+def _split(words: list[str]) -> "Arguments":
     from vembed.configuration.arguments import split_arguments
     from vembed.configuration.layers import flags_of
     from vembed.configuration.sections import every_key
 
-    arguments = split_arguments(words, flags_of(every_key().values()))
+    return split_arguments(words, flags_of(every_key().values()))
+
+
+def _one_positional(arguments: "Arguments") -> str | None:
+    """The YAML file (or what else a command is about) among its words, if there is one."""
     if len(arguments.positionals) > 1:
         first, second = arguments.positionals[:2]
         raise UsageError(
             f"unexpected argument {second!r} after {first!r}; settings are written --key value or key=value (in quotes"
             " where the value has spaces)"
         )
-    return (*arguments.positionals, None)[0], list(arguments.rest)
+    return arguments.positionals[0] if arguments.positionals else None
 
 
-def _print_help(usage: str, *, all_keys: bool) -> None:
+def _print_help(usage: str, titles: Sequence[str] = (), *, common_only: bool) -> None:
     """The usage, and the keys by section; section titles are bold on a terminal."""
     from vembed.entrypoints.config import key_help
 
     width = min(100, max(80, shutil.get_terminal_size().columns))
     typer.echo(usage)
-    for line in key_help(common_only=not all_keys, width=width).splitlines():
+    for line in key_help(titles, common_only=common_only, width=width).splitlines():
         typer.secho(line, bold=bool(line) and not line.startswith(" "))
-    if not all_keys:
+    if common_only:
         typer.echo("These are the settings that matter most; --help-all shows every one.")
 
 
@@ -188,4 +211,23 @@ Options
   --measure N                   Train N steps, print memory, speed and what
                                 limits it; keep nothing.
   --help, --help-all            This text; the same with every setting.
+"""
+
+_EVALUATE_USAGE = """\
+Usage: vembed evaluate TARGET [--output_dir DIR] [--key value | key=value]...
+
+Measure models on held-out data. TARGET is one of
+
+  a run's folder                the model before and after training, on the
+                                run's test data (without any: its validation
+                                data); the report goes to TARGET/report
+  CONFIG.yaml                   the model as it is before training
+  a model folder or hub id      that model, on --test_data_path DATA
+
+Options
+  --output_dir DIR              Folder for report.html, report.md and
+                                metrics.json.
+  --help                        This text.
+
+Settings of the run or file can be overridden; these matter here:
 """

@@ -21,7 +21,6 @@ from vembed.configuration.rules import (
     findings,
     idle_keys,
     missing_data,
-    missing_folder,
     rivals,
     unmet_condition,
     value_problems,
@@ -40,12 +39,12 @@ from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
 
 DEFAULT = "default"
-DATA_KEYS = ("data_path", "val_data_path", "test_data_path")
+DATA_KEYS = ("data_path", "val_data_path", "test_data_path", "image_root")
 
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a config is loaded for: the keys that must be set, and the data keys whose local files must exist."""
+    """What a config is loaded for: keys that must be set, and keys of the data whose local files must exist."""
 
     required: tuple[str, ...] = ()
     existing: tuple[str, ...] = DATA_KEYS
@@ -272,7 +271,6 @@ def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) ->
     yield from findings(Sections(config.model, config.data, config.training, config.evaluation), valid)
     for key in purpose.existing:
         yield from missing_data(key, config.data)
-    yield from missing_folder(("image_root",), config.data.image_root)
     if config.loss.loss_type not in LossRegistry:
         yield ("loss_type",), f"expected {' or '.join(LossRegistry.list())}; got {shown(config.loss.loss_type)}"
 

@@ -14,11 +14,18 @@ _BOOLS = ("true", "false")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Positional words; settings as (key, text), the text None for an option alone; all words but the positional."""
+    """Positional words, and settings as (key, text); the text is None where an option came without a value."""
 
     positionals: tuple[str, ...]
     settings: tuple[tuple[str, str | None], ...]
-    rest: tuple[str, ...]
+
+    def last(self, key: str) -> str | None:
+        """The text that `key` is set to, None where it is not set."""
+        return dict(self.settings).get(key)
+
+    def words(self, *, without: str = "") -> list[str]:
+        """The settings as words again, those of the key `without` left out."""
+        return [f"--{key}" if text is None else f"{key}={text}" for key, text in self.settings if key != without]
 
 
 def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Arguments:
@@ -30,10 +37,8 @@ def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Argume
     """
     positionals: list[str] = []
     settings: list[tuple[str, str | None]] = []
-    rest: list[str] = []
     waiting = list(reversed(words))
     while waiting:
-        before = len(waiting)
         word = waiting.pop()
         if found := _ASSIGNMENT.match(word):
             settings.append((_name(found["key"]), found["text"]))
@@ -41,9 +46,7 @@ def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Argume
             settings.append(_option(_name(found["key"]), waiting, flags))
         else:
             positionals.append(word)
-            continue
-        rest += words[len(words) - before : len(words) - len(waiting)]
-    return Arguments(tuple(positionals), tuple(settings), tuple(rest))
+    return Arguments(tuple(positionals), tuple(settings))
 
 
 def value_of(key: Key, text: str | None) -> object:

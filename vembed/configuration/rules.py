@@ -107,6 +107,9 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
 
 def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
     """Data under `key` that is written as a local path and is not there. A hub name is not looked up."""
+    if key == "image_root":
+        yield from _missing_folder((key,), data.image_root)
+        return
     sources: dict[str, DataSource | None] = {
         "data_path": data.data_path,
         "val_data_path": data.val_data_path,
@@ -121,10 +124,10 @@ def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
             yield from _missing_path((key, number), entry)
         else:
             yield from _missing_path((key, number, "path"), entry.path)
-            yield from missing_folder((key, number, "image_root"), entry.image_root)
+            yield from _missing_folder((key, number, "image_root"), entry.image_root)
 
 
-def missing_folder(location: Location, folder: str | None) -> Iterator[Finding]:
+def _missing_folder(location: Location, folder: str | None) -> Iterator[Finding]:
     """A folder that is named and not there."""
     if folder is not None and not Path(folder).is_dir():
         yield location, f"there is no folder {folder} (looked in {Path.cwd()})"

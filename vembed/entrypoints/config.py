@@ -1,7 +1,7 @@
 """What `vembed config` and the help of `vembed train` say: values with their origins, defaults, schema, reference."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
@@ -97,13 +97,13 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def key_help(*, common_only: bool, width: int) -> str:
-    """The keys of `vembed train`, by section, with type, range, default and meaning, wrapped to `width` columns."""
+def key_help(titles: Collection[str] = (), *, common_only: bool, width: int) -> str:
+    """Keys by section (default: all sections) with type, range, default and meaning, wrapped to `width` columns."""
     lines: list[str] = []
     for title, section in _all_sections().items():
         keys = [key for key in keys_of(title, section).values() if key.common or not common_only]
         entries = [line for key in keys for line in _help_lines(key, width)]
-        lines += [title, *entries, ""] if entries else []
+        lines += [title, *entries, ""] if entries and (title in titles or not titles) else []
     return "\n".join(lines)
 
 
