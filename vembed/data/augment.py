@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import PIL.Image
-import PIL.ImageEnhance
 
 from vembed.data.hashing import mixed_hash
 from vembed.types import ImageTransform
 
 Strength = Literal["light", "strong"]
+
+
+_MID_GREY = 127.5
+_GREY_SHARES = (0.299, 0.587, 0.114)  # of red, green and blue in the brightness that one sees (ITU-R 601)
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,7 @@ class PictureChange:
             resample=PIL.Image.Resampling.BILINEAR,
             fillcolor=_corner_colour(image),
         )
-        moved = PIL.ImageEnhance.Brightness(moved).enhance(self.brightness)
-        moved = PIL.ImageEnhance.Contrast(moved).enhance(self.contrast)
-        return PIL.ImageEnhance.Color(moved).enhance(self.saturation)
+        return moved.convert("RGB", self._colour_matrix())
 
     def _matrix(self, width: int, height: int) -> tuple[float, float, float, float, float, float]:
         """Where in the old picture each new pixel comes from: about the middle, turned, scaled and shifted back."""
@@ -65,6 +66,17 @@ class PictureChange:
         middle_x, middle_y = width / 2, height / 2
         new_x, new_y = middle_x + self.shift[0] * width, middle_y + self.shift[1] * height
         return (cos, -sin, middle_x - cos * new_x + sin * new_y, sin, cos, middle_y - sin * new_x - cos * new_y)
+
+    def _colour_matrix(self) -> tuple[float, ...]:
+        """Three rows of four; saturation is away from the colour's grey, contrast from mid-grey, brightness from black."""
+        gain = self.brightness * self.contrast
+        offset = self.brightness * (1 - self.contrast) * _MID_GREY
+        rows: list[float] = []
+        for channel in range(3):
+            rows += [gain * (1 - self.saturation) * share for share in _GREY_SHARES]
+            rows[-3 + channel] += gain * self.saturation
+            rows.append(offset)
+        return tuple(rows)
 
 
 def image_transform(strength: Strength, seed: int, epoch: int, *, row: int | str, slot: int) -> ImageTransform:

@@ -9,7 +9,6 @@ import io
 import struct
 import threading
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 
 from vembed.errors import DataError
-from vembed.types import ImageSource, Item
+from vembed.types import ImageSource
 
 # What Pillow's decoders raise on broken files, as found by feeding them cut and flipped bytes.
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
@@ -48,13 +47,6 @@ def check_file(source: ImageSource) -> None:
         raise _no_file(source)
 
 
-def fetch_images(item: Item) -> Item:
-    """The same item with its image files read into memory, so that hashing and decoding read each file once."""
-    if not any(source.path is not None for source in item.images):
-        return item
-    return replace(item, images=tuple(_fetched(source) for source in item.images))
-
-
 def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
     """The picture as RGB, upright, transparent parts white, first frame.
 
@@ -66,17 +58,6 @@ def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
         return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
     except _BROKEN as error:
         raise DataError(f"{_where(source)}the image is cut off or broken: {error}") from error
-
-
-def image_size(source: ImageSource) -> tuple[int, int]:
-    """Width and height by the header alone, before EXIF rotation. Raises DataError as `read_image` does."""
-    return (source.pil if source.pil is not None else _open(read_bytes(source), source)).size
-
-
-def _fetched(source: ImageSource) -> ImageSource:
-    if source.path is None:
-        return source
-    return ImageSource(data=read_bytes(source), origin=_where(source).removesuffix(": "))
 
 
 def _file_bytes(path: str, source: ImageSource) -> bytes:

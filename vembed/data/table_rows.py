@@ -73,7 +73,7 @@ def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
     """The rows of a hub data set's split, by default "train"."""
     try:
         loaded = datasets.load_dataset(name, subset, split=split or "train")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{name}: there is no such file or folder, and it could not be loaded from the Hugging Face hub: {error}"
         ) from error

@@ -38,7 +38,8 @@ def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tu
 class BadSamples:
     """Counts bad rows, each once, and lists them in `folder`/bad_samples.jsonl; what is listed there already counts.
 
-    With on_bad_sample: raise, the first one raises; with skip, the one that exceeds max_bad_fraction of the rows.
+    With on_bad_sample: raise, the first one raises; with skip, the one that exceeds max_bad_fraction of the rows. Of
+    several processes one gets the folder.
     """
 
     def __init__(self, settings: DataSettings, folder: str | Path | None = None) -> None:

@@ -69,6 +69,17 @@ def test_shift_turn_and_scale_move_a_dot_where_they_say():
     assert dot(PictureChange(scale=0.5)) == pytest.approx((25.25, 20.25), abs=0.5)
 
 
+def test_brightness_contrast_and_saturation_do_what_they_say():
+    def colour(change, *rgb):
+        return change(PIL.Image.new("RGB", (2, 2), rgb)).getpixel((0, 0))
+
+    assert colour(PictureChange(brightness=0.5), 200, 100, 0) == (100, 50, 0)
+    assert colour(PictureChange(contrast=0.5), 255, 127, 0) == pytest.approx((191, 127, 64), abs=1)
+    assert colour(PictureChange(saturation=0), 100, 100, 100) == (100, 100, 100)
+    assert colour(PictureChange(saturation=0), 200, 0, 0) == pytest.approx((60, 60, 60), abs=1)
+    assert colour(PictureChange(brightness=2), 200, 100, 0) == (255, 200, 0)
+
+
 def test_what_comes_into_view_has_the_colour_of_the_corners():
     picture = PIL.Image.new("RGB", (20, 20), (200, 100, 50))
     moved = PictureChange(shift=(0.5, 0.5), degrees=30)(picture)

@@ -102,6 +102,12 @@ def test_groups_belong_to_positives_and_to_negatives_only_if_they_are_a_positive
     assert targets.document_groups.tolist() == [x, y, -1, -1]  # p0, p1, p2, n
 
 
+def test_a_document_has_the_group_of_any_row_that_it_is_a_positive_of(tmp_path):
+    rows = [{"query": "q0", "positive": "same"}, {"query": "q1", "positive": "same", "group": "x"}]
+    targets = _collate(tmp_path, rows).targets
+    assert targets.document_groups.tolist() == targets.query_groups.tolist()[1:]
+
+
 def test_a_document_of_two_groups_is_a_positive_for_the_siblings_in_both(tmp_path):
     rows = [
         {"query": "q0", "positive": "both", "group": "x"},

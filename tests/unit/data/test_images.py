@@ -9,9 +9,9 @@ import PIL.Image
 import pytest
 
 from tests.pictures import make_picture, write_picture
-from vembed.data.images import check_file, fetch_images, image_size, read_bytes, read_image
+from vembed.data.images import check_file, read_image
 from vembed.errors import DataError
-from vembed.types import ImageSource, Item
+from vembed.types import ImageSource
 
 LIMIT = 1_000_000
 
@@ -81,6 +81,12 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
     pixels = _pixels(_read(_encoded(PIL.Image.fromarray(values), kind)))
     assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_transparent_sixteen_bit_grey_is_white():
+    values = np.array([[257, 514]], np.uint16)
+    pixels = _pixels(_read(_encoded(PIL.Image.fromarray(values), transparency=257)))
+    assert pixels[0, :, 0].tolist() == [255, 2]
 
 
 def test_float_pixels_are_refused_because_their_range_is_unknown():
@@ -180,20 +186,3 @@ def test_pillows_own_limit_neither_decides_nor_is_changed(monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)
     assert _read(_encoded(PIL.Image.new("L", (20, 10)))).size == (20, 10)
     assert PIL.Image.MAX_IMAGE_PIXELS == 50
-
-
-def test_fetched_items_need_no_file_any_more(tmp_path):
-    path = write_picture(tmp_path / "a.png", seed=1)
-    item = Item(text="a", images=(ImageSource(path=path, origin="x:1"), ImageSource(data=b"12")), origin="x:1")
-    fetched = fetch_images(item)
-    (tmp_path / "a.png").unlink()
-    assert fetched.text == "a"
-    assert [source.path for source in fetched.images] == [None, None]
-    assert read_image(fetched.images[0], max_pixels=LIMIT).size == (40, 30)
-    assert fetched.images[0].origin == f"x:1: {path}"
-    assert read_bytes(fetched.images[1]) == b"12"
-
-
-def test_image_size_reads_the_header_only(tmp_path):
-    path = write_picture(tmp_path / "a.png", seed=1)
-    assert image_size(ImageSource(path=path)) == (40, 30)

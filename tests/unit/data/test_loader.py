@@ -15,6 +15,9 @@ from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples
 from vembed.errors import CheckpointError, DataError
 
+# Python 3.12 and later warn whenever a process with threads forks; torch has threads, and its workers fork.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 
 def _settings(**values):
     return DataSettings.model_validate({"num_workers": 0, **values})

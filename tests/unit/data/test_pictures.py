@@ -61,7 +61,9 @@ def test_base64_of_every_usual_format_is_recognised(tmp_path, ending):
     assert path.endswith(ending)
 
 
-@pytest.mark.parametrize("path", ["iVBORw0KGgo.png", "/9j/a/b", "a" * 64, "b/" * 40 + "x", "photos/2020/IMG"])
+@pytest.mark.parametrize(
+    "path", ["iVBORw0KGgo.png", "R0lGODlhAQAB", "/9j/a/b", "a" * 64, "b/" * 40 + "x", "photos/2020/IMG"]
+)
 def test_a_path_is_not_mistaken_for_base64(path):
     assert PictureReader()(path, WHERE).path == path
 
