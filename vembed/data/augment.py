@@ -68,7 +68,7 @@ class PictureChange:
         return (cos, -sin, middle_x - cos * new_x + sin * new_y, sin, cos, middle_y - sin * new_x - cos * new_y)
 
     def _colour_matrix(self) -> tuple[float, ...]:
-        """Three rows of four; saturation is away from the colour's grey, contrast from mid-grey, brightness from black."""
+        """Three rows of four: saturation about the colour's grey, contrast about mid-grey, brightness about black."""
         gain = self.brightness * self.contrast
         offset = self.brightness * (1 - self.contrast) * _MID_GREY
         rows: list[float] = []
