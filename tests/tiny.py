@@ -7,8 +7,9 @@ All images are 32 x 32; texts end after 16 tokens (CLIP, SigLIP) or 32 (BERT).
 import json
 from pathlib import Path
 
+import sentencepiece
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertModel,
@@ -22,11 +23,11 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    SiglipTokenizer,
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
@@ -98,7 +99,7 @@ def tiny_clip(folder: str | Path, seed: int = 0) -> str:
 
 def tiny_siglip(folder: str | Path, seed: int = 0) -> str:
     """SiglipModel with its processor, embedding width 24; texts are padded to 16 tokens."""
-    tokenizer = _siglip_tokenizer()
+    tokenizer = _siglip_tokenizer(folder)
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 24,
@@ -264,21 +265,15 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=DUAL_LENGTH)
 
 
-def _siglip_tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=DUAL_LENGTH,
-        eos_token="</s>",
-        pad_token="</s>",
-        unk_token="<unk>",
-        model_input_names=["input_ids"],
+def _siglip_tokenizer(folder: str | Path) -> SiglipTokenizer:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (Path(folder) / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS), model_writer=file, vocab_size=120, hard_vocab_limit=False,
+            unk_id=0, eos_id=1, bos_id=-1, pad_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return SiglipTokenizer(
+        vocab_file=str(Path(folder) / "spiece.model"), model_max_length=DUAL_LENGTH, model_input_names=["input_ids"]
     )
 
 

@@ -72,7 +72,7 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         at = f" at revision {revision!r}" if revision else ""
         raise ModelError(
             f"model {repository!r}{at} is neither a local folder nor a Hugging Face model that can be reached "
-            f"from here ({type(error).__name__}). Check the name, your network, or `huggingface-cli login`; "
+            f"from here ({type(error).__name__}). Check the name, your network, or `hf auth login`; "
             "offline, give a local folder"
         ) from error
     return Path(folder)

@@ -78,7 +78,7 @@ def test_half_a_character_is_refused(model_of):
 
 
 def test_a_processor_can_be_sent_to_another_process(model_of, items_for):
-    for name in ("clip", "timm", "bert"):
+    for name in ("clip", "siglip", "timm", "bert"):
         model = model_of(name)
         sent = pickle.loads(pickle.dumps(model.processor))
         ours, theirs = (p.prepare(items_for(model), "query").tensors for p in (model.processor, sent))
