@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,11 @@ from vembed.errors import UsageError, VembedError
 
 if TYPE_CHECKING:
     from vembed.configuration.arguments import Arguments
+    from vembed.types import Side
 
 _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 _INTERRUPTED = 130
+_SIDES: "dict[str, Side]" = {"query": "query", "document": "document"}
 
 
 class _Commands(typer.core.TyperGroup):
@@ -113,6 +116,31 @@ def _evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("-
     typer.echo(entrypoint.evaluate(target, overrides, report_dir=report_dir).text())
 
 
+@app.command("encode")
+def _encode(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model (RUN/final) or hub id.")],
+    items: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            help="Folder of images, .txt with a text per line, or a table with columns text, image and id.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="File to write: .npy, .npz, .parquet or .safetensors.")],
+    side: Annotated[str, typer.Option("--side", help="Whose prompt texts get: query or document.")] = "document",
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Embed texts and images, and write the vectors."""
+    if side not in _SIDES:
+        raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
+    from vembed.entrypoints import encode as entrypoint
+
+    request = entrypoint.EncodeRequest(model, items, output, _SIDES[side], width, batch_size, device)
+    typer.echo(entrypoint.encode(request, _show_progress).text())
+
+
 @app.command("demo")
 def _demo(
     output_dir: Annotated[
@@ -164,6 +192,12 @@ def _reference() -> None:
     from vembed.entrypoints import config as entrypoint
 
     typer.echo(entrypoint.reference(), nl=False)
+
+
+def _show_progress(done: int, total: int) -> None:
+    """One line that counts up, on a terminal only."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{done:,} of {total:,} items", err=True, nl=done == total)
 
 
 def _split(words: list[str]) -> "Arguments":

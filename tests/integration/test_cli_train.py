@@ -1,11 +1,12 @@
-"""The command line trains, looks ahead, measures and evaluates without a YAML file."""
+"""The command line trains, looks ahead, measures, evaluates and encodes without a YAML file."""
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.pictures import write_pairs
+from tests.pictures import write_pairs, write_picture
 from vembed.cli import app
 
 
@@ -64,3 +65,17 @@ def test_training_and_evaluation_leave_a_model_and_a_report(run, words, tmp_path
     assert measured.exit_code == 0, measured.output
     assert "figures/report.html" in measured.stdout
     assert json.loads((tmp_path / "figures" / "metrics.json").read_text()).keys() >= {"base", "tuned"}
+
+
+def test_encoding_a_folder_writes_vectors_with_their_ids(run, clip_folder, tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / "photos" / f"{number}.png", number)
+    result = run(
+        "encode", clip_folder, "--input", "photos", "--output", "photos.npz", "--batch_size", "2", "--device", "cpu"
+    )
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "photos.npz") as saved:
+        assert saved["ids"].tolist() == ["0.png", "1.png", "2.png"]
+        assert result.stdout == f"3 vectors of {saved['vectors'].shape[1]} numbers in photos.npz\n"
+    wrong = run("encode", clip_folder, "--input", "photos", "--output", "photos.npz", "--side", "both")
+    assert (wrong.exit_code, wrong.stderr) == (2, "Error: --side 'both' is unknown; known are: query, document\n")

@@ -39,7 +39,7 @@ def test_version(run):
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    assert all(f"\n  {command} " in result.stdout for command in ("train", "config"))
+    assert all(f"\n  {command} " in result.stdout for command in ("train", "evaluate", "encode", "demo", "config"))
 
 
 def test_train_help_shows_25_settings_and_help_all_shows_every_one(run):
@@ -99,6 +99,9 @@ def test_a_value_that_equals_the_config_files_name_stays_a_value(run, tmp_path):
         (["train"], "model_name: is not set"),
         (["train", "--data_path", "there.csv", "--model_name", "m"], "data_path: there is no file or folder there.csv"),
         (["train", "--measure", "0"], "--measure"),
+        (["evaluate"], "name what to measure"),
+        (["evaluate", "a", "b"], "unexpected argument 'b' after 'a'"),
+        (["encode", "model"], "--input"),
         (["train", "--bacth-size=3", "--dry_run"], "bacth_size: unknown key; did you mean batch_size?"),
     ],
 )
@@ -143,6 +146,8 @@ def test_an_interrupt_exits_with_130(tmp_path):
     [
         ["--help"],
         ["train", "--help-all"],
+        ["evaluate", "--help"],
+        ["encode", "--help"],
         ["config", "show", "preset=clip"],
         ["config", "schema"],
         ["train", "--batch_sze", "8"],
