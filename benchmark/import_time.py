@@ -13,7 +13,7 @@ COMMANDS = {
     "python -c pass": (["-c", "pass"], None),
     "import vembed": (["-c", "import vembed"], 0.3),
     "vembed --help": (["-m", "vembed", "--help"], 0.7),
-    "vembed train --help": (["-m", "vembed", "train", "--help"], 0.7),
+    "vembed train --help": (["-m", "vembed", "train", "--help"], None),
     "vembed config show": (["-m", "vembed", "config", "show"], None),
 }
 
