@@ -119,6 +119,7 @@ def _for_page(svg: str, prefix: str) -> str:
     svg = re.sub(r' (?:width|height)="[^"]*pt"', "", svg)
     svg = re.sub(r'\bid="|href="#|url\(#', lambda match: match[0] + prefix + "-", svg)
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     for drawn, wanted in _PAGE_COLOURS.items():
         svg = svg.replace(drawn, wanted)
     return svg

@@ -1,0 +1,43 @@
+"""Tables for the terminal and for Markdown."""
+
+from tests.unit.evaluation.made import make_comparison, make_result, make_set
+from vembed.evaluation.comparison import compare
+from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text, text_table
+from vembed.evaluation.words import points
+
+
+def test_rows_hold_figures_in_percent_and_changes_in_points():
+    comparison = make_comparison([make_set(100)], 3.0, 0.2)
+    header, *rows = comparison_rows(comparison)
+    assert header == ("set", "metric", "base", "tuned", "change", "95 % interval", "")
+    figure = comparison.sets[0].figure("recall@10")
+    assert rows[2][:5] == (
+        "t2t", "recall@10", f"{100 * figure.values[0]:.1f}", f"{100 * figure.values[1]:.1f}", points(figure.delta)
+    )  # fmt: skip
+    assert rows[2][6] == "↑"
+
+
+def test_a_change_that_may_be_chance_is_marked():
+    rows = comparison_rows(make_comparison([make_set(100)], 1.0, 1.0))
+    assert {row[6] for row in rows[1:]} == {"≈"}
+
+
+def test_one_model_has_no_change():
+    one = make_set()
+    rows = comparison_rows(compare([one], {"model": make_result([one], 1.0)}, samples=10))
+    assert rows[0] == ("set", "metric", "model")
+
+
+def test_text_columns_are_aligned():
+    lines = text_table(comparison_rows(make_comparison([make_set(30, name="a long name"), make_set()]))).splitlines()
+    places = {line.index("recall@1") for line in lines if "recall@1 " in line}
+    assert len(places) == 1
+    assert len(lines) == 13
+
+
+def test_markdown_shows_signs_as_they_are():
+    hostile = "a|b *c* `d` <script>alert(1)</script>\n# [x](y)"
+    assert markdown_text(hostile) == (r"a\|b \*c\* \`d\` &lt;script&gt;alert(1)&lt;/script&gt; \# \[x\](y)")
+    table = markdown_table([("set", "metric"), (hostile, "mrr")])
+    assert len(table.splitlines()) == 3
+    assert "<script>" not in table

@@ -1,0 +1,83 @@
+"""Things to embed, from a folder of images, a text file, or a table. What a value is is never guessed from its looks.
+
+| input | items |
+|---|---|
+| folder | every image file in it and below it, in the order of their paths; the id is the path |
+| .txt | one text per line; the id is the number of the line |
+| .jsonl, .json, .csv, .tsv, .parquet | columns `text`, `image` or both; the id is column `id`, else the row's number |
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vembed.data.cells import is_absent, kind_of
+from vembed.data.loading import load_rows
+from vembed.data.pictures import PictureReader
+from vembed.data.settings import DataEntry
+from vembed.errors import DataError
+from vembed.types import ImageSource, Item
+
+_IMAGE_ENDINGS = frozenset(".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds
+
+
+@dataclass(frozen=True)
+class NamedItem:
+    """An item and what to call it."""
+
+    name: str
+    item: Item
+
+
+def read_items(path: Path) -> list[NamedItem]:
+    """The items of a folder or file. Raises DataError that names file and line of what cannot be used."""
+    if path.is_dir():
+        items = list(_images_of_folder(path))
+    elif path.suffix.lower() == ".txt":
+        items = list(_texts_of_file(path))
+    else:
+        items = list(_items_of_table(path))
+    if not items:
+        raise DataError(f"{path}: there is nothing to embed in it")
+    return items
+
+
+def _images_of_folder(folder: Path) -> Iterator[NamedItem]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+    if not paths:
+        raise DataError(f"{folder}: no file in it has the ending of an image ({' '.join(sorted(_IMAGE_ENDINGS))})")
+    for path in paths:
+        yield NamedItem(path.relative_to(folder).as_posix(), Item(images=(ImageSource(path=str(path)),)))
+
+
+def _texts_of_file(path: Path) -> Iterator[NamedItem]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a text file: {error}") from error
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
+        if not line.strip():
+            raise DataError(f"{path}:{number}: the line is empty; each line is one text")
+        yield NamedItem(str(number), Item(text=line.removesuffix("\r"), origin=f"{path}:{number}"))
+
+
+def _items_of_table(path: Path) -> Iterator[NamedItem]:
+    rows = load_rows(DataEntry(path=str(path)))
+    pictures = PictureReader(str(path.parent))
+    for index in range(len(rows)):
+        row, origin = rows[index], rows.origin(index)
+        name = row.get("id")
+        yield NamedItem(origin.rpartition(":")[2] if name is None else str(name), _item(row, origin, pictures))
+
+
+def _item(row: Row, origin: str, pictures: PictureReader) -> Item:
+    text, image = row.get("text"), row.get("image")
+    if is_absent(text) and is_absent(image):
+        raise DataError(f"{origin}: needs a column text or image; the row has {', '.join(row) or 'nothing'}")
+    if not is_absent(text) and not isinstance(text, str):
+        raise DataError(f"{origin}: text: should be a text, but is {kind_of(text)}")
+    cells = image if isinstance(image, list | tuple) else [] if is_absent(image) else [image]
+    images = tuple(pictures(cell, f"{origin}: image") for cell in cells)
+    return Item(text=None if is_absent(text) else text, images=images, origin=origin)
