@@ -14,6 +14,8 @@ from vembed.data.loader import LoaderState, TrainingLoader
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples
 from vembed.errors import CheckpointError, DataError
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
 
 # Python 3.12 and later warn whenever a process with threads forks; torch has threads, and its workers fork.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -241,3 +243,18 @@ def test_everything_a_worker_needs_can_be_sent_to_it(mixed_source):
     loader = _loader(mixed_source, augment="light")._loader
     copy = pickle.loads(pickle.dumps(loader))
     assert copy.datasets[1][3] == loader.datasets[1][3]
+
+
+def test_a_real_models_processor_gives_the_same_batches_in_workers(clip_folder, tmp_path):
+    path = write_pairs(tmp_path, 12, num_negatives=1)
+    processor = VisualRetrievalModel.from_pretrained(clip_folder, ModelSettings()).processor
+    runs = []
+    for num_workers in (0, 2):
+        settings = _settings(num_workers=num_workers, augment="light")
+        loader = TrainingLoader(load_datasets(path, settings), processor, settings, batch_size=5, seed=0)
+        runs.append(_run(loader))
+        loader.close()
+    assert runs[0] == runs[1]
+    batch, _ = runs[0][0]
+    assert batch["documents"]["tensors"]["pixel_values"]["values"][:2] == ("torch.uint8", (10, 3, 32, 32))
+    assert batch["queries"]["tensors"]["input_ids"]["counts"][2] == [1] * 5
