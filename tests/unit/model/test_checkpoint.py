@@ -54,12 +54,8 @@ def test_a_checkpoint_holds_no_pickle_and_says_what_it_is(name, fresh, tmp_path)
     model = fresh(name)
     model.save_pretrained(tmp_path, {"loss": "infonce", "version": "ignored"})
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {
-        ".json",
-        ".safetensors",
-        ".txt",
-        ".jinja",
-    }
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt", ".jinja", ".model"}
     assert "model.safetensors" in names
     saved = json.loads((tmp_path / "vembed_config.json").read_text())
     assert saved["loss"] == "infonce"
