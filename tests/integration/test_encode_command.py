@@ -1,0 +1,50 @@
+"""`vembed encode` writes what Predictor gives."""
+
+import numpy as np
+import pytest
+
+from tests.pictures import write_jsonl, write_picture
+from vembed.entrypoints.encode import EncodeRequest, encode
+from vembed.errors import DataError, ModelError, UsageError
+from vembed.inference import Predictor
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    return folder, [write_picture(folder / f"{number}.png", number) for number in range(5)]
+
+
+def test_a_folder_of_images(tmp_path, clip_folder, pictures):
+    folder, paths = pictures
+    result = encode(EncodeRequest(clip_folder, folder, tmp_path / "out.npz", batch_size=2))
+    assert result.text() == f"5 vectors of 16 numbers in {tmp_path / 'out.npz'}"
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["ids"].tolist() == [f"{number}.png" for number in range(5)]
+        np.testing.assert_allclose(arrays["vectors"], Predictor(clip_folder).encode_image(paths), atol=1e-6)
+
+
+def test_texts_as_queries_at_a_width(tmp_path, clip_folder):
+    (tmp_path / "texts.txt").write_text("a red circle\ntwo squares\n")
+    encode(EncodeRequest(clip_folder, tmp_path / "texts.txt", tmp_path / "out.npy", side="query", width=4))
+    expected = Predictor(clip_folder).encode_text(["a red circle", "two squares"], width=4)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_a_broken_picture_is_named_and_nothing_is_written(tmp_path, clip_folder, pictures):
+    rows = [{"image": pictures[1][0]}, {"image": "cut.png"}]
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows\.jsonl:2"):
+        encode(EncodeRequest(clip_folder, tmp_path / "rows.jsonl", tmp_path / "out.npz"))
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_what_is_wrong_with_the_request_is_found_before_any_work(tmp_path, pictures, bert_folder):
+    folder, _ = pictures
+    with pytest.raises(UsageError, match="ending"):
+        encode(EncodeRequest("no/model", folder, tmp_path / "out.txt"))
+    with pytest.raises(UsageError, match="side"):
+        encode(EncodeRequest("no/model", folder, tmp_path / "out.npz", side="both"))
+    with pytest.raises(ModelError, match="reads texts only"):
+        encode(EncodeRequest(bert_folder, folder, tmp_path / "out.npz"))

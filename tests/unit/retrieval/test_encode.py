@@ -1,0 +1,71 @@
+"""Encoding distinct items once gives what encoding each item gives."""
+
+import pytest
+import torch
+
+from tests.pictures import write_picture
+from vembed.errors import ModelError
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.retrieval.encode import Encoding, ItemEncoder, canonical_side
+from vembed.types import ImageSource, Item
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder):
+    return VisualRetrievalModel.from_pretrained(clip_folder)
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("items")
+    paths = [write_picture(folder / f"{number}.png", number) for number in range(3)]
+    texts = ["a red circle", "two", "a red circle", "a much longer text about many things"]
+    pictures = [Item(images=(ImageSource(path=path),)) for path in (*paths, paths[0])]
+    both = [Item(text="a red circle", images=(ImageSource(path=paths[1]),))]
+    return [*(Item(text=text) for text in texts), *pictures, *both]
+
+
+def test_repeated_items_get_equal_rows_in_order(clip, items):
+    vectors = ItemEncoder(clip, Encoding()).encode(items, side="document").vectors
+    plain = torch.cat([clip.encode([item]).vectors for item in items])
+    torch.testing.assert_close(vectors, plain, rtol=0, atol=1e-6)
+    assert torch.equal(vectors[0], vectors[2])
+    assert torch.equal(vectors[4], vectors[7])
+
+
+def test_progress_counts_distinct_items_and_changes_nothing(clip, items):
+    seen = []
+    encoder = ItemEncoder(clip, Encoding(batch_size=1), lambda done, total: seen.append((done, total)))
+    vectors = encoder.encode(items * 2, side="document").vectors
+    assert seen == [(7, 7)]
+    plain = ItemEncoder(clip, Encoding()).encode(items, side="document").vectors
+    torch.testing.assert_close(vectors, torch.cat([plain, plain]), rtol=0, atol=1e-6)
+
+
+def test_long_lists_report_progress_in_between(clip):
+    seen = []
+    texts = [Item(text=f"text number {number}") for number in range(20)]
+    ItemEncoder(clip, Encoding(batch_size=1), lambda done, total: seen.append((done, total))).encode(
+        texts, side="query"
+    )
+    assert seen == [(8, 20), (16, 20), (20, 20)]
+
+
+def test_a_width_keeps_the_first_numbers(clip, items):
+    vectors = ItemEncoder(clip, Encoding(width=6)).encode(items, side="document").vectors
+    torch.testing.assert_close(vectors, clip.encode(items, width=6).vectors, rtol=0, atol=1e-6)
+
+
+def test_sides_are_one_without_prompts_and_two_with(clip, clip_folder):
+    assert canonical_side(clip.spec, "query") == canonical_side(clip.spec, "document") == "document"
+    prompted = VisualRetrievalModel.from_pretrained(clip_folder, ModelSettings(query_prompt="find: "))
+    assert canonical_side(prompted.spec, "query") == "query"
+    encoder = ItemEncoder(prompted, Encoding())
+    query, document = (encoder.encode([Item(text="a circle")], side=side).vectors for side in ("query", "document"))
+    assert not torch.allclose(query, document)
+
+
+def test_items_of_a_kind_the_model_cannot_read_are_refused(bert_folder, items):
+    with pytest.raises(ModelError, match="reads texts only"):
+        ItemEncoder(VisualRetrievalModel.from_pretrained(bert_folder), Encoding()).encode(items, side="document")

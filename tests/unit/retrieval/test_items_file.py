@@ -1,0 +1,90 @@
+"""Which items a folder or file holds. No value's looks decide what it is."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.pictures import write_csv, write_jsonl, write_picture
+from vembed.errors import DataError
+from vembed.retrieval.items_file import read_items
+
+
+def test_a_folder_holds_its_images_at_any_depth_in_order(tmp_path):
+    for name in ("b.jpg", "a.PNG", "deep/er/c.webp"):
+        write_picture(tmp_path / name, 1)
+    (tmp_path / "notes.txt").write_text("not an image")
+    items = read_items(tmp_path)
+    assert [one.name for one in items] == ["a.PNG", "b.jpg", "deep/er/c.webp"]
+    assert items[2].item.images[0].path == str(tmp_path / "deep" / "er" / "c.webp")
+    assert {one.item.text for one in items} == {None}
+
+
+def test_a_text_file_holds_one_text_per_line_whatever_it_looks_like(tmp_path):
+    write_picture(tmp_path / "a.png", 1)
+    (tmp_path / "texts.txt").write_bytes('\ufeffa.png\r\n/abs/path.jpg\n日本 {"text": 1}'.encode())
+    items = read_items(tmp_path / "texts.txt")
+    assert [(one.name, one.item.text, one.item.images) for one in items] == [
+        ("1", "a.png", ()),
+        ("2", "/abs/path.jpg", ()),
+        ("3", '日本 {"text": 1}', ()),
+    ]
+
+
+def test_rows_hold_text_images_or_both(tmp_path):
+    write_picture(tmp_path / "a.png", 1)
+    rows = [
+        {"id": "first", "text": "a.png"},
+        {"image": "a.png"},
+        {"id": 7, "text": "both", "image": ["a.png", "a.png"]},
+    ]
+    items = read_items(write_path(tmp_path, rows))
+    assert [(one.name, one.item.text, len(one.item.images)) for one in items] == [
+        ("first", "a.png", 0),
+        ("2", None, 1),
+        ("7", "both", 2),
+    ]
+    assert items[1].item.images[0].path == str(tmp_path / "a.png")
+    assert items[1].item.origin.endswith("rows.jsonl:2")
+
+
+def test_tables_are_read_too(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", [{"id": "007", "text": "one"}, {"id": "8", "text": "two"}])
+    assert [(one.name, one.item.text) for one in read_items(Path(path))] == [("007", "one"), ("8", "two")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"caption": "x"}, r"rows\.jsonl:2: needs a column text or image; the row has caption"),
+        ({"text": ""}, r"rows\.jsonl:2: needs a column text or image"),
+        ({"text": 3}, r"rows\.jsonl:2: text: should be a text, but is a number"),
+        ({"image": 3}, r"rows\.jsonl:2: image"),
+        ("{broken", r"rows\.jsonl:2"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=message):
+        read_items(write_path(tmp_path, [{"text": "good"}, row]))
+
+
+def test_an_empty_line_is_refused(tmp_path):
+    (tmp_path / "texts.txt").write_text("one\n\ntwo\n")
+    with pytest.raises(DataError, match=r"texts\.txt:2: the line is empty"):
+        read_items(tmp_path / "texts.txt")
+
+
+def test_nothing_to_embed_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no file in it has the ending of an image"):
+        read_items(tmp_path)
+    (tmp_path / "texts.txt").write_text("")
+    with pytest.raises(DataError, match="nothing to embed"):
+        read_items(tmp_path / "texts.txt")
+    with pytest.raises(DataError, match="no such file"):
+        read_items(tmp_path / "missing.jsonl")
+    with pytest.raises(DataError, match="missing"):
+        read_items(tmp_path / "missing.txt")
+
+
+def write_path(tmp_path, rows):
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    return tmp_path / "rows.jsonl"
