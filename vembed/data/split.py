@@ -59,6 +59,8 @@ def load_split(path: str | Path, datasets: Sequence[VisualRetrievalDataset]) -> 
     try:
         summary = json.loads(Path(path).read_text(encoding="utf-8"))
         saved = {name: (part["num_rows"], part["validation"]) for name, part in summary["datasets"].items()}
+        if any(not 0 <= row < num_rows for num_rows, rows in saved.values() for row in rows):
+            raise ValueError("a row number is past the end")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a saved split: {error!r}") from error
     now = {dataset.name: len(dataset) for dataset in datasets}

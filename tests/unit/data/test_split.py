@@ -121,7 +121,8 @@ def test_a_saved_split_of_other_data_is_refused(classes, tmp_path):
     other = _load(write_pairs(tmp_path / "other", 99, "t2t"))
     with pytest.raises(DataError, match=r"made of t2t \(100 rows\), but the data now are t2t \(99 rows\)"):
         load_split(tmp_path / "split.json", other)
-    for broken in ("{", "[]", '{"datasets": {"t2t": 3}}'):
+    past_the_end = '{"datasets": {"t2t": {"num_rows": 100, "validation": [100]}}}'
+    for broken in ("{", "[]", '{"datasets": {"t2t": 3}}', past_the_end):
         (tmp_path / "split.json").write_text(broken)
         with pytest.raises(DataError, match="not a saved split"):
             load_split(tmp_path / "split.json", classes)
