@@ -90,6 +90,8 @@ def test_sentence_transformers_embeds_texts_equally(name, fresh, texts, tmp_path
     for side, encode in (("query", opened.encode_query), ("document", opened.encode_document)):
         ours = model.encode([Item(text=text) for text in texts], side=side).vectors
         assert torch.allclose(encode(texts, convert_to_tensor=True), ours, atol=1e-5)
+        alone = torch.cat([encode([text], convert_to_tensor=True) for text in texts])  # no long text to pad to
+        assert torch.allclose(alone, ours, atol=1e-5)
     assert opened.similarity_fn_name == "cosine"
 
 
