@@ -1,10 +1,15 @@
 """Every family gives what plain transformers gives, when that is used as its model card says."""
 
+import json
+
 import pytest
+import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from vembed.model.modeling import VisualRetrievalModel
 from vembed.types import ImageSource, Item
 
 
@@ -88,6 +93,32 @@ def test_another_image_size_interpolates_position_embeddings(name, image_size, f
     else:
         expected = backbone(pixels.values).pooler_output
     assert_same_vectors(model.get_image_features(pictures), expected)
+
+
+@torch.no_grad()
+def test_a_folder_as_timm_itself_writes_it_gives_timm_s_own_features(pictures, tmp_path):
+    network = timm.create_model("test_efficientnet", num_classes=10).eval()
+    save_file(network.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {"architecture": "test_efficientnet", "num_classes": 10, "pretrained_cfg": network.pretrained_cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(network.pretrained_cfg))
+    network.reset_classifier(0)
+    expected = network(torch.stack([transform(image) for image in pictures]))
+    assert_same_vectors(VisualRetrievalModel.from_pretrained(str(tmp_path)).get_image_features(pictures), expected)
+
+
+@torch.no_grad()
+def test_a_pooler_that_was_never_trained_is_left_out(folder_of, texts, tmp_path):
+    config = transformers.AutoConfig.from_pretrained(folder_of("bert"))
+    language_model = transformers.BertForMaskedLM(config).eval()
+    language_model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder_of("bert"))
+    tokenizer.save_pretrained(tmp_path)
+    model = VisualRetrievalModel.from_pretrained(str(tmp_path))
+    assert not [name for name, _ in model.model.named_parameters() if "pooler" in name]
+    hidden = [language_model.bert(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts[:4]]
+    expected = torch.stack([vectors.mean(dim=0) for vectors in hidden])
+    assert_same_vectors(model.get_text_features(texts[:4]), expected)
 
 
 def test_texts_over_the_limit_are_cut_and_counted(model_of, texts):

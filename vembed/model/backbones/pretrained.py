@@ -64,7 +64,7 @@ def _refuse_without_weights(folder: Path) -> None:
             f"model folder {str(folder)!r} holds pickled weights only ({pickles[0]}); a pickle can run code when it is "
             "opened, so convert it to safetensors first"
         )
-    raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors")
+    raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors (no pickles)")
 
 
 def _freeze_unused(model: Backbone, needs_pooler: bool) -> None:
