@@ -37,7 +37,8 @@ class ModelSettings(Section):
         False, description="Run model code that comes with the checkpoint. Off unless you trust it."
     )
     pooling: Literal["cls", "mean", "last", "max", "pooler"] | None = Field(
-        None, description="How token vectors become one vector; default: what the checkpoint was trained with."
+        None,
+        description="How token vectors become one vector (composed: in the text tower); default: the checkpoint's own.",
     )
     projection_head: Literal["linear", "mlp"] = Field(
         "linear",
