@@ -184,6 +184,11 @@ def test_both_layers_of_an_mlp_head_learn(fresh, items_for):
     assert all(found[name].abs().max() > 0 for name in found if name.startswith("heads."))
 
 
+def test_no_keys_and_values_are_cached(fresh, folder_of):
+    assert transformers.AutoModel.from_pretrained(folder_of("bert")).config.use_cache
+    assert not fresh("bert").model.text_tower.model.config.use_cache
+
+
 def test_settings_reach_a_model_that_is_built_by_hand(folder_of):
     model = VisualRetrievalModel.from_pretrained(settings=ModelSettings(model_name=folder_of("vit"), image_size=48))
     assert model.spec.image_size == 48

@@ -18,7 +18,7 @@ from vembed.model.backbones.towers import (
     refuse_unreadable_size,
     run_vision,
 )
-from vembed.model.base import BaseEmbeddingModel
+from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
@@ -161,7 +161,9 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     """The text model in `folder`, pooled as the spec says."""
     pooling = spec.pooling["text"]
     options = {"trust_remote_code": settings.trust_remote_code, "needs_pooler": pooling == "pooler"}
-    return TextTower(load_backbone(folder, **options), pooling)
+    backbone = load_backbone(folder, **options)
+    disable_kv_cache(backbone)
+    return TextTower(backbone, pooling)
 
 
 def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> VisionTower:
