@@ -250,6 +250,9 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
         save_split(session.data.split, run.split)
     if resume is None:
         write_json(run.record, _record(session))
+    num_steps, most = session.plan.num_steps, config.training.max_steps
+    if most is not None and most > num_steps:
+        _log.warning("epochs: %d end after %d steps, before max_steps: %d", config.training.epochs, num_steps, most)
     _log.info("training from step %d to %d in %s", state.step, session.plan.num_steps, run.path)
     return state
 

@@ -70,8 +70,8 @@ def test_the_written_config_is_the_run_and_can_be_used_to_continue(tmp_path, set
     Trainer(settings).train()
     written = load_config(tmp_path / "run" / "config.yaml")
     assert written.to_flat() == config.to_flat()
-    again = Trainer(tmp_path / "run" / "config.yaml").train(resume_from_checkpoint="latest", max_steps=7)
-    assert again.num_steps == 7
+    again = Trainer(tmp_path / "run" / "config.yaml").train(resume_from_checkpoint="latest", epochs=3)
+    assert again.num_steps == 9
 
 
 def test_final_is_the_best_and_embeds_as_the_model_in_training_did(tmp_path, settings):

@@ -26,6 +26,7 @@ def settings(tmp_path_factory, bert_folder, vit_folder):
         "batch_size": 4,
         "gradient_accumulation_steps": 2,
         "gradient_cache_chunk_size": 3,
+        "epochs": 90,
         "max_steps": 10,
         "logging_steps": 2,
         "eval_steps": 4,

@@ -1,8 +1,10 @@
 """An estimate of a run's peak memory before it trains, from its sizes and a forward of one and of two rows.
 
 Peak = what the process holds already + weights + gradients + AdamW's moments + activations of the chunks whose graphs
-are alive at once + the batch's inputs + its embeddings and scores. Every row of a batch is padded to the same length,
-so activations are linear in rows, and two measurements give those of any chunk.
+are alive at once + working memory + the batch's inputs + its embeddings and scores. Every row of a batch is padded to
+the same length, so activations are linear in rows, and two measurements give those of any chunk. Working memory (a
+chunk's gradients before they are added up, what operations need for a moment, and what the allocator keeps) is a rule
+of thumb that benchmark/memory_estimate.py checks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from vembed.utils.memory import MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
+_WORKING_SHARE = 0.35  # of the activations
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,15 @@ def estimate_memory(
     with rng_unmoved(), _training_mode(model):
         activations = [_activations(model, processor, side, settings, precision) for side in sides]
     one_chunk = all(side.num_rows <= _chunk_size(side, settings) for side in sides)
+    kept = sum(activations) if one_chunk else max(activations)
     return MemoryEstimate(
         {
             "process": max(0, used - weights) if device.type == "cpu" else 0,
             "weights": weights,
             "gradients": _num_bytes(learning),
             "AdamW": 2 * _num_bytes(learning),
-            "activations": sum(activations) if one_chunk else max(activations),
+            "activations": kept,
+            "working memory": _num_bytes(learning) + round(_WORKING_SHARE * kept),
             "inputs": _num_bytes(list_tensors(sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch),
         }

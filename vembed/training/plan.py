@@ -45,11 +45,12 @@ def make_plan(settings: TrainingSettings, loader: TrainingLoader) -> Plan:
     if batches == 0:
         raise DataError("the training data does not fill one batch; give it more rows, or lower batch_size")
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
+    all_steps = settings.epochs * steps_per_epoch
     return Plan(
         batch_size=rows_per_batch(settings),
         num_batches_per_step=settings.gradient_accumulation_steps,
         steps_per_epoch=steps_per_epoch,
-        num_steps=settings.max_steps or settings.epochs * steps_per_epoch,
+        num_steps=min(all_steps, settings.max_steps or all_steps),
         logging_steps=settings.logging_steps,
         eval_steps=settings.eval_steps,
         save_steps=settings.save_steps,

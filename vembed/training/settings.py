@@ -25,7 +25,10 @@ class TrainingSettings(Section):
     )
     epochs: int = Field(3, ge=1, description="Passes over the training data.", json_schema_extra=COMMON)
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after this many optimiser steps.", json_schema_extra=COMMON
+        None,
+        ge=1,
+        description="Stop after this many optimiser steps, unless the epochs end first.",
+        json_schema_extra=COMMON,
     )
     batch_size: int = Field(
         32, ge=1, description="Rows per loss and process; the in-batch negatives.", json_schema_extra=COMMON

@@ -193,7 +193,7 @@ def test_an_epoch_ends_with_an_evaluation_and_a_checkpoint(clip_folder, pairs):
 
 def test_steps_between_evaluations_and_checkpoints(clip_folder, pairs):
     log = []
-    parts = Parts(clip_folder, pairs, eval_steps=2, save_steps=3, max_steps=7, logging_steps=5)
+    parts = Parts(clip_folder, pairs, eval_steps=2, save_steps=3, max_steps=7, epochs=3, logging_steps=5)
     run(parts, log, evaluate=lambda: {"a": {"mrr": 1.0}})
     assert [entry[1] for entry in log if entry[0] == "judge"] == [2, 4, 6, 7]
     assert [entry[1] for entry in log if entry[0] == "save"] == [3, 6, 7]
@@ -206,11 +206,12 @@ def test_without_validation_nothing_is_judged(clip_folder, pairs):
     assert log == [("step", 1), ("step", 2), ("log", 2, 2), ("save", 2)]
 
 
-def test_max_steps_reach_over_as_many_epochs_as_it_takes(clip_folder, pairs):
-    parts = Parts(clip_folder, pairs, max_steps=8, epochs=1)
+def test_a_run_ends_with_its_epochs_or_max_steps_whichever_comes_first(clip_folder, pairs):
+    parts = Parts(clip_folder, pairs, max_steps=8, epochs=5)
     assert (parts.plan.num_steps, parts.plan.num_epochs) == (8, 3)
     state = run(parts, [])
     assert (state.step, state.epoch) == (8, 2)
+    assert Parts(clip_folder, pairs, max_steps=8, epochs=1).plan.num_steps == 3
 
 
 def test_a_signal_stops_after_the_step_and_the_evaluation_is_made_up_for(clip_folder, pairs):
