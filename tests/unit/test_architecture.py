@@ -69,7 +69,9 @@ def test_no_function_takes_too_many_arguments():
     assert [name_of(path, node) for path, node in library if num_arguments(node) > 8] == []
 
 
-@pytest.mark.parametrize("forbidden", ["TO" + "DO", "FIX" + "ME", "raise NotImplementedError", "trust_remote_code=True"])
+@pytest.mark.parametrize(
+    "forbidden", ["TO" + "DO", "FIX" + "ME", "raise NotImplementedError", "trust_remote_code=True"]
+)
 def test_nothing_is_left_undone(forbidden):
     assert [str(path) for path in MODULES if forbidden in path.read_text()] == []
 
