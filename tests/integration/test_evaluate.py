@@ -13,7 +13,7 @@ from vembed.data.dataset import load_datasets
 from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.evaluate_simple import evaluate_simple
 from vembed.errors import DataError, ModelError, UsageError
-from vembed.evaluation.evaluator import Evaluator
+from vembed.evaluation.evaluator import Evaluator, as_base
 from vembed.evaluation.relevance import retrieval_set
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer
@@ -75,6 +75,14 @@ def test_tuned_figures_are_those_of_the_saved_model(run, settings):
     assert record["tuned"] == tuned.metrics
 
 
+def test_base_figures_are_those_of_the_model_that_training_began_with(run):
+    record = json.loads((run / "report" / "metrics.json").read_text())
+    config = load_config(run / "config.yaml")
+    sets = [retrieval_set(one, config.data) for one in load_datasets(config.data.test_data_path, config.data)]
+    untrained = VisualRetrievalModel.from_pretrained(None, config.model, seed=config.training.seed)
+    assert record["base"] == Evaluator(sets, config.evaluation).measure(untrained, as_base).metrics
+
+
 def test_evaluating_the_run_again_gives_the_same_report(run):
     before = {path.name: path.read_bytes() for path in (run / "report").iterdir()}
     evaluation = evaluate(run)
@@ -101,7 +109,7 @@ def test_without_test_data_the_validation_rows_are_measured_and_the_report_says_
     record = json.loads((run / "report" / "metrics.json").read_text())
     split = json.loads((run / "split.json").read_text())
     sizes = {name: one["queries"] for name, one in record["meta"]["sets"].items()}
-    assert sizes == {name: len(part["validation"]) for name, part in split["datasets"].items()}
+    assert sizes == {name: len(part["validation"]) for name, part in split["datasets"].items() if part["validation"]}
     assert {one["role"] for one in record["meta"]["sets"].values()} == {"validation"}
     assert "also chose the checkpoint" in (run / "report" / "report.html").read_text()
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -19,6 +19,8 @@ from vembed.retrieval.index import Hits, best_documents, score_strips
 from vembed.scoring import Scorer, cosine, get_scorer
 from vembed.types import Embeddings
 
+PLAIN_WORDS = "the model's embeddings"
+
 
 @dataclass(frozen=True)
 class Basis:
@@ -33,7 +35,7 @@ Rule = Callable[[VisualRetrievalModel, RetrievalSet], Basis]
 
 def as_it_is(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
     """Every set is measured on what the model gives."""
-    return Basis("model", "the model's embeddings")
+    return Basis("model", PLAIN_WORDS)
 
 
 def as_base(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
@@ -58,7 +60,7 @@ class SetResult:
     per_query: Mapping[str, PerQuery]
     hits: Hits
     first_ranks: NDArray[np.int64]
-    measured_on: str = "the model's embeddings"
+    measured_on: str = PLAIN_WORDS
     num_truncated: int = 0
 
     @property

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from vembed.errors import VembedError
 from vembed.evaluation.charts import Chart, Line, loss_chart, metric_chart
 from vembed.evaluation.comparison import Comparison, SetComparison
+from vembed.evaluation.evaluator import PLAIN_WORDS
 from vembed.evaluation.findings import distinct_figures, headline_sentence, reading_notes
 from vembed.evaluation.gallery import choose_exhibits
 from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text
@@ -150,6 +151,7 @@ def html_text(content: ReportContent) -> str:
         notes=_notes(content),
         charts=[chart for chart in charts if chart is not None],
         exhibits=choose_exhibits(content.comparison, content.gallery_size) if content.gallery_size else (),
+        plain_words=PLAIN_WORDS,
         full_scale=_full_scale(content.comparison.sets),
     )
 

@@ -150,6 +150,17 @@ def test_the_base_of_new_heads_is_the_towers_own_where_one_tower_will_do(sets, c
     assert through_heads.metrics["t2i"] == result.metrics["t2i"]
 
 
+def test_towers_own_features_are_compared_by_direction(sets, bert_folder, vit_folder):
+    """They have lengths of their own, which no training has made comparable."""
+    settings = ModelSettings(text_model_name=bert_folder, image_model_name=vit_folder, projection_dim=16)
+    model = VisualRetrievalModel.from_pretrained(None, settings)
+    expected = evaluator(sets[2:]).measure(model, as_base).metrics
+    model.model.spec = model.spec.model_copy(update={"similarity": "dot", "normalize": False})
+    lengths = model.encode(sets[3].documents, features="tower").vectors.norm(dim=1)
+    assert lengths.max() > 1.05 * lengths.min()
+    assert evaluator(sets[2:]).measure(model, as_base).metrics == expected
+
+
 def test_a_model_without_new_heads_is_its_own_base(sets, clip):
     base = evaluator(sets).measure(clip, as_base)
     assert base.metrics == evaluator(sets).measure(clip).metrics
@@ -214,6 +225,14 @@ def test_long_texts_are_counted(tmp_path, clip):
     settings = DataSettings(retrieval_mode="t2t")
     (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), settings)
     assert count_truncated(clip, retrieval_set(dataset, settings)) == 2
+
+
+def test_a_long_text_beside_two_pictures_is_counted_once(tmp_path, clip):
+    pictures = [write_picture(tmp_path / f"{number}.png", number) for number in range(2)]
+    rows = [{"query": {"text": "word " * 60, "image": path}, "positive": f"name {path[-5]}"} for path in pictures]
+    settings = DataSettings(retrieval_mode="m2t")
+    (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), settings)
+    assert count_truncated(clip, retrieval_set(dataset, settings)) == 1
 
 
 def test_the_mean_over_sets_counts_every_set_alike(sets, clip):

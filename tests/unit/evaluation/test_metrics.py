@@ -130,6 +130,10 @@ def test_a_constant_embedding_gets_nothing(dtype):
     assert figures["mrr"].tolist() == [1 / 50] * 4
 
 
+def test_embeddings_of_zeros_get_nothing():
+    assert rank_relevant(torch.zeros(2, 9), ragged([[0], [4, 5]])).values.tolist() == [9, 8, 9]
+
+
 def test_a_constant_embedding_with_rounding_noise_gets_nothing():
     noise = 1e-7 * torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
     ranks = rank_relevant(0.99 + noise, ragged([[number % 50] for number in range(200)]))

@@ -99,8 +99,17 @@ def test_the_page_shows_figures_curves_gallery_facts_and_config():
     text = html_text(content())
     for part in ("nDCG@10 on t2t went from", "Training loss", "Validation nDCG@10", "Queries and what was found"):
         assert part in text
-    for part in ("Tuned on 12 rows.", "my.yaml:3", "base measured on: the model&#39;s embeddings", "steps"):
+    for part in ("Tuned on 12 rows.", "my.yaml:3", "30 queries, 30 documents", "steps"):
         assert part in text
+
+
+def test_the_page_says_what_a_base_was_measured_on_where_that_is_not_plain():
+    whole = content()
+    one = whole.comparison.sets[0]
+    assert "measured on" not in html_text(whole)
+    base = replace(one.results[0], measured_on="the pretrained text tower's own features")
+    towers = replace(whole.comparison, sets=(replace(one, results=(base, one.results[1])),))
+    assert "base measured on: the pretrained text tower&#39;s own features" in html_text(content(comparison=towers))
 
 
 def test_nothing_from_data_or_config_is_markup():
