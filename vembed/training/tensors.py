@@ -57,7 +57,7 @@ def checksum(infos: Sequence[ParameterInfo]) -> int:
     total = 0
     for number, info in enumerate(infos, start=1):
         if info.parameter.requires_grad:
-            total += number * int(info.parameter.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
+            total += number * int(info.parameter.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
     return total
 
 
