@@ -14,8 +14,6 @@ from vembed.evaluation.comparison import Comparison, SetComparison
 from vembed.evaluation.thumbnails import thumbnail_uri
 from vembed.types import Item
 
-_SEED = 0
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -50,11 +48,14 @@ class Exhibit:
 def choose_exhibits(comparison: Comparison, size: int) -> tuple[Exhibit, ...]:
     """About `size` queries over all sets. Raises DataError when a picture cannot be read any more."""
     per_set = -(-size // len(comparison.sets))
-    exhibits = [exhibit for one in comparison.sets for exhibit in _of_set(one, comparison.labels, per_set)]
-    return tuple(exhibits)
+    return tuple(
+        exhibit
+        for number, one in enumerate(comparison.sets)
+        for exhibit in _of_set(one, comparison.labels, count=per_set, seed=number)
+    )
 
 
-def choose_queries(gains: NDArray[np.float64], count: int) -> dict[int, str]:
+def choose_queries(gains: NDArray[np.float64], count: int, seed: int = 0) -> dict[int, str]:
     """Query number -> why it is shown: the largest gains, the largest losses, then random ones.
 
     >>> choose_queries(np.array([0.0, 0.9, -0.5, 0.1, 0.0]), 2)
@@ -65,16 +66,16 @@ def choose_queries(gains: NDArray[np.float64], count: int) -> dict[int, str]:
     wins = [int(number) for number in order[:share] if gains[number] > 0]
     losses = [int(number) for number in order[::-1][:share] if gains[number] < 0]
     chosen = dict.fromkeys(wins, "win") | dict.fromkeys(losses, "loss")
-    for number in np.random.default_rng(_SEED).permutation(len(gains)):
+    for number in np.random.default_rng(seed).permutation(len(gains)):
         if len(chosen) < count:
             chosen.setdefault(int(number), "random")
     return dict(list(chosen.items())[:count])
 
 
-def _of_set(one: SetComparison, labels: tuple[str, ...], count: int) -> Iterator[Exhibit]:
+def _of_set(one: SetComparison, labels: tuple[str, ...], *, count: int, seed: int) -> Iterator[Exhibit]:
     gains = 1 / one.results[-1].first_ranks - 1 / one.results[0].first_ranks
     starts = (one.retrieval_set.relevant.counts.cumsum(0) - one.retrieval_set.relevant.counts).tolist()
-    for query, kind in choose_queries(gains, count).items():
+    for query, kind in choose_queries(gains, count, seed).items():
         num_relevant = int(one.retrieval_set.relevant.counts[query])
         relevant = one.retrieval_set.relevant.values[starts[query] : starts[query] + num_relevant].tolist()
         yield Exhibit(
