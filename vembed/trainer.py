@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vembed.config import TRAIN, Config, load_config
 from vembed.data.loader import TrainingLoader
+from vembed.data.settings import DataEntry
 from vembed.data.split import save_split
 from vembed.data.summary import summarize
 from vembed.data.validation import BadSamples
@@ -33,7 +34,7 @@ from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.overview import Overview
 from vembed.training.plan import make_plan, rows_per_batch
 from vembed.training.precision import Precision, choose_precision
-from vembed.training.run_data import RunData, read_run_data
+from vembed.training.run_data import RunData, check_every_set_teaches, read_run_data
 from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
 from vembed.training.run_report import ReportSettings, RunReport, report_run
 from vembed.training.schedule import build_schedule
@@ -42,6 +43,7 @@ from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.versions import versions
 from vembed.utils.distributed import require_one_process, seed_everything
+from vembed.utils.files import disk_errors
 from vembed.utils.logging import configure_logging
 
 _log = logging.getLogger(__name__)
@@ -127,13 +129,13 @@ class _Loaded:
 
 def _train(config: Config) -> TrainResult:
     configure_logging()
-    check_output_dir(config.training)
+    check_output_dir(config.training, _inputs(config))
     run, state = _fit(config)
     held_out = config.data.test_data_path is not None or state.best is not None
     report = None
     if config.evaluation.report and held_out:
         _log.info("measuring base and tuned model")
-        report = report_run(run, _report_settings(config), run.report)
+        report = report_run(run, _report_settings(config, run), run.report)
     return TrainResult(run.path, run.final, state.step, state.best, report)
 
 
@@ -150,14 +152,24 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     return run, state
 
 
-def _report_settings(config: Config) -> ReportSettings:
+def _inputs(config: Config) -> list[str]:
+    """Names and paths of the models and data that a run reads."""
+    model, data = config.model, config.data
+    names = [model.model_name, model.text_model_name, model.image_model_name]
+    for source in (data.data_path, data.val_data_path, data.test_data_path):
+        entries = source if isinstance(source, tuple) else (source,)
+        names += [entry.path if isinstance(entry, DataEntry) else entry for entry in entries]
+    return [name for name in names if name is not None]
+
+
+def _report_settings(config: Config, run: RunFolder) -> ReportSettings:
     return ReportSettings(
         model=config.model,
         data=config.data,
         evaluation=config.evaluation,
         seed=config.training.seed,
         device=choose_precision(config.training).device,
-        config_text=config.yaml_text(),
+        config_text=run.config.read_text(encoding="utf-8"),
     )
 
 
@@ -173,6 +185,7 @@ def _load(config: Config) -> _Loaded:
         for dataset in sets:
             model.check_mode(dataset.mode)
     frozen = freeze_by_rate(model.model, config.optimizer)
+    check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
     return _Loaded(data, model, frozen, precision)
 
@@ -244,17 +257,26 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
     """The state to train from; writes what a run's folder holds from the beginning."""
     run, resume = checkpoints.run, config.training.resume_from_checkpoint
     state = TrainState() if resume is None else checkpoints.resume(find_checkpoint(run, resume))
-    quiet = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
-    dataclasses.replace(config, training=config.training.model_copy(update=quiet)).to_yaml(run.config)
-    if session.data.split is not None and session.data.validation:
-        save_split(session.data.split, run.split)
-    if resume is None:
-        write_json(run.record, _record(session))
+    with disk_errors(run.path):
+        _write_config(config, run)
+        if session.data.split is not None and session.data.validation:
+            save_split(session.data.split, run.split)
+        if resume is None:
+            write_json(run.record, _record(session))
     num_steps, most = session.plan.num_steps, config.training.max_steps
     if most is not None and most > num_steps:
         _log.warning("epochs: %d end after %d steps, before max_steps: %d", config.training.epochs, num_steps, most)
     _log.info("training from step %d to %d in %s", state.step, session.plan.num_steps, run.path)
     return state
+
+
+def _write_config(config: Config, run: RunFolder) -> None:
+    """Write config.yaml, unless it says the same already: then it also says where each value came from at first."""
+    once = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
+    lasting = dataclasses.replace(config, training=config.training.model_copy(update=once))
+    if run.config.exists() and load_config(run.config).to_flat() == lasting.to_flat():
+        return
+    lasting.to_yaml(run.config)
 
 
 def _record(session: Session) -> dict[str, object]:

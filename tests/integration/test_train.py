@@ -10,6 +10,7 @@ import torch
 from tests.pictures import write_jsonl, write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets
 from vembed.config import load_config
+from vembed.entrypoints.train import summary
 from vembed.errors import ConfigError, DataError, ModelError, UsageError, VembedError
 from vembed.inference import Predictor
 from vembed.model.modeling import VisualRetrievalModel
@@ -189,6 +190,29 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, settin
     assert not (tmp_path / "run").exists()
 
 
+def test_a_set_of_which_nothing_could_learn_is_refused(tmp_path, settings):
+    words = r"data set i2i \(i2i\) teaches nothing: its vision tower is frozen"
+    with pytest.raises(ConfigError, match=words):
+        Trainer(settings).train(freeze=["vision"])
+    with pytest.raises(ConfigError, match=words):
+        Trainer(settings).train(learning_rates={"vision": 0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwriting_does_not_delete_what_the_new_run_reads(tmp_path, settings):
+    Trainer(settings).train(max_steps=1)
+    before = read_bytes(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"would delete .*/run/final, which the new run reads"):
+        Trainer(settings).train(model_name=str(tmp_path / "run" / "final"), overwrite_output_dir=True)
+    assert read_bytes(tmp_path / "run") == before
+
+
+def test_an_output_dir_that_cannot_be_made_is_refused(tmp_path, settings):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        Trainer(settings).train(output_dir=str(tmp_path / "file" / "run"))
+
+
 def test_a_mode_that_the_model_cannot_take_is_refused(tmp_path, settings, bert_folder):
     with pytest.raises(ModelError, match="texts only"):
         Trainer(settings).train(model_name=bert_folder, overwrite_output_dir=True)
@@ -220,6 +244,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, settings):
     assert {name: left[name] for name in left if name.startswith("checkpoint-")} == kept
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
     assert Trainer(again).train().num_steps == 3
+
+
+def test_the_report_measures_base_and_tuned_on_the_test_data(tmp_path, settings):
+    test = write_pairs(tmp_path / "test", 6, seed=500)
+    result = Trainer(settings).train(report=True, test_data_path=test, bootstrap_samples=20)
+    run = tmp_path / "run"
+    assert result.metrics.keys() == {"base", "tuned"}
+    assert result.metrics["tuned"].keys() == {"t2i"}
+    assert json.loads((run / "report" / "metrics.json").read_text())["tuned"] == result.metrics["tuned"]
+    assert result.report is not None
+    assert result.report.role == "test"
+    assert result.report.paths is not None
+    assert result.report.paths.html == run / "report" / "report.html"
+    assert "report" in summary(result)
 
 
 def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, settings):

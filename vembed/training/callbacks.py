@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vembed.errors import CheckpointError
 from vembed.training.loop import Callback, StepRecord
 from vembed.training.plan import Plan
 from vembed.training.state import Metrics, TrainState
+from vembed.utils.files import disk_errors
 from vembed.utils.logging import console
 from vembed.utils.memory import peak_memory_mib
 
@@ -54,11 +54,8 @@ class MetricsFile:
         self._write({"step": state.step, "eval": metrics}, state)
 
     def _write(self, line: Mapping[str, object], state: TrainState) -> None:
-        try:
-            with self._file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line, allow_nan=False) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{self._file} could not be written: {error}") from error
+        with disk_errors(self._file), self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
         state.num_metrics_lines += 1
 
 

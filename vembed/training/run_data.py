@@ -9,8 +9,10 @@ from vembed.data.settings import DataSettings, DataSource
 from vembed.data.split import Split, load_split, split_validation
 from vembed.data.validation import check_dataset
 from vembed.errors import ConfigError
+from vembed.model.base import BaseEmbeddingModel
 
 Datasets = Sequence[VisualRetrievalDataset]
+_PARTS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,18 @@ def read_run_data(settings: DataSettings, *, seed: int, saved_split: Path | None
     else:
         split = split_validation(everything, settings.val_fraction, seed)
     return RunData(split.train, split.validation, test, split)
+
+
+def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
+    """Refuse a training set of which nothing but the temperature could learn. Raises ConfigError."""
+    learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    for dataset in data.train:
+        parts = {part for letter in dataset.mode.split("2") for part in _PARTS[letter]}
+        if not learning & {*parts, "heads"}:
+            raise ConfigError(
+                f"data set {dataset.name} ({dataset.mode}) teaches nothing: its {' and '.join(sorted(parts))} tower"
+                f"{'s are' if len(parts) > 1 else ' is'} frozen"
+            )
 
 
 def _load(source: DataSource | None, settings: DataSettings) -> list[VisualRetrievalDataset]:

@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vembed.errors import CheckpointError, UsageError
+from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
 from vembed.utils.files import atomic_file, is_leftover, recover
 
@@ -91,8 +91,11 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(match.group(1))
 
 
-def check_output_dir(settings: TrainingSettings) -> None:
-    """Refuse to start where a run would write over something. Changes nothing. Raises UsageError."""
+def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> None:
+    """Refuse to start where a run would write over something. Changes nothing. Raises UsageError.
+
+    inputs: names of the models and data that the run reads; those that are paths may not lie in what it deletes.
+    """
     run = RunFolder(Path(settings.output_dir))
     if run.path.exists() and not run.path.is_dir():
         raise UsageError(f"output_dir {run.path} is a file; name a folder")
@@ -104,6 +107,11 @@ def check_output_dir(settings: TrainingSettings) -> None:
         raise UsageError(
             f"overwrite_output_dir: {run.path} has no {run.record.name}, so it is not the folder of a run and nothing"
             " in it is deleted; choose another output_dir"
+        )
+    own = [name for name in inputs if any(Path(name).resolve().is_relative_to(path.resolve()) for path in contents)]
+    if own and settings.overwrite_output_dir:
+        raise UsageError(
+            f"overwrite_output_dir would delete {', '.join(own)}, which the new run reads; choose another output_dir"
         )
     if contents and not settings.overwrite_output_dir:
         raise UsageError(
@@ -120,7 +128,10 @@ def open_run_folder(settings: TrainingSettings) -> RunFolder:
     if settings.overwrite_output_dir and settings.resume_from_checkpoint is None:
         for path in run.contents():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output_dir {run.path} cannot be made: {error}") from error
     for folder in (run.best, run.final, *_interrupted_checkpoints(run)):
         recover(folder)
     return run
@@ -153,11 +164,8 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
 
 def write_json(file: Path, value: Mapping[str, object]) -> None:
     """Write `value` to `file`, wholly or not at all. Raises CheckpointError when the disk refuses."""
-    try:
-        with atomic_file(file) as new:
-            new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{file} could not be written: {error}") from error
+    with atomic_file(file) as new:
+        new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _interrupted_checkpoints(run: RunFolder) -> list[Path]:

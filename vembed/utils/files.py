@@ -24,30 +24,37 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     new = _sibling(folder, _NEW)
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        _sync_tree(new)
-        _replace(folder, new)
-    except (OSError, SafetensorError, CheckpointError) as error:
-        raise CheckpointError(
-            f"{folder} could not be written, and what it held before is unchanged: {error}"
-        ) from error
+        with disk_errors(folder, "; what it held before is unchanged"):
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            yield new
+            _sync_tree(new)
+            _replace(folder, new)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(file: Path) -> Iterator[Path]:
-    """The same for one file. Raises OSError as it comes."""
+    """The same for one file."""
     new = _sibling(file, _NEW)
     try:
-        yield new
-        _sync(new)
-        new.replace(file)
-        _sync(file.parent)
+        with disk_errors(file):
+            yield new
+            _sync(new)
+            new.replace(file)
+            _sync(file.parent)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path, comfort: str = "") -> Iterator[None]:
+    """Turns what a full or forbidding disk raises in this block into a CheckpointError that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointError) as error:
+        raise CheckpointError(f"{path} could not be written{comfort}: {error}") from error
 
 
 def recover(folder: Path) -> None:
