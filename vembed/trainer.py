@@ -201,7 +201,6 @@ def _load_model(config: Config) -> VisualRetrievalModel:
         seed=config.training.seed,
     )
     model.model.train_batch_norm = config.training.train_batch_norm
-    seed_everything(config.training.seed)  # dropout begins at the same point however the model was made
     processor = model.processor.with_image_limit(config.data.max_image_pixels)
     return VisualRetrievalModel(model.model, processor, model.base, model.reason)
 

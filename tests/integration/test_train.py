@@ -112,12 +112,14 @@ def test_the_model_learns_what_the_data_say(tmp_path, settings):
     assert lines[-1]["eval"]["t2i"]["recall@1"] >= 0.8
 
 
-def test_the_same_seed_gives_the_same_run_to_the_bit(tmp_path, settings):
+def test_the_same_seed_gives_the_same_run_to_the_bit(tmp_path, settings, bert_folder, vit_folder):
+    del settings["model_name"]
+    towers = {"text_model_name": bert_folder, "image_model_name": vit_folder}  # with dropout
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        Trainer(settings).train(output_dir=str(tmp_path / name), augment="strong", seed=seed)
+        Trainer({**settings, **towers}).train(output_dir=str(tmp_path / name), augment="strong", seed=seed)
     a, b, c = (read_bytes(tmp_path / name / "final") for name in "abc")
     assert a == b
-    assert a["model.safetensors"] != c["model.safetensors"]
+    assert a["text/model.safetensors"] != c["text/model.safetensors"]
     assert read_lines(tmp_path / "a" / "metrics.jsonl") == read_lines(tmp_path / "b" / "metrics.jsonl")
 
 

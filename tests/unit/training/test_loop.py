@@ -191,6 +191,30 @@ def test_an_epoch_ends_with_an_evaluation_and_a_checkpoint(clip_folder, pairs):
     assert (state.step, state.num_samples, state.evaluated_step, state.saved_step) == (6, 20, 6, 6)
 
 
+def test_an_evaluation_leaves_the_random_numbers_and_the_mode_of_training(clip_folder, pairs):
+    modes = []
+    parts = Parts(clip_folder, pairs, eval_steps=1)
+
+    def evaluate():
+        modes.append(parts.model.model.training)
+        torch.rand(3)
+        return {"a": {"mrr": 1.0}}
+
+    class Watcher:
+        def on_step(self, record, state):
+            modes.append(parts.model.model.training)
+
+        def on_log(self, record, state): ...
+
+        def on_evaluation(self, metrics, state): ...
+
+    before = torch.get_rng_state()
+    watched = replace(milestones([], evaluate=evaluate), callbacks=[Watcher()])
+    fit(parts.engine, parts.loader, parts.plan, TrainState(), milestones=watched)
+    assert torch.equal(torch.get_rng_state(), before)  # a CLIP has no dropout
+    assert modes == [True, False] * 6
+
+
 def test_steps_between_evaluations_and_checkpoints(clip_folder, pairs):
     log = []
     parts = Parts(clip_folder, pairs, eval_steps=2, save_steps=3, max_steps=7, epochs=3, logging_steps=5)
