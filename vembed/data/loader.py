@@ -96,6 +96,15 @@ class TrainingLoader:
             examples = self._fill(planned, rows, places)
             yield self._collate(examples, epoch), LoaderState(epoch, number, tuple(places), start.run)
 
+    def first_batches(self) -> Iterator[Batch]:
+        """The first batch of each data set in the first epoch, for a look at what the sets hold."""
+        start = LoaderState(0, 0, (0,) * len(self._sizes), self._run())
+        first = {planned.dataset: planned for planned in reversed(self._plan(0))}
+        rows = self._rows(list(first.values()), start)
+        places = list(start.places)
+        for planned in first.values():
+            yield self._collate(self._fill(planned, rows, places), 0)
+
     def close(self) -> None:
         """Stop the workers; a later epoch starts new ones."""
         self._pool = None

@@ -40,11 +40,15 @@ class Session:
 
 
 def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> Overview:
-    """What the run would do. Reads one batch; trains nothing."""
+    """What the run would do. Reads one batch of each data set; trains nothing."""
     engine = session.engine
-    batch, _ = next(session.loader.epoch(0))
-    memory = estimate_memory(
-        engine.model, session.model.processor, batch, settings=settings, precision=engine.precision
+    processor = session.model.processor
+    memory = max(
+        (
+            estimate_memory(engine.model, processor, batch, settings=settings, precision=engine.precision)
+            for batch in session.loader.first_batches()
+        ),
+        key=lambda estimate: estimate.total_mib,
     )
     return Overview(
         model=summarize_model(engine.model, reason, session.frozen),

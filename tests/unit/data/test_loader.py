@@ -93,6 +93,16 @@ def test_a_batch_is_of_one_data_set_and_they_are_interleaved(mixed_source):
     assert order != sorted(order)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_first_batch_of_each_set_is_the_one_of_the_epoch(mixed_source, num_workers):
+    loader = _loader(mixed_source, num_workers=num_workers)
+    firsts = [_plain(batch) for batch in loader.first_batches()]
+    epoch = [_plain(batch) for batch, _ in loader.epoch(0)]
+    assert len(firsts) == 3
+    assert all(batch in epoch for batch in firsts)
+    assert len({batch["origins"] for batch in firsts}) == 3
+
+
 def test_epochs_and_seeds_differ_and_repeat(mixed_source):
     loader = _loader(mixed_source)
     assert _run(loader, 0) == _run(loader, 0) == _run(_loader(mixed_source), 0)
