@@ -92,6 +92,7 @@ def test_without_validation_final_is_the_last_step(tmp_path, settings):
     result = Trainer(settings).train(val_fraction=0.0, max_steps=3)
     run = tmp_path / "run"
     assert result.best is None
+    assert load_config(run / "config.yaml").data.val_fraction == 0
     assert not (run / "best").exists()
     assert not (run / "split.json").exists()
     final, last = read_bytes(run / "final"), read_bytes(run / "checkpoint-3")

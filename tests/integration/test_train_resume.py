@@ -41,14 +41,13 @@ def settings(tmp_path_factory, bert_folder, vit_folder):
     }
 
 
-def assert_same_run(straight, resumed):
+def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "final")):
     """Parameters, optimiser, random states, counters, metrics, and what is deployed."""
-    last = "checkpoint-10"
     tensors, expected = (load_file(run / last / "training_state.safetensors") for run in (resumed, straight))
     assert tensors.keys() == expected.keys()
-    assert len(tensors) > 50
+    assert len(tensors) > 20
     assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
-    for folder in (last, "best", "final"):
+    for folder in (last, *folders):
         files, expected_files = read_bytes(resumed / folder), read_bytes(straight / folder)
         assert files.keys() == expected_files.keys()
         different = {name for name in files if files[name] != expected_files[name]}
@@ -78,6 +77,48 @@ def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
     assert code == 0, output
     assert "training from step 5 to 10" in output
     assert_same_run(straight, resumed)
+
+
+@pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_target_modules": ["query", "conv_stem"]}])
+def test_statistics_of_batch_norm_go_on_too(tmp_path, settings, timm_folder, adapters):
+    """Convolutions and trained batch norm, without the gradient cache; here in the same process."""
+    own = {**settings, **adapters, "image_model_name": timm_folder}
+    own |= {"use_gradient_cache": False, "train_batch_norm": True, "max_steps": 4, "save_steps": 2}
+    del own["gradient_cache_chunk_size"], own["eval_steps"]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**own, "output_dir": str(straight)}).train()
+    shutil.copytree(straight, resumed)
+    for folder in ("checkpoint-4", "final"):
+        shutil.rmtree(resumed / folder)
+    Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
+    assert_same_run(straight, resumed, last="checkpoint-4")
+    weights = [load_file(straight / f"checkpoint-{step}" / "image" / "model.safetensors") for step in (2, 4)]
+    means = [name for name in weights[0] if name.endswith("running_mean")]
+    assert means
+    assert not weights[0][means[0]].equal(weights[1][means[0]])
+
+
+@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [("clip", "t2i"), ("siglip", "m2i"), ("bert", "t2t"), ("vit", "i2i"), ("dinov2", "i2i"), ("timm", "i2i")],
+)
+def test_every_family_goes_on_exactly(tmp_path, request, family, mode, use_lora):
+    adapters = {"use_lora": True, "lora_target_modules": ["conv_stem"] if family == "timm" else None}
+    settings = {
+        "model_name": request.getfixturevalue(f"{family}_folder"),
+        "data_path": write_pairs(tmp_path / "data", 9, mode),
+        "retrieval_mode": mode,
+        **{"batch_size": 3, "max_steps": 4, "save_steps": 2, "save_total_limit": 9, "val_fraction": 0.0},
+        **{"report": False, "device": "cpu", "learning_rate": 1e-3, "logging_steps": 1},
+        **(adapters if use_lora else {}),
+    }
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**settings, "output_dir": str(straight)}).train()
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    Trainer({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
+    assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

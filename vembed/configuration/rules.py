@@ -171,8 +171,10 @@ def _training_findings(training: TrainingSettings) -> Iterator[Finding]:
 
 def _validation_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
     if sections.data.val_data_path is None and not sections.data.val_fraction:
-        for key in ("eval_steps", "best_metric"):
-            if key in user and user[key].on:
+        # A run's resolved config.yaml names every key; one that is at its default contradicts nothing.
+        defaults = {"eval_steps": None, "best_metric": EvaluationSettings().best_metric}
+        for key, default in defaults.items():
+            if key in user and user[key].value != default:
                 yield (key,), "has no effect without validation data; set val_data_path or val_fraction, or take it out"
 
 

@@ -1,11 +1,11 @@
 """Checkpoints: the deployable model, and beside it what it takes to go on exactly. Safetensors and JSON, no pickles.
 
     checkpoint-<step>/   the model's own files
-        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, parameters/<name>
+        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, parameters/<name>, buffers/<name>
         training_state.json          counters, best so far, versions, the run's settings and data
 
-`parameters/` holds the weights that learn only where the model's files do not hold them as they are trained: with
-LoRA, whose adapters those files have merged.
+`parameters/` holds the weights that learn, and `buffers/` what else changes, only where the model's files do not hold
+them as they are trained: with LoRA, whose adapters those files have merged.
 """
 
 import json
@@ -31,7 +31,9 @@ from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run_folder import RunFolder, checkpoint_step
 from vembed.training.state import Best, TrainState
 from vembed.training.tensors import (
+    buffer_tensors,
     checksum,
+    load_buffer_tensors,
     load_optimizer_tensors,
     load_parameter_tensors,
     optimizer_tensors,
@@ -143,7 +145,7 @@ class Checkpoints:
         tensors = optimizer_tensors(infos, self.optimizer)
         tensors |= {f"{_RNG}{name}": value for name, value in capture_rng().items()}
         if _has_adapters(infos):
-            tensors |= parameter_tensors(infos)
+            tensors |= parameter_tensors(infos) | buffer_tensors(self.model.model)
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def _record(self, state: TrainState) -> dict[str, Any]:  # Any: JSON
@@ -162,6 +164,7 @@ class Checkpoints:
         infos = self.model.model.parameter_infos()
         if _has_adapters(infos):
             load_parameter_tensors(infos, tensors)
+            load_buffer_tensors(self.model.model, tensors)
         else:
             own_code = bool(self.facts.settings.get("trust_remote_code"))
             saved = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings(trust_remote_code=own_code))

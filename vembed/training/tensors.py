@@ -10,6 +10,7 @@ from vembed.model.parameters import ParameterInfo
 
 _OPTIMIZER = "optimizer/"
 _PARAMETERS = "parameters/"
+_BUFFERS = "buffers/"
 
 
 def optimizer_tensors(infos: Sequence[ParameterInfo], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -31,8 +32,13 @@ def load_optimizer_tensors(
     for index, parameter in enumerate(parameters):
         state = with_prefix(tensors, f"{_OPTIMIZER}{names[id(parameter)]}/")
         if state:
-            states[index] = state
+            states[index] = {key: _laid_out_like(parameter, value) for key, value in state.items()}
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the parameter's order of memory: a fused optimiser reads both from front to back."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def parameter_tensors(infos: Sequence[ParameterInfo]) -> dict[str, Tensor]:
@@ -50,6 +56,20 @@ def load_parameter_tensors(infos: Sequence[ParameterInfo], tensors: Mapping[str,
         raise CheckpointError(f"the checkpoint's parameters are not the model's; they differ in {', '.join(names[:4])}")
     for name, parameter in learning.items():
         parameter.copy_(values[name])
+
+
+def buffer_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What a model keeps beside its parameters, such as batch norm's running statistics."""
+    state = model.state_dict()
+    return {f"{_BUFFERS}{name}": value for name, value in model.named_buffers() if name in state}
+
+
+@torch.no_grad()
+def load_buffer_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `buffer_tensors` gave."""
+    buffers = dict(model.named_buffers())
+    for name, value in with_prefix(tensors, _BUFFERS).items():
+        buffers[name].copy_(value)
 
 
 def checksum(infos: Sequence[ParameterInfo]) -> int:
