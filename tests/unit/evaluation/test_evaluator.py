@@ -157,7 +157,7 @@ def test_towers_own_features_are_compared_by_direction(sets, bert_folder, vit_fo
     expected = evaluator(sets[2:]).measure(model, as_base).metrics
     model.model.spec = model.spec.model_copy(update={"similarity": "dot", "normalize": False})
     lengths = model.encode(sets[3].documents, features="tower").vectors.norm(dim=1)
-    assert lengths.max() > 1.05 * lengths.min()
+    assert lengths.max() > 1.02 * lengths.min()
     assert evaluator(sets[2:]).measure(model, as_base).metrics == expected
 
 
