@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,27 @@ def finish(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, s
     return process.returncode, output + errors
 
 
-def wait_for(file: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
     """Until the process has written something into the file."""
+    _wait(lambda: file.exists() and file.stat().st_size > 0, process)
+
+
+def wait_until_caught(process: subprocess.Popen[str], number: int) -> None:
+    """Until the process has a handler of its own for a signal, as Linux tells."""
+    status = Path(f"/proc/{process.pid}/status")
+
+    def caught() -> bool:
+        (mask,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+        return bool(int(mask, 16) >> (number - 1) & 1)
+
+    _wait(caught, process)
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not (file.exists() and file.stat().st_size):
+    while not condition():
         assert process.poll() is None, finish(process)
-        assert time.monotonic() < end, "the run did not begin"
+        assert time.monotonic() < end, "the run did not get that far"
         time.sleep(0.02)
 
 

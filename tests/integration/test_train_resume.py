@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import pytest
 from safetensors.torch import load_file
 
 from tests.pictures import write_pairs
-from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for
+from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError
 from vembed.trainer import Trainer
 from vembed.training.state import Best
@@ -143,14 +142,14 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, setti
 
 
 def test_a_second_signal_stops_at_once(tmp_path, settings):
-    """While the first step of a large batch runs, the first signal waits and the second does not."""
-    data = write_pairs(tmp_path / "data", 200, "i2i")
-    slow = {**settings, "data_path": data, "retrieval_mode": "i2i", "batch_size": 128, "gradient_cache_chunk_size": 1}
-    process = start_training({**slow, "output_dir": str(tmp_path / "run"), "gradient_accumulation_steps": 50})
-    wait_for(tmp_path / "run" / "run.json", process)
-    time.sleep(1)
+    """While a long step runs, the first signal waits and the second does not."""
+    data = [{"path": write_pairs(tmp_path / "data", 60, "i2i"), "retrieval_mode": "i2i", "weight": 50}]
+    slow = {**settings, "data_path": data, "gradient_cache_chunk_size": 1, "gradient_accumulation_steps": 5000}
+    process = start_training({**slow, "output_dir": str(tmp_path / "run")})
+    wait_until_caught(process, signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    assert process.stderr is not None
+    assert any("once more stops at once" in line for line in process.stderr)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
