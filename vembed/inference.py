@@ -41,11 +41,15 @@ class Predictor:
         dtype: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        """device: auto | cpu | cuda | mps. dtype: float32 (default) | bfloat16 | float16. Raises ModelError."""
+        """device: auto | cpu | cuda (or cuda:1) | mps. dtype: float32 (default) | bfloat16 | float16.
+
+        Raises ModelError, UsageError for a device that torch does not have here.
+        """
+        where, number_type = _device(device), _dtype(dtype)
         settings = ModelSettings(model_name=str(folder), trust_remote_code=trust_remote_code)
         self.model = VisualRetrievalModel.from_pretrained(None, settings)
         self.batch_size = batch_size
-        self.model.model.requires_grad_(False).to(device=_device(device), dtype=_dtype(dtype))
+        self.model.model.requires_grad_(False).to(device=where, dtype=number_type)
 
     @property
     def spec(self) -> ModelSpec:
@@ -62,7 +66,7 @@ class Predictor:
     ) -> Vectors:
         """Embed texts (a text that looks like a path is a text). `side` picks the prompt, if the model has any."""
         single = isinstance(texts, str)
-        items = [Item(text=text) for text in ([texts] if isinstance(texts, str) else texts)]
+        items = [as_item({"text": text}) for text in ([texts] if isinstance(texts, str) else texts)]
         return self._encode(items, side, width, output, single=single)
 
     def encode_image(
@@ -115,11 +119,16 @@ def _rows(vectors: Vectors) -> Embeddings:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    kind, _, index = name.partition(":")
+    available = {"cpu": True, "cuda": cuda, "mps": mps}
+    if kind not in available or (index and not index.isdecimal()):
+        raise UsageError(f"device {name!r} is unknown; known are: auto, {', '.join(available)} (or cuda:1)")
+    if not available[kind] or (kind == "cuda" and index and int(index) >= torch.cuda.device_count()):
+        raise UsageError(f"device {name!r} is not available to torch on this machine; use auto or cpu")
+    return name
 
 
 def _dtype(name: str | None) -> torch.dtype:

@@ -128,6 +128,19 @@ def test_what_cannot_be_embedded_is_refused(trained):
         predictor.encode("a", output="list")
     with pytest.raises(UsageError, match="dtype 'int8' is unknown"):
         Predictor(predictor.model.base.model_name, "cpu", dtype="int8")
+    with pytest.raises(UsageError, match="device 'gpu' is unknown; known are: auto, cpu, cuda, mps"):
+        Predictor(predictor.model.base.model_name, "gpu")
+    with pytest.raises(DataError, match="a text is a str, not int"):
+        predictor.encode_text([3])
+
+
+def test_a_device_that_the_machine_lacks_is_refused(trained):
+    lacking = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cuda:99": False}
+    missing = [name for name, available in lacking.items() if not available]
+    assert missing
+    for name in missing:
+        with pytest.raises(UsageError, match=f"device '{name}' is not available"):
+            Predictor(trained[1].model.base.model_name, name)
 
 
 def test_lists_may_be_empty(trained):

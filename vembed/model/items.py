@@ -50,6 +50,6 @@ def as_item(value: object) -> Item:
         raise DataError(f"an item's keys are `text` and `image`, not {', '.join(map(repr, unknown))}")
     text, image = value.get("text"), value.get("image")
     if text is not None and not isinstance(text, str):
-        raise DataError(f"an item's text is a str, not {type(text).__name__}")
+        raise DataError(f"a text is a str, not {type(text).__name__}")
     images = image if isinstance(image, list | tuple) else [] if image is None else [image]
     return Item(text=text, images=tuple(image_source(picture) for picture in images))
