@@ -114,10 +114,14 @@ def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> 
             f"overwrite_output_dir would delete {', '.join(own)}, which the new run reads; choose another output_dir"
         )
     if contents and not settings.overwrite_output_dir:
+        ways_on = (
+            "Continue it with resume_from_checkpoint: latest, delete it"
+            if run.checkpoints()
+            else "It has no checkpoint to continue from: delete it"
+        )
         raise UsageError(
-            f"output_dir {run.path} already holds a run ({', '.join(path.name for path in contents[:4])}). Continue it"
-            " with resume_from_checkpoint: latest, delete it and start anew with overwrite_output_dir: true, or choose"
-            " another output_dir"
+            f"output_dir {run.path} already holds a run ({', '.join(path.name for path in contents[:4])}). {ways_on}"
+            " and start anew with overwrite_output_dir: true, or choose another output_dir"
         )
 
 

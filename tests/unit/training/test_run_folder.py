@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from vembed.errors import UsageError
@@ -29,9 +31,17 @@ def settings(run, **values):
 @pytest.mark.parametrize("left", ["config.yaml", "best", "checkpoint-3", "metrics.jsonl", "report", ".best.old"])
 def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path, left):
     (tmp_path / left).mkdir()
-    with pytest.raises(UsageError, match=f"{left}.*resume_from_checkpoint: latest.*overwrite_output_dir: true"):
+    with pytest.raises(UsageError, match=f"{re.escape(left)}.*overwrite_output_dir: true"):
         open_run_folder(TrainingSettings(output_dir=str(tmp_path)))
     assert files(tmp_path) == [left]
+
+
+def test_a_run_without_a_checkpoint_is_not_said_to_go_on(tmp_path):
+    (tmp_path / "config.yaml").write_text("model_name: x\n")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"no checkpoint to continue.*overwrite_output_dir: true") as caught:
+        check_output_dir(TrainingSettings(output_dir=str(tmp_path)))
+    assert "latest" not in str(caught.value)
 
 
 def test_a_new_or_unrelated_folder_is_taken(tmp_path):
@@ -46,6 +56,11 @@ def test_a_file_is_no_output_dir(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         check_output_dir(TrainingSettings(output_dir=str(tmp_path / "file")))
+
+
+def test_a_run_in_use_names_the_ways_on(run):
+    with pytest.raises(UsageError, match=r"resume_from_checkpoint: latest.*overwrite_output_dir: true"):
+        check_output_dir(settings(run))
 
 
 def test_checking_changes_nothing(run):
