@@ -121,3 +121,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "my.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as a YAML file"):
         read_yaml(tmp_path / "my.yaml")
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.parquet"])
+def test_data_in_the_place_of_the_settings_is_recognised(tmp_path, name):
+    (tmp_path / name).write_text("query,positive\n")
+    with pytest.raises(ConfigError, match=f"is data, not a YAML file; write --data_path .*{name}"):
+        read_yaml(tmp_path / name)

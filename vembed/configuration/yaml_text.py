@@ -24,6 +24,8 @@ _FLOAT = re.compile(
 )
 _NUMBER_STARTS = list("-+0123456789.")
 
+_DATA_FILES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2, and whole numbers such as `1e6` as int."""
@@ -74,6 +76,8 @@ class YamlMapping:
 
 def read_yaml(path: str | Path) -> YamlMapping:
     """The mapping a YAML file holds. Raises ConfigError, with line, for what is not one or names a key twice."""
+    if Path(path).suffix in _DATA_FILES:
+        raise ConfigError(f"{path} is data, not a YAML file; write --data_path {path}")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
