@@ -153,7 +153,7 @@ class RowReader:
             found = f"{origin}: {self._label(side)}: is {kind_of(row[column])}"
             return f"{found}; retrieval_mode {self.mode} needs {_article(kind)} here"
         near = nearest_names(column, row)
-        hint = f"; is it {near[0]!r}?" if near else ""
+        hint = f"; is it {near[0]!r}?" if near else "."
         return (
             f"{origin}: {self._label(side)}: is missing{hint} The row has: {', '.join(map(str, row)) or 'nothing'}"
             f" (column_mapping: {{{side}: NAME}} tells which column it is)"

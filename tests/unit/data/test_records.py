@@ -83,6 +83,7 @@ def test_null_never_becomes_the_word_none_and_the_word_stays_a_word():
 def test_a_missing_column_is_named_with_the_columns_that_exist():
     message = _refusal({"query": "a", "positves": "b"})
     assert message.startswith("positive: is missing; is it 'positves'? The row has: query, positves")
+    assert _refusal({"query": "a"}).startswith("positive: is missing. The row has: query")
     assert "column_mapping: {positive: NAME}" in message
 
 
