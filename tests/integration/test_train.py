@@ -240,9 +240,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, settings):
 
     again = {**settings, "max_steps": 3, "resume_from_checkpoint": "latest", "val_fraction": 0.2}
     code, output = finish(start_training(again, preexec_fn=limit_files))
-    assert code == 1
-    assert f"Error: {run}/checkpoint-3 could not be written" in output
-    assert "Traceback" not in output
+    assert code == 1, output
+    assert f"Error: {run}/checkpoint-3 could not be written" in output, output
+    assert "Traceback" not in output, output
     left = read_bytes(run)
     assert {name: left[name] for name in left if name.startswith("checkpoint-")} == kept
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
