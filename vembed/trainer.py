@@ -20,7 +20,7 @@ from vembed.data.split import save_split
 from vembed.data.summary import summarize
 from vembed.data.validation import BadSamples
 from vembed.data.workers import resolve_num_workers
-from vembed.errors import UsageError
+from vembed.errors import DataError, UsageError
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
@@ -147,7 +147,14 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     session = _assemble(config, loaded, BadSamples(config.data, run.path))
     checkpoints = _checkpoints(config, session, run)
     state = _start(config, session, checkpoints)
-    train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
+    try:
+        train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
+    except DataError:
+        # Data that is refused before the first step leaves no folder that stands in the way of the mended data; the
+        # list of skipped rows stays, for it is what the message sends the user to.
+        if state.step == 0 and not run.checkpoints() and not run.bad_samples.exists():
+            run.clear()
+        raise
     checkpoints.write_final(state)
     return run, state
 

@@ -166,6 +166,23 @@ def test_bad_rows_are_passed_over_and_listed(tmp_path, settings, data):
     assert [line["samples"] for line in lines] == [8, 15, 23, 30]  # every batch is full
 
 
+def test_data_refused_before_the_first_step_leaves_the_output_dir_free(tmp_path, settings):
+    path = Path(write_pairs(tmp_path / "data", 14))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    pictures = sorted(path.parent.rglob("*.png"))
+    whole = {picture: picture.read_bytes() for picture in pictures}
+    for picture in pictures:
+        picture.write_bytes(whole[picture][:60])
+    broken = {**settings, "data_path": str(path), "val_fraction": 0, "max_steps": 1}
+    with pytest.raises(DataError, match=r"pairs.jsonl:\d+"):
+        Trainer(broken).train()
+    assert [left.name for left in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    for picture in pictures:
+        picture.write_bytes(whole[picture])
+    assert Trainer(broken).train().num_steps == 1
+
+
 def test_an_output_dir_with_a_run_is_refused_and_left_alone(tmp_path, settings):
     Trainer(settings).train(max_steps=1)
     before = read_bytes(tmp_path / "run")

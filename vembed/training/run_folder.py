@@ -76,6 +76,11 @@ class RunFolder:
             if path in known or _CHECKPOINT.fullmatch(path.name) or is_leftover(path)
         ]
 
+    def clear(self) -> None:
+        """Delete what a run wrote, and nothing else."""
+        for path in self.contents():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The step of a folder named checkpoint-<step>.
@@ -130,8 +135,7 @@ def open_run_folder(settings: TrainingSettings) -> RunFolder:
     check_output_dir(settings)
     run = RunFolder(Path(settings.output_dir))
     if settings.overwrite_output_dir and settings.resume_from_checkpoint is None:
-        for path in run.contents():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        run.clear()
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
