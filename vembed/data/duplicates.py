@@ -3,6 +3,7 @@
 Files of a size of their own are not read at all; of the rest first the two ends, and only files whose ends agree whole.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -15,12 +16,25 @@ _END_BYTES = 4096
 
 
 def file_keys(paths: Iterable[str]) -> dict[str, int]:
-    """A key per path, equal exactly for files of equal content. A file that cannot be read has a key of its own."""
-    keys = {path: text_hash(path) for path in paths}
+    """A key per path, equal exactly for files of equal content. A file that cannot be read has a key of its own.
+
+    Keys do not change when all the files move together: what is not read is known by its place below their folder.
+    """
+    keys = {path: text_hash(place) for path, place in _places(list(paths)).items()}
     for same_size in _classes(list(keys), _size):
         for same_ends in _classes(same_size, _ends):
             keys.update((path, _whole(path)) for path in same_ends)
     return keys
+
+
+def _places(paths: Sequence[str]) -> dict[str, str]:
+    """The paths relative to the folder that holds them all."""
+    whole = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100 - as text: it may be no path at all
+    try:
+        folder = os.path.commonpath(whole.values())
+    except ValueError:  # there are none, or they are on several drives
+        return whole
+    return {path: Path(absolute).relative_to(folder).as_posix() for path, absolute in whole.items()}
 
 
 def _classes(paths: Sequence[str], mark: Callable[[str], Hashable]) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """A validation set that shares nothing with training."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,6 +10,8 @@ from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.split import load_split, save_split, split_validation
 from vembed.errors import DataError
+
+ELSEWHERE = "some/where/else"
 
 
 def _load(*sources):
@@ -48,6 +51,18 @@ def test_the_split_is_a_function_of_content_and_seed(classes, tmp_path):
     assert _groups(split_validation(shuffled, 0.1, seed=0).validation) == _groups(
         split_validation(classes, 0.1, seed=0).validation
     )
+
+
+def test_the_same_data_in_another_folder_is_split_in_the_same_way(tmp_path):
+    write_pairs(tmp_path / "here", 40, "i2i")
+    shutil.copytree(tmp_path / "here", tmp_path / ELSEWHERE)
+    entries = [
+        {"path": str(tmp_path / place / "pairs.jsonl"), "retrieval_mode": "i2i"} for place in ("here", ELSEWHERE)
+    ]
+    splits = [split_validation(_load(entry), 0.2, seed=0) for entry in entries]
+    lines = [[origin.rpartition(":")[2] for origin in _rows(split.validation)["i2i"]] for split in splits]
+    assert len(lines[0]) == 8
+    assert lines[0] == lines[1]
 
 
 def test_at_least_one_component_is_split_off(tmp_path):
