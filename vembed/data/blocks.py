@@ -10,7 +10,7 @@ import torch
 
 from vembed.data.augment import image_transform
 from vembed.data.dataset import VisualRetrievalDataset
-from vembed.data.hashing import mixed_hash
+from vembed.data.hashing import mixed_hash, row_name
 from vembed.data.negatives import check_negatives, choose_negatives
 from vembed.errors import DataError
 from vembed.types import Example, Item, LoadedExample, LoadedItem, Processor
@@ -52,11 +52,10 @@ class BlockLoader:
 
     def load_example(self, example: Example, epoch: int) -> LoadedExample:
         """The example with its pictures decoded and changed, and its negatives chosen. Raises DataError."""
-        negatives = choose_negatives(
-            example.negatives, self.num_hard_negatives, seed=self.seed, epoch=epoch, row=example.origin
-        )
+        row = row_name(example.origin)
+        negatives = choose_negatives(example.negatives, self.num_hard_negatives, seed=self.seed, epoch=epoch, row=row)
         items = (example.query, *example.positives, *negatives)
-        loaded = [self._load_item(item, epoch, slot, example.origin) for slot, item in enumerate(items)]
+        loaded = [self._load_item(item, epoch, slot, row) for slot, item in enumerate(items)]
         first_negative = 1 + len(example.positives)
         result = LoadedExample(
             query=loaded[0],

@@ -5,7 +5,7 @@ Keys are never negative, so that -1 can mean "none" wherever keys are stored.
 
 import functools
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from vembed.data.images import read_bytes
 from vembed.errors import DataError
@@ -35,6 +35,15 @@ def mixed_hash(*parts: int | str) -> int:
     False
     """
     return text_hash(repr(parts))
+
+
+def row_name(origin: str) -> str:
+    """What random draws know a row by: its file's name and line, wherever the file lies.
+
+    >>> row_name("data/emoji/train.jsonl:17")
+    'train.jsonl:17'
+    """
+    return PurePath(origin).name
 
 
 def image_hash(source: ImageSource) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections import Counter
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_batch_is_of_one_data_set_and_they_are_interleaved(mixed_source):
     order = [names.pop() for names in files]
     assert set(Counter(order).values()) == {6, 5, 3}
     assert order != sorted(order)
+
+
+def test_the_same_data_in_another_folder_gives_the_same_pictures(tmp_path):
+    write_pairs(tmp_path / "here", 8, "i2i", num_negatives=3)
+    shutil.copytree(tmp_path / "here", tmp_path / "else" / "where")
+    batches = []
+    for folder in ("here", "else/where"):
+        source = [{"path": str(tmp_path / folder / "pairs.jsonl"), "retrieval_mode": "i2i"}]
+        loader = _loader(source, augment="strong", num_hard_negatives=1)
+        batches.append([(_plain(batch.queries), _plain(batch.documents)) for batch, _ in loader.epoch(0)])
+    assert len(batches[0]) == 2
+    assert str(batches[0]) == str(batches[1])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

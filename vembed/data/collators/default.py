@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from vembed.data.hashing import row_name
 from vembed.data.negatives import check_negatives, choose_negatives
 from vembed.errors import DataError
 from vembed.types import Batch, LoadedExample, LoadedItem, Processor, Ragged, Targets
@@ -44,7 +45,7 @@ class Collator:
         """The row with the negatives of this epoch; a loader that chose them before decoding chose the same."""
         check_negatives(example)
         chosen = choose_negatives(
-            example.negatives, self._num_hard_negatives, seed=self._seed, epoch=epoch, row=example.origin
+            example.negatives, self._num_hard_negatives, seed=self._seed, epoch=epoch, row=row_name(example.origin)
         )
         return replace(example, negatives=chosen)
 
