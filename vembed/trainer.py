@@ -135,7 +135,7 @@ def _train(config: Config) -> TrainResult:
     report = None
     if config.evaluation.report and held_out:
         _log.info("measuring base and tuned model")
-        report = report_run(run, _report_settings(config, run), run.report)
+        report = report_run(run, report_settings(config, run.config.read_text(encoding="utf-8")), run.report)
     return TrainResult(run.path, run.final, state.step, state.best, report)
 
 
@@ -169,14 +169,15 @@ def _inputs(config: Config) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _report_settings(config: Config, run: RunFolder) -> ReportSettings:
+def report_settings(config: Config, config_text: str) -> ReportSettings:
+    """What measuring base and tuned model takes from a config. `config_text` is shown in the report."""
     return ReportSettings(
         model=config.model,
         data=config.data,
         evaluation=config.evaluation,
         seed=config.training.seed,
         device=choose_precision(config.training).device,
-        config_text=run.config.read_text(encoding="utf-8"),
+        config_text=config_text,
     )
 
 

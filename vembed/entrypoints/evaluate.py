@@ -17,10 +17,10 @@ from vembed.evaluation.findings import headline_sentence, reading_notes
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.tables import comparison_rows, text_table
-from vembed.training.precision import choose_precision
+from vembed.trainer import report_settings
 from vembed.training.run_facts import setting_lines
 from vembed.training.run_folder import RunFolder
-from vembed.training.run_report import ReportSettings, held_out_data, load_untuned, model_title, report_run
+from vembed.training.run_report import held_out_data, load_untuned, model_title, report_run
 
 MODEL = "model"
 Overrides = Mapping[str, object] | Sequence[str]
@@ -69,12 +69,12 @@ def _evaluate_run(run: RunFolder, overrides: Overrides, folder: Path | None) -> 
     text = config.yaml_text() if overrides else run.config.read_text(encoding="utf-8")
     if folder is None and config.data == load_config(run.config, purpose=Purpose(existing=())).data:
         folder = run.report
-    report = report_run(run, _report_settings(config, text), folder)
+    report = report_run(run, report_settings(config, text), folder)
     return _evaluation(report.comparison, config.evaluation.best_metric, role=report.role, paths=report.paths)
 
 
 def _evaluate_untuned(config: Config, label: str, folder: Path | None) -> Evaluation:
-    settings = _report_settings(config, config.yaml_text())
+    settings = report_settings(config, config.yaml_text())
     held_out = held_out_data(config.data, seed=config.training.seed)
     sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
     candidate = Candidate(label, lambda: load_untuned(settings), as_base if label == BASE else as_it_is)
@@ -89,17 +89,6 @@ def _evaluate_untuned(config: Config, label: str, folder: Path | None) -> Evalua
     )
     paths = None if folder is None else write_report(folder, content)
     return _evaluation(comparison, config.evaluation.best_metric, role=held_out.role, paths=paths)
-
-
-def _report_settings(config: Config, config_text: str) -> ReportSettings:
-    return ReportSettings(
-        model=config.model,
-        data=config.data,
-        evaluation=config.evaluation,
-        seed=config.training.seed,
-        device=choose_precision(config.training).device,
-        config_text=config_text,
-    )
 
 
 def _with_model(target: str | Path, overrides: Overrides) -> Overrides:
