@@ -1,7 +1,7 @@
 """The emoji of the demo: names, keywords, concepts and splits, read from the packages that hold them."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vembed.demo.concepts import Split, concept_of, split_concepts
 from vembed.demo.packages import PackageFile
@@ -30,7 +30,7 @@ _SPLIT_SIZES: dict[Split, int] = {"test": 281, "val": 191}
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji without skin tone. `key` is its code points without FE0F, as in "1f600" or "1f468-200d-1f680"."""
+    """One emoji. `key` is its code points without FE0F, as in "1f600" or "1f468-200d-1f680"."""
 
     key: str
     characters: str
@@ -41,8 +41,11 @@ class Emoji:
 
 
 def load_emoji() -> list[Emoji]:
-    """All emoji of the demo, ordered by key. Raises UsageError or DataError when a package is missing or another."""
-    names = dict(_names(NAMES.read_json()))
+    """All emoji without skin tone, ordered by key.
+
+    Raises UsageError or DataError when a package is missing or another.
+    """
+    names = dict(_names(NAMES.read_json(), num_tones=0))
     keywords = {key_of(characters): words for characters, words in KEYWORDS.read_json().items()}
     subcategories = {_key_from_hex(entry["unified"]): entry["subcategory"] for entry in CATEGORIES.read_json()}
     characters_of = {key_of(characters): characters for characters in names}
@@ -63,6 +66,29 @@ def load_emoji() -> list[Emoji]:
         )
         for key in keys
     ]
+
+
+def load_toned(emojis: Sequence[Emoji]) -> list[Emoji]:
+    """The emoji of `load_emoji` in one skin tone, all five of them, ordered by key; concept and split are the same.
+
+    They have no keywords of their own. People of two different tones are left out.
+    """
+    untoned = {emoji.key: emoji for emoji in emojis}
+    toned = [
+        replace(untoned[untoned_key(key_of(characters))], key=key_of(characters), characters=characters, name=name)
+        for characters, name in _names(NAMES.read_json(), num_tones=1)
+        if untoned_key(key_of(characters)) in untoned
+    ]
+    return sorted((replace(emoji, keywords=()) for emoji in toned), key=lambda emoji: emoji.key)
+
+
+def untoned_key(key: str) -> str:
+    """The key of the emoji without its skin tone.
+
+    >>> untoned_key("1f468-1f3ff-200d-1f680")
+    '1f468-200d-1f680'
+    """
+    return "-".join(part for part in key.split("-") if int(part, 16) not in _TONES)
 
 
 def key_of(characters: str) -> str:
@@ -88,11 +114,12 @@ def _bare(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
 
 
-def _names(table: Mapping[str, dict[str, object]]) -> Iterator[tuple[str, str]]:
+def _names(table: Mapping[str, dict[str, object]], *, num_tones: int) -> Iterator[tuple[str, str]]:
+    """Characters and English name of every emoji with that many different skin tones."""
     for characters, entry in table.items():
         version = entry["E"]
-        toned = any(ord(character) in _TONES for character in characters)
-        if entry["status"] == _FULLY_QUALIFIED and not toned and float(str(version)) <= _LAST_VERSION:
+        tones = {character for character in characters if ord(character) in _TONES}
+        if entry["status"] == _FULLY_QUALIFIED and len(tones) == num_tones and float(str(version)) <= _LAST_VERSION:
             yield characters, str(entry["en"]).strip(":").replace("_", " ")
 
 

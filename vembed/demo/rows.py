@@ -1,14 +1,16 @@
 """Writes the emoji data set as JSONL files of queries and their positives, one file per split and kind of search."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from vembed.demo.changes import Change
 from vembed.demo.emoji import Emoji
 from vembed.demo.pictures import VENDORS, picture_path
 
 Row = dict[str, object]
 MakeRows = Callable[[Sequence[Emoji]], list[Row]]
+MakeChangeRows = Callable[[Sequence[Change], Path], list[Row]]
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -48,9 +50,41 @@ def twemoji_to_openmoji(emojis: Sequence[Emoji]) -> list[Row]:
     return _rows((emoji, picture_path(emoji, "twemoji"), [picture_path(emoji, "openmoji")]) for emoji in emojis)
 
 
+def changes_to_pictures(changes: Sequence[Change], folder: Path) -> list[Row]:
+    """A vendor's picture and what to change -> the same vendor's picture of that; against it and what else it becomes.
+
+    folder: where the pictures lie. A vendor who draws both emoji alike shows no change.
+    """
+    rows: list[Row] = []
+    for change, vendor in _by_vendor(changes):
+        base, target, *others = (picture_path(one, vendor) for one in (change.base, change.target, *change.others))
+        answer = (folder / target).read_bytes()
+        if answer == (folder / base).read_bytes():
+            continue
+        negatives = [base, *(other for other in others if (folder / other).read_bytes() != answer)]
+        rows.append({"query": {"text": change.text, "image": base}, "positive": target, "negatives": negatives})
+    return rows
+
+
+def changes_to_names(changes: Sequence[Change], folder: Path) -> list[Row]:
+    """A vendor's picture and what to change -> the name of that, against its own name and what else it becomes."""
+    return [
+        {
+            "query": {"text": change.text, "image": picture_path(change.base, vendor)},
+            "positive": change.target.name,
+            "negatives": [change.base.name, *(other.name for other in change.others)],
+        }
+        for change, vendor in _by_vendor(changes)
+    ]
+
+
 def keyword_text(emoji: Emoji) -> str:
     """The keywords as one text."""
     return ", ".join(emoji.keywords)
+
+
+def _by_vendor(changes: Sequence[Change]) -> Iterator[tuple[Change, str]]:
+    return ((change, vendor) for vendor in VENDORS for change in changes)
 
 
 def _with_keywords(emojis: Sequence[Emoji]) -> list[Emoji]:
@@ -76,7 +110,7 @@ TRAINING_ROWS: dict[str, MakeRows] = {
     "keywords_to_names": keywords_to_names,
     "pictures_to_pictures": twemoji_to_openmoji,
 }
-"""Every set of the train split, by its name."""
+"""Sets of the train split, by their name."""
 
 EVALUATION_ROWS: dict[str, MakeRows] = {
     "t2i": names_to_twemoji,
@@ -84,4 +118,13 @@ EVALUATION_ROWS: dict[str, MakeRows] = {
     "i2i": twemoji_to_openmoji,
     "t2t": keywords_to_names,
 }
-"""Every set of the val and test splits, by its retrieval mode."""
+"""Sets of the val and test splits, by their retrieval mode."""
+
+CHANGE_TRAINING_ROWS: dict[str, MakeChangeRows] = {
+    "changes_to_pictures": changes_to_pictures,
+    "changes_to_names": changes_to_names,
+}
+"""Sets of the train split whose queries are a picture and a text, by their name."""
+
+CHANGE_EVALUATION_ROWS: dict[str, MakeChangeRows] = {"m2i": changes_to_pictures, "m2t": changes_to_names}
+"""Sets of the val and test splits whose queries are a picture and a text, by their retrieval mode."""

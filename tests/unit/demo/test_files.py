@@ -16,6 +16,16 @@ def as_list(value):
     return value if isinstance(value, list) else [value]
 
 
+def texts_of(row):
+    query = list(row["query"].values()) if isinstance(row["query"], dict) else [row["query"]]
+    return [*query, *as_list(row["positive"]), *row.get("negatives", [])]
+
+
+def plain(sets):
+    """The sets whose queries are a text or a picture, not both."""
+    return {name: path for name, path in sets.items() if not name.startswith(("m2", "change"))}
+
+
 def test_a_gallery_holds_one_document_per_held_out_emoji(demo_files):
     def gallery_sizes(sets):
         return {
@@ -23,13 +33,13 @@ def test_a_gallery_holds_one_document_per_held_out_emoji(demo_files):
             for mode, path in sets.items()
         }
 
-    assert gallery_sizes(demo_files.test) == {"t2i": 281, "i2t": 281, "i2i": 281, "t2t": 281}
+    assert gallery_sizes(plain(demo_files.test)) == {"t2i": 281, "i2t": 281, "i2i": 281, "t2t": 281}
     # One emoji of the validation split has no keywords.
-    assert gallery_sizes(demo_files.val) == {"t2i": 191, "i2t": 191, "i2i": 191, "t2t": 190}
+    assert gallery_sizes(plain(demo_files.val)) == {"t2i": 191, "i2t": 191, "i2i": 191, "t2t": 190}
 
 
 def test_a_held_out_set_has_one_row_per_query(demo_files):
-    for path in [*demo_files.val.values(), *demo_files.test.values()]:
+    for path in [*plain(demo_files.val).values(), *plain(demo_files.test).values()]:
         rows = rows_of(path)
         assert len({row["query"] for row in rows}) == len({row["group"] for row in rows}) == len(rows) >= 187, path
 
@@ -46,24 +56,64 @@ def test_training_sets_hold_every_training_emoji(demo_files):
         "keywords_to_pictures": 1406,
         "keywords_to_names": 1406,
         "pictures_to_pictures": 1434,
+        "changes_to_pictures": 2368,
+        "changes_to_names": 2372,
     }
 
 
 def test_no_held_out_emoji_is_trained_on(demo_files):
-    trained = {row["group"] for path in demo_files.train.values() for row in rows_of(path)}
+    trained = {row["group"] for path in plain(demo_files.train).values() for row in rows_of(path)}
     held_out = {
-        row["group"] for sets in (demo_files.val, demo_files.test) for path in sets.values() for row in rows_of(path)
+        row["group"]
+        for sets in (plain(demo_files.val), plain(demo_files.test))
+        for path in sets.values()
+        for row in rows_of(path)
     }
     assert (len(trained), len(held_out), trained & held_out) == (1434, 472, set())
+
+
+def test_no_split_holds_a_picture_of_another(demo_files):
+    """By the key in a picture's name, toned ones among them."""
+    pictures = [
+        {
+            text.rsplit("/", 1)[1]
+            for path in sets.values()
+            for row in rows_of(path)
+            for text in texts_of(row)
+            if text.startswith("images/")
+        }
+        for sets in (demo_files.train, demo_files.val, demo_files.test)
+    ]
+    assert [len(part) for part in pictures] == [1434 + 985, 191 + 320, 281 + 310]
+    assert len(set.union(*pictures)) == sum(len(part) for part in pictures)
+
+
+def test_a_composed_set_searches_every_tone_and_the_query_picture_itself(demo_files):
+    rows = rows_of(demo_files.test["m2i"])
+    documents = {text for row in rows for text in [row["positive"], *row["negatives"]]}
+    assert (len(rows), len(rows_of(demo_files.test["m2t"])), len(documents)) == (761, 762, 756)
+    assert all(row["query"]["image"] == row["negatives"][0] for row in rows)
+    toned = [row for row in rows if row["query"]["text"].endswith("skin tone")]
+    assert len(toned) == 620
+    assert all(len(row["negatives"]) == 5 for row in toned)
+
+
+def test_a_change_that_a_vendor_does_not_show_is_no_row(demo_files):
+    """OpenMoji draws "people wrestling" as "men wrestling", so only one of the two ways to ask for them is there."""
+    asked = [row["query"] for row in rows_of(demo_files.test["m2i"]) if row["positive"].endswith("1f93c-200d-2642.png")]
+    assert sorted(query["image"] for query in asked) == [
+        "images/openmoji/1f93c-200d-2640.png",
+        "images/twemoji/1f93c-200d-2640.png",
+        "images/twemoji/1f93c.png",
+    ]
 
 
 def test_every_picture_that_a_row_names_is_there_and_is_no_blank(demo_files):
     named = set()
     for path in [*demo_files.train.values(), *demo_files.val.values(), *demo_files.test.values()]:
         for row in rows_of(path):
-            texts = as_list(row["query"]) + as_list(row["positive"])
-            named |= {path.parent / text for text in texts if text.startswith("images/")}
-    assert len(named) == 2 * 1906
+            named |= {path.parent / text for text in texts_of(row) if text.startswith("images/")}
+    assert len(named) == 2 * (1906 + 1615)
     for file in named:
         with Image.open(file) as picture:
             assert (picture.size, picture.mode) == ((72, 72), "RGB")
@@ -79,9 +129,24 @@ def test_a_row_is_as_documented(demo_files):
     }
 
 
+def test_a_composed_row_is_as_documented(demo_files):
+    wanted = {"text": "change to dark skin tone", "image": "images/twemoji/1f3c2.png"}
+    [row] = [row for row in rows_of(demo_files.train["changes_to_pictures"]) if row["query"] == wanted]
+    assert row["positive"] == "images/twemoji/1f3c2-1f3ff.png"
+    assert sorted(row["negatives"]) == [
+        "images/twemoji/1f3c2-1f3fb.png",
+        "images/twemoji/1f3c2-1f3fc.png",
+        "images/twemoji/1f3c2-1f3fd.png",
+        "images/twemoji/1f3c2-1f3fe.png",
+        "images/twemoji/1f3c2.png",
+    ]
+    [row] = [row for row in rows_of(demo_files.train["changes_to_names"]) if row["query"] == wanted]
+    assert (row["positive"], row["negatives"][0]) == ("snowboarder dark skin tone", "snowboarder")
+
+
 def test_a_second_call_reuses_what_is_there(demo_files, demo_folder):
     written = {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*") if path.is_file()}
-    assert len(written) > 3800
+    assert len(written) > 7000
     assert prepare(demo_folder) == demo_files
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*") if path.is_file()} == written
 
@@ -92,5 +157,5 @@ def test_a_broken_off_call_is_done_again_and_writes_the_same_bytes(demo_files, d
     unfinished.write_text("half a li")
     prepare(tmp_path)
     names = [path.relative_to(demo_folder) for path in demo_folder.rglob("*") if path.is_file()]
-    assert len(names) > 3800
+    assert len(names) > 7000
     assert [name for name in names if (tmp_path / name).read_bytes() != (demo_folder / name).read_bytes()] == []
