@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessor
 from vembed.data.dataset import load_datasets
 from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
-from vembed.model.processors.auto import ItemProcessor
+from vembed.model.processors.auto import TowerProcessor
 from vembed.model.processors.pictures import TransformersImages
 from vembed.model.spec import ModelSpec
 
@@ -74,9 +74,9 @@ def rows_per_second(path: Path, case: Case, *, num_workers: int, augment: str) -
     return num_rows / seconds
 
 
-def _processor(case: Case) -> ItemProcessor:
+def _processor(case: Case) -> TowerProcessor:
     spec = ModelSpec(family="vision", preset="dino", towers=("vision",), pooling={"vision": "cls"})
-    return ItemProcessor(spec, None, TransformersImages(CLIPImageProcessor(), case.model_side))
+    return TowerProcessor(spec, None, TransformersImages(CLIPImageProcessor(), case.model_side))
 
 
 def _picture(case: Case, seed: int) -> PIL.Image.Image:

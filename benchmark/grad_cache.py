@@ -107,7 +107,7 @@ def build(chunk_size):
     from vembed.losses.factory import LossFactory  # noqa: PLC0415
     from vembed.losses.settings import LossSettings  # noqa: PLC0415
     from vembed.model.backbones.auto import DualModel  # noqa: PLC0415
-    from vembed.model.processors.auto import ItemProcessor  # noqa: PLC0415
+    from vembed.model.processors.auto import TowerProcessor  # noqa: PLC0415
     from vembed.model.processors.pictures import TransformersImages  # noqa: PLC0415
     from vembed.model.spec import ModelSpec  # noqa: PLC0415
     from vembed.training.gradient_cache_trainer import GradientCacheTrainer  # noqa: PLC0415
@@ -124,7 +124,7 @@ def build(chunk_size):
     images = TransformersImages(CLIPImageProcessor(size={"shortest_edge": PIXELS}, crop_size=square), None)
     settings = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
     objective = LossFactory.create(LossSettings())
-    return model, GradientCacheTrainer(model, ItemProcessor(spec, None, images), objective, settings)
+    return model, GradientCacheTrainer(model, TowerProcessor(spec, None, images), objective, settings)
 
 
 def make_batch(rows: int):

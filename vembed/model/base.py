@@ -15,6 +15,7 @@ from vembed.model.adapted import merged_state
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.pooling import pool
+from vembed.model.sentence_folder import JsonFiles, sentence_files, tower_spec
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import Modality, ModelSpec
 from vembed.types import Embeddings, Inputs, Ragged
@@ -23,17 +24,19 @@ __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
 TextEncoder = Callable[[Tensor, Tensor], Tensor]
-ImageEncoder = Callable[[Tensor], Tensor]
+ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 class BaseEmbeddingModel(nn.Module):
     """Backbone, heads, logit scale and bias behind one forward: Inputs -> Embeddings [rows, dim].
 
     A family overrides `load`, `embed_text` or `embed_images` (or both), `dim`, `towers` and `backbones`.
-    `parts` maps the beginning of a parameter's name to the part of the model it belongs to.
+    `parts` maps the beginning of a parameter's name to the part of the model it belongs to. `image_tensors` names what
+    the processor gives per image.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
+    image_tensors: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__()
@@ -68,8 +71,8 @@ class BaseEmbeddingModel(nn.Module):
         """[texts, tokens] twice -> [texts, dim], before normalisation."""
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given a text")
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [images, 3, height, width] -> [images, dim], before normalisation."""
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """The tensors of images, `pixel_values` [images, 3, height, width] among them -> [images, dim]."""
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
 
     def forward(self, inputs: Inputs) -> Embeddings:
@@ -147,6 +150,12 @@ class BaseEmbeddingModel(nn.Module):
         """The weights of one of the backbones as transformers knows them, adapters merged in."""
         return merged_state(self.backbones()[subfolder])
 
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The JSON files by which sentence-transformers opens one of the backbones' folders as this model uses it."""
+        config = self.backbones()[subfolder].config
+        width = int(getattr(config, "hidden_size", 0) or 0)
+        return sentence_files(tower_spec(self.spec, subfolder), width)
+
     def heads_state(self) -> dict[str, Tensor]:
         """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
         names = [name for name, _ in self.named_parameters() if self._part(name) in ("heads", "scale")]
@@ -183,7 +192,8 @@ class BaseEmbeddingModel(nn.Module):
             mask = inputs.tensors["attention_mask"].values
             encoded.append(Ragged(_widened(embed_text(texts.values, mask)), texts.counts))
         if images is not None and len(images.values):
-            encoded.append(Ragged(_widened(embed_images(images.values)), images.counts))
+            tensors = {name: inputs.tensors[name].values for name in self.image_tensors if name in inputs.tensors}
+            encoded.append(Ragged(_widened(embed_images(tensors)), images.counts))
         if not encoded:
             assert inputs.num_rows == 0
             return Embeddings(self.logit_scale.new_zeros(0, self.dim))

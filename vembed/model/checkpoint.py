@@ -13,13 +13,12 @@ import vembed
 from vembed.errors import CheckpointError
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.families.registry import family_named, hub_id
 from vembed.model.files import HEADS_FILE, SPEC_FILE, ModelFolders, weights_folder
-from vembed.model.processors.auto import ItemProcessor
-from vembed.model.sentence_folder import read_sentence_folder, sentence_files
+from vembed.model.processors.base import ItemProcessor
+from vembed.model.sentence_folder import read_sentence_folder
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-
-_TEXT, _IMAGE = "text", "image"  # subfolders of a composed model
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
     if name is None:
         assert settings.text_model_name is not None
         assert settings.image_model_name is not None
-        text = _model_path(weights_folder(settings.text_model_name, with_code=settings.trust_remote_code))
-        image = _model_path(weights_folder(settings.image_model_name, with_code=settings.trust_remote_code))
-        return ModelFolders(None, text, image)
-    root = weights_folder(name, settings.revision, with_code=settings.trust_remote_code)
-    if spec.family == "composed":
-        return ModelFolders(root, root / _TEXT, root / _IMAGE)
-    path = _model_path(root)
-    return ModelFolders(root, path if "text" in spec.towers else None, path if "vision" in spec.towers else None)
+        names = (settings.text_model_name, settings.image_model_name)
+        text, image = (weights_folder(hub_id(one), with_code=settings.trust_remote_code) for one in names)
+        return ModelFolders(None, _model_path(text), _model_path(image))
+    root = weights_folder(hub_id(name), settings.revision, with_code=settings.trust_remote_code)
+    subfolders = family_named(spec.family).subfolders
+    path = root if subfolders else _model_path(root)
+    folders = {tower: path / subfolders.get(tower, "") for tower in spec.towers}
+    return ModelFolders(root, folders.get("text"), folders.get("vision"))
 
 
 def load_heads(model: BaseEmbeddingModel, folders: ModelFolders) -> None:
@@ -71,8 +70,8 @@ def write_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         _write_backbones(folder, model)
         with quiet():
-            composed = model.spec.family == "composed"
-            processor.save(folder / _TEXT if composed else folder, folder / _IMAGE if composed else folder)
+            subfolders = family_named(model.spec.family).subfolders
+            processor.save(folder / subfolders.get("text", ""), folder / subfolders.get("vision", ""))
         save_file(model.heads_state(), folder / HEADS_FILE, metadata={"format": "pt"})
         content = {
             "version": vembed.__version__,
@@ -88,19 +87,8 @@ def _write_backbones(folder: Path, model: BaseEmbeddingModel) -> None:
     for subfolder, backbone in model.backbones().items():
         with quiet():
             backbone.save_pretrained(folder / subfolder, state_dict=model.backbone_state(subfolder))
-        config = backbone.config
-        width = int(getattr(config, "hidden_size", 0) or 0)
-        spec = _tower_spec(model.spec, subfolder) if subfolder else model.spec
-        for name, content in sentence_files(spec, width).items():
+        for name, content in model.sentence_files(subfolder).items():
             _write_json(folder / subfolder / name, content)
-
-
-def _tower_spec(spec: ModelSpec, subfolder: str) -> ModelSpec:
-    """How a composed model's tower is used by itself."""
-    if subfolder == _TEXT:
-        return spec.model_copy(update={"towers": ("text",), "pooling": {"text": spec.pooling["text"]}})
-    update = {"towers": ("vision",), "pooling": {"vision": spec.pooling["vision"]}, "max_length": None}
-    return spec.model_copy(update=update)
 
 
 def _model_path(folder: Path) -> Path:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from vembed.errors import ModelError
-from vembed.grad_cache.cachex.tree_utils import move
+from vembed.grad_cache.cachex.tree_utils import concat_rows, map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel, unit_vectors
-from vembed.model.processors.auto import ItemProcessor
+from vembed.model.processors.base import ItemProcessor
+from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Item, LoadedItem, Side
 
 Features = Literal["model", "tower"]
@@ -32,38 +34,57 @@ class EncodeOptions:
 def encode_items(
     model: BaseEmbeddingModel, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
 ) -> Embeddings:
-    """Embeddings [items, dim] on the CPU in float32, in the order of the items. Raises DataError, ModelError."""
+    """Embeddings of the items, in their order, on the CPU in float32: [items, dim], or [items, tokens, dim] with mask.
+
+    Raises DataError, ModelError.
+    """
     if options.width is not None and not 1 <= options.width <= model.dim:
         raise ModelError(f"width {options.width}: this model's embeddings have {model.dim} numbers")
     was_training = model.training
     model.eval()
     try:
-        return Embeddings(_encode(model, processor, items, options))
+        return _encode(model, processor, items, options)
     finally:
         model.train(was_training)
 
 
 def _encode(
     model: BaseEmbeddingModel, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
-) -> torch.Tensor:
+) -> Embeddings:
     device = model.logit_scale.device
     forward = model if options.features == "model" else model.tower_features
-    results: list[tuple[list[int], torch.Tensor]] = []
+    order: list[int] = []
+    parts: list[Embeddings] = []
     for rows, loaded in _loaded_batches(processor, items, options.batch_size):
         inputs = processor.prepare(loaded, options.side)
         with torch.inference_mode():
-            vectors = forward(processor.finish(move(inputs, device))).vectors
-            if options.width is not None:
-                vectors = vectors[:, : options.width]
-                vectors = unit_vectors(vectors) if model.spec.normalize else vectors
-            results.append((rows, vectors.float().cpu()))
-    width = results[0][1].shape[1] if results else (options.width or model.dim)
-    if any(vectors.shape[1] != width for _, vectors in results):
+            embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
+        order += rows
+        parts.append(map_tensors(_float32_on_cpu, embeddings))
+    if not parts:
+        return _nothing(options.width or model.dim, model.spec)
+    if len({part.vectors.shape[-1] for part in parts}) > 1:
         raise ModelError("the towers' own features differ in width; encode texts and images apart")
-    embeddings = torch.zeros(len(items), width)
-    for rows, vectors in results:
-        embeddings[rows] = vectors
-    return embeddings
+    return select_rows(concat_rows(parts), torch.tensor(order).argsort())
+
+
+def _kept(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
+    """The first `width` numbers of each vector, of length 1 again where the model's are."""
+    if width is None:
+        return embeddings
+    vectors = embeddings.vectors[..., :width]
+    return Embeddings(unit_vectors(vectors) if spec.normalize else vectors, embeddings.mask)
+
+
+def _float32_on_cpu(tensor: Tensor) -> Tensor:
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu()
+
+
+def _nothing(width: int, spec: ModelSpec) -> Embeddings:
+    """The embeddings of no items."""
+    if spec.scoring == "single":
+        return Embeddings(torch.zeros(0, width))
+    return Embeddings(torch.zeros(0, 0, width), torch.zeros(0, 0, dtype=torch.bool))
 
 
 def _batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:

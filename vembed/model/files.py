@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.families import MODEL_ALIASES
 
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
@@ -53,7 +52,7 @@ def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise ModelError(f"model {name!r} is a file; give the folder that holds it")
     if _looks_like_path(name):
         raise ModelError(f"there is no model folder {name!r}")
-    return _snapshot(MODEL_ALIASES.get(name, name), revision, patterns)
+    return _snapshot(name, revision, patterns)
 
 
 def _looks_like_path(name: str) -> bool:

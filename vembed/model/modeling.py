@@ -13,7 +13,7 @@ from vembed.model.checkpoint import ModelSource, find_folders, load_heads, write
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.items import Picture, image_source
-from vembed.model.processors.auto import ItemProcessor
+from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.registry import ProcessorRegistry
 from vembed.model.registry import ModelRegistry
 from vembed.model.settings import ModelSettings

@@ -98,6 +98,16 @@ def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
     return files
 
 
+def tower_spec(spec: ModelSpec, subfolder: str) -> ModelSpec:
+    """How the model in a subfolder is used by itself: a composed model's tower; without subfolder, the whole model."""
+    if not subfolder:
+        return spec
+    if subfolder == "text":
+        return spec.model_copy(update={"towers": ("text",), "pooling": {"text": spec.pooling["text"]}})
+    update = {"towers": ("vision",), "pooling": {"vision": spec.pooling["vision"]}, "max_length": None}
+    return spec.model_copy(update=update)
+
+
 def _transformer_settings(folder: Path) -> Json:
     names = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
     for name in names:

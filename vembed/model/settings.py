@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section, instead_of, only_with
+from vembed.utils.settings import BY_FAMILY, COMMON, Section, instead_of, only_with
 
 Tower = Literal["text", "vision"]
 
@@ -68,6 +68,7 @@ class ModelSettings(Section):
         None,
         ge=256,
         description="Upper limit of an image's pixels for models that read images at their native resolution.",
+        json_schema_extra=BY_FAMILY,
     )
     query_prompt: str | None = Field(None, description="Text put before every query; default: the checkpoint's own.")
     document_prompt: str | None = Field(

@@ -19,8 +19,9 @@ _MODALITIES_OF_LETTER: dict[str, tuple[Modality, ...]] = {"t": ("text",), "i": (
 class ModelSpec(BaseModel):
     """One record that training, evaluation, encoding and export all read, so that they cannot drift apart.
 
-    max_length counts tokens; pad_to is the fixed text length of models that were trained with one (SigLIP); image_size
-    is the side of the square that images become, None for the image processor's own.
+    max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
+    models that were trained with one (SigLIP); image_size is the side of the square that images become, None for the
+    image processor's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -34,6 +35,7 @@ class ModelSpec(BaseModel):
     scoring: Literal["single", "maxsim"] = "single"
     padding_side: Literal["right", "left"] = "right"
     max_length: int | None = None
+    text_limit: int | None = None
     pad_to: int | None = None
     lower_case: bool = False
     image_size: int | None = None
@@ -45,6 +47,11 @@ class ModelSpec(BaseModel):
     def prompt(self, side: Side) -> str:
         """The text put before every text of that side."""
         return self.query_prompt if side == "query" else self.document_prompt
+
+    @property
+    def treats_sides_alike(self) -> bool:
+        """Whether an item's embedding is the same on both sides, so that neither need be encoded twice."""
+        return self.query_prompt == self.document_prompt
 
     def can(self, modalities: Iterable[Modality]) -> bool:
         """Whether the model reads all of these.

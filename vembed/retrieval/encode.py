@@ -74,7 +74,7 @@ class ItemEncoder:
 
 def canonical_side(spec: ModelSpec, side: Side) -> Side:
     """One name for both sides where a model treats them alike, so that neither is encoded twice."""
-    return "document" if spec.query_prompt == spec.document_prompt else side
+    return "document" if spec.treats_sides_alike else side
 
 
 @dataclass

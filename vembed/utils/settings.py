@@ -15,6 +15,9 @@ Marks = dict[str, Any]  # Any: pydantic's own type for extra schema entries
 # Marks the keys that `vembed train --help` shows; `--help-all` shows every key.
 COMMON: Marks = {"common": True}
 
+# Marks a key that only some families of models have a use for; the others refuse it.
+BY_FAMILY: Marks = {"by_family": True}
+
 
 def only_with(key: str, *values: object) -> Marks:
     """Marks a key that has an effect only while `key` has one of `values`; without values: only while `key` is set."""

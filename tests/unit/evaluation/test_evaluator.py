@@ -171,7 +171,7 @@ def test_a_collapsed_model_scores_nothing(sets, clip_folder):
     model = VisualRetrievalModel.from_pretrained(clip_folder)
     with torch.no_grad():
         model.model.embed_text = lambda input_ids, mask: torch.ones(len(input_ids), 16)
-        model.model.embed_images = lambda pixels: torch.ones(len(pixels), 16)
+        model.model.embed_images = lambda images: torch.ones(len(images["pixel_values"]), 16)
     for figures in evaluator(sets, eval_k=(1, 5)).measure(model).metrics.values():
         assert figures["recall@5"] == figures["hit_rate@5"] == figures["ndcg@5"] == 0
         assert figures["mrr"] < 0.1

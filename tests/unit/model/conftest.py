@@ -2,20 +2,12 @@
 
 import pytest
 
-from tests import tiny
+from tests.cases import CASES
 from tests.pictures import make_picture
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
 
-FOLDERS = {
-    "clip": tiny.tiny_clip,
-    "siglip": tiny.tiny_siglip,
-    "bert": lambda folder: tiny.tiny_bert(folder, pooling="mean"),
-    "vit": tiny.tiny_vit,
-    "dinov2": tiny.tiny_dinov2,
-    "timm": tiny.tiny_timm,
-}
 TEXTS = [
     "a red circle",
     "zebra",
@@ -39,12 +31,14 @@ def pictures():
 
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory):
-    """Builds the folder of a tiny model once, by its short name."""
+    """Builds the folder of a tiny model once, by the name of its case."""
     made: dict[str, str] = {}
 
     def folder(name: str) -> str:
         if name not in made:
-            made[name] = FOLDERS[name](tmp_path_factory.mktemp(name))
+            make = CASES[name].make
+            assert make is not None, f"{name} is composed of {CASES[name].towers}"
+            made[name] = make(str(tmp_path_factory.mktemp(name)))
         return made[name]
 
     return folder
@@ -52,13 +46,13 @@ def folder_of(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fresh(folder_of):
-    """Loads a tiny model anew, with settings; `composed` is BERT + timm, `vit_pair` is BERT + ViT."""
+    """Loads a tiny model anew, with settings over those of its case."""
 
     def load(name: str, *, temperature: float | None = None, seed: int = 0, **settings: object) -> VisualRetrievalModel:
-        towers = {"composed": ("bert", "timm"), "vit_pair": ("bert", "vit")}
-        if name in towers:
-            text, image = (folder_of(tower) for tower in towers[name])
-            settings |= {"text_model_name": text, "image_model_name": image}
+        case = CASES[name]
+        settings = {**case.settings, **settings}
+        if case.towers is not None:
+            settings |= dict(zip(("text_model_name", "image_model_name"), map(folder_of, case.towers), strict=True))
         else:
             settings["model_name"] = folder_of(name)
         return VisualRetrievalModel.from_pretrained(None, ModelSettings(**settings), temperature=temperature, seed=seed)
@@ -81,15 +75,15 @@ def model_of(fresh):
 
 @pytest.fixture(scope="session")
 def items_for(texts, pictures):
-    """Items that a model can read: texts, images, both at once, several images."""
+    """Items that a model can read: texts, images, several images, and unless `mixed` is off both at once."""
 
-    def items(model: VisualRetrievalModel) -> list[Item]:
+    def items(model: VisualRetrievalModel, mixed: bool = True) -> list[Item]:
         sources = [ImageSource(pil=image) for image in pictures]
         made = [Item(text=text) for text in texts] if model.spec.can(["text"]) else []
         if model.spec.can(["image"]):
             made += [Item(images=(source,)) for source in sources]
             made += [Item(images=(sources[0], sources[3], sources[4]))]
-        if model.spec.can(["text", "image"]):
+        if model.spec.can(["text", "image"]) and mixed:
             made += [Item(text=text, images=(source,)) for text, source in zip(texts, sources, strict=True)]
             made += [Item(text=texts[2], images=tuple(sources[1:3]))]
         return made

@@ -111,7 +111,7 @@ def test_lower_casing_is_done_where_the_folder_asks_for_it(tmp_path):
     [
         ({"max_length": 33}, "max_length 33: this model reads at most 32 tokens"),
         ({"image_size": 64}, "image_size: a text model reads no images"),
-        ({"max_pixels": 4096}, "max_pixels: a text model reads no images"),
+        ({"max_pixels": 4096}, "max_pixels: a text model has no use for it"),
         ({"projection_dim": 8}, "only composed models have projection heads"),
         ({"projection_head": "mlp"}, "only composed models have projection heads"),
         ({"encoder_mode": "vision"}, "encoder_mode 'vision' does not fit: this is a text model"),
@@ -126,7 +126,7 @@ def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message,
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("clip", {"max_pixels": 4096}, "image_size is the key for that"),
+        ("clip", {"max_pixels": 4096}, "max_pixels: a clip model has no use for it"),
         ("clip", {"pooling": "mean"}, "pools by its own code"),
         ("timm", {"pooling": "mean"}, "pools by its own code"),
         ("siglip", {"max_length": 8}, "reads texts of exactly 16 tokens"),

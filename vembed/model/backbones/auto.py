@@ -85,9 +85,9 @@ class VisionModel(BaseEmbeddingModel):
         """The vision model, at the root of a checkpoint."""
         return {"": self.vision_tower.model}
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [images, 3, height, width] -> [images, dim]."""
-        features: Tensor = self.vision_tower(pixel_values)
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """`pixel_values` [images, 3, height, width] -> [images, dim]."""
+        features: Tensor = self.vision_tower(images["pixel_values"])
         return features
 
 
@@ -108,7 +108,7 @@ class DualModel(BaseEmbeddingModel):
         backbone = load_backbone(_path(folders.text), trust_remote_code=settings.trust_remote_code)
         refuse_odd_size(backbone.config.vision_config, spec.image_size)
         model = cls(spec, backbone)
-        refuse_unreadable_size(model.embed_images, spec.image_size)
+        refuse_unreadable_size(lambda pixels: model.embed_images({"pixel_values": pixels}), spec.image_size)
         return model
 
     @property
@@ -130,10 +130,10 @@ class DualModel(BaseEmbeddingModel):
         features: Tensor = output.pooler_output
         return features
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [images, 3, height, width] -> [images, dim]."""
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """`pixel_values` [images, 3, height, width] -> [images, dim]."""
         call, config = self.backbone.get_image_features, self.backbone.config.vision_config
-        pixel_values = pixel_values.to(dtype_of(self.backbone))
+        pixel_values = images["pixel_values"].to(dtype_of(self.backbone))
         features: Tensor = call(pixel_values=pixel_values, **interpolation(call, config, pixel_values)).pooler_output
         return features
 

@@ -115,11 +115,11 @@ class ComposedModel(BaseEmbeddingModel):
         projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask))
         return projected
 
-    def embed_images(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [images, 3, height, width] -> [images, dim]."""
-        projected: Tensor = self.heads["vision"](self.vision_tower(pixel_values))
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """`pixel_values` [images, 3, height, width] -> [images, dim]."""
+        projected: Tensor = self.heads["vision"](self.vision_tower(images["pixel_values"]))
         return projected
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """The towers' own features [rows, tower width]; a batch holds texts or images, unless the widths are equal."""
-        return self._assemble(inputs, self.text_tower, self.vision_tower)
+        return self._assemble(inputs, self.text_tower, lambda images: self.vision_tower(images["pixel_values"]))

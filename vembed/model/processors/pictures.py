@@ -1,5 +1,6 @@
 """Pictures to uint8 at the model's size, and later, on the device, to the floats that the model was trained with."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +15,15 @@ from vembed.errors import ModelError
 
 
 class ImageReader(Protocol):
-    """Resizing (host, per picture) apart from rescaling and normalising (device, per chunk); together exact."""
+    """Resizing (host, per picture) apart from rescaling and normalising (device, per chunk); together exact.
 
-    def resize(self, image: PIL.Image.Image) -> Tensor: ...
+    read: one RGB picture to named tensors, `pixel_values` among them in uint8. finish: those tensors of several images
+    [images, ...] to their float32 pixels.
+    """
 
-    def normalize(self, pixels: Tensor) -> Tensor: ...
+    def read(self, image: PIL.Image.Image) -> Mapping[str, Tensor]: ...
+
+    def finish(self, images: Mapping[str, Tensor]) -> Tensor: ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -33,16 +38,16 @@ class TransformersImages:
             raise ModelError("this model's image processor keeps the shape of a picture; set image_size")
         self._processor = processor
 
-    def resize(self, image: PIL.Image.Image) -> Tensor:
-        """RGB picture -> uint8 [3, height, width]."""
+    def read(self, image: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """RGB picture -> uint8 `pixel_values` [3, height, width]."""
         output = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels: Tensor = output["pixel_values"][0]
         assert pixels.dtype == torch.uint8
-        return pixels
+        return {"pixel_values": pixels}
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [images, 3, height, width] -> float32 of the same shape."""
-        own = self._processor
+    def finish(self, images: Mapping[str, Tensor]) -> Tensor:
+        """uint8 `pixel_values` [images, 3, height, width] -> float32 of the same shape."""
+        own, pixels = self._processor, images["pixel_values"]
         normalized: Tensor = own.rescale_and_normalize(
             pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
         )
@@ -72,15 +77,16 @@ class TimmImages:
         self._mean = torch.as_tensor(steps[-1].mean).flatten()
         self._std = torch.as_tensor(steps[-1].std).flatten()
 
-    def resize(self, image: PIL.Image.Image) -> Tensor:
-        """RGB picture -> uint8 [3, height, width]."""
+    def read(self, image: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """RGB picture -> uint8 `pixel_values` [3, height, width]."""
         for step in self._steps:
             image = step(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return {"pixel_values": torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()}
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [images, 3, height, width] -> float32 of the same shape."""
-        normalized: Tensor = functional.normalize(pixels.float().div(255), self._mean.tolist(), self._std.tolist())
+    def finish(self, images: Mapping[str, Tensor]) -> Tensor:
+        """uint8 `pixel_values` [images, 3, height, width] -> float32 of the same shape."""
+        pixels = images["pixel_values"].float().div(255)
+        normalized: Tensor = functional.normalize(pixels, self._mean.tolist(), self._std.tolist())
         return normalized
 
     def save(self, folder: Path) -> None:

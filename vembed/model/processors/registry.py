@@ -1,8 +1,6 @@
 """Processors by family."""
 
-from vembed.model.processors.auto import ItemProcessor
-from vembed.registry import Registry
+from vembed.model.family_parts import FamilyParts
+from vembed.model.processors.base import ItemProcessor
 
-ProcessorRegistry: Registry[type[ItemProcessor]] = Registry("processor")
-for _family in ("clip", "siglip", "text", "vision", "composed"):
-    ProcessorRegistry.register(_family, ItemProcessor)
+ProcessorRegistry: FamilyParts[type[ItemProcessor]] = FamilyParts("processor", lambda family: family.processor)

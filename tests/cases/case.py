@@ -1,0 +1,26 @@
+"""A tiny model of a real architecture that every test of the contract runs on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the tests need to know of one model.
+
+    make: writes the model's folder and returns it. settings: beyond model_name, for loading it. towers: the cases that
+    a composed model joins, in the place of a folder. family: what it must be recognised as.
+    text, image: what it reads. opens_in_sentence_transformers: whether that can express it (then embeddings are equal).
+    lora_target_modules: layers for adapters, where the default finds none. mixed: whether one row may hold both.
+    """
+
+    name: str
+    family: str
+    make: Callable[[str], str] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    towers: tuple[str, str] | None = None
+    text: bool = True
+    image: bool = True
+    opens_in_sentence_transformers: bool = True
+    lora_target_modules: tuple[str, ...] | None = None
+    mixed: bool = True

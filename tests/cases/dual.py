@@ -1,0 +1,5 @@
+"""Dual encoders beyond CLIP and SigLIP."""
+
+from tests.cases.case import Case
+
+CASES: list[Case] = []

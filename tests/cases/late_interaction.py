@@ -1,0 +1,5 @@
+"""Models with a vector per token."""
+
+from tests.cases.case import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,5 @@
+"""Text encoders beyond BERT."""
+
+from tests.cases.case import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,5 @@
+"""Vision-language models that embed."""
+
+from tests.cases.case import Case
+
+CASES: list[Case] = []

@@ -1,0 +1,244 @@
+"""What holds of every family: rows are independent, gradients exact, checkpoints give back the same embeddings."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from tests.cases import CASES
+from tests.gradients import assert_gradients_equal, relative_difference, take_gradients
+from vembed import Predictor
+from vembed.errors import ModelError
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.factory import LossFactory
+from vembed.losses.settings import LossSettings
+from vembed.model.detect import detect
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.scoring import get_scorer
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.types import Batch, Embeddings, ImageSource, Item, Ragged, Targets
+
+EVERY = list(CASES)
+KINDS = ["text", "image", "mixed"]
+READING = {
+    kind: [name for name, case in CASES.items() if (case.text or kind == "image") and (case.image or kind == "text")]
+    for kind in KINDS
+}
+
+
+def embed(model: VisualRetrievalModel, items: list[Item], side: str = "document") -> Embeddings:
+    inputs = model.processor.prepare(items, side)
+    with torch.no_grad():
+        return model.model(model.processor.finish(inputs))
+
+
+def rows_of(embeddings: Embeddings) -> list[Tensor]:
+    """The real vectors of each row, [dim] or [tokens, dim]."""
+    vectors, mask = embeddings.vectors, embeddings.mask
+    return list(vectors) if mask is None else [row[real] for row, real in zip(vectors, mask, strict=True)]
+
+
+def assert_same_rows(ours: list[Tensor], others: list[Tensor], tolerance: float) -> None:
+    assert len(ours) == len(others)
+    for number, (row, other) in enumerate(zip(ours, others, strict=True)):
+        assert row.shape == other.shape, number
+        assert torch.allclose(row, other, atol=tolerance), (number, float((row - other).abs().max()))
+
+
+def shake(model: VisualRetrievalModel, seed: int = 0) -> VisualRetrievalModel:
+    """Change every weight a little, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def pairs(kind: str, texts: list[str], pictures: list[object], num_rows: int = 5) -> tuple[list[Item], list[Item]]:
+    """Queries and documents: texts, images, or rows of every kind (text, image, both, several images)."""
+    sources = [ImageSource(pil=picture) for picture in pictures]
+    words, images = [Item(text=text) for text in texts], [Item(images=(source,)) for source in sources]
+    if kind == "text":
+        return words[:num_rows], words[1:] + words[:1]
+    if kind == "image":
+        return images[:num_rows], images[1:] + images[:1]
+    both = Item(text=texts[1], images=(sources[1],))
+    queries = [words[0], both, images[2], words[3], Item(text=texts[4], images=(sources[4], sources[5]))]
+    documents = [images[0], Item(images=(sources[1], sources[2])), words[2], both, images[4], words[5]]
+    return queries[:num_rows], documents
+
+
+def batch_of(model: VisualRetrievalModel, kind: str, texts: list[str], pictures: list[object]) -> Batch:
+    """Each query's document has its own number; the last document belongs to none."""
+    queries, documents = pairs(kind, texts, pictures)
+    return Batch(
+        queries=model.processor.prepare(queries, "query"),
+        documents=model.processor.prepare(documents, "document"),
+        targets=Targets(
+            query_groups=torch.full((len(queries),), -1),
+            query_hashes=torch.arange(len(queries)),
+            document_groups=torch.full((len(documents),), -1),
+            document_hashes=100 + torch.arange(len(documents)),
+            positives=Ragged(torch.arange(len(queries)), torch.ones(len(queries), dtype=torch.int64)),
+            negatives=Ragged(torch.zeros(0, dtype=torch.int64), torch.zeros(len(queries), dtype=torch.int64)),
+        ),
+    )
+
+
+def trainer_for(model: VisualRetrievalModel, chunk_size: int | None, dtype: torch.dtype | None = None):
+    spec = model.spec
+    settings = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
+    objective = LossFactory.create(LossSettings(), scorer=get_scorer(spec.similarity, spec.scoring))
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+    return GradientCacheTrainer(model.model, model.processor, objective, settings, autocast=autocast)
+
+
+def gradients(model: VisualRetrievalModel, batch: Batch, chunk_size: int | None) -> dict[str, Tensor]:
+    """In eval mode: dropout draws other masks for chunks than for a whole batch, which is no difference of the step."""
+    model.model.eval()
+    trainer_for(model, chunk_size).step(batch)
+    return take_gradients(model.model.named_parameters())
+
+
+def variant(name: str, kind: str) -> dict[str, object]:
+    """The settings of a way to train a case."""
+    lora: dict[str, object] = {"use_lora": True}
+    if CASES[name].lora_target_modules is not None:
+        lora["lora_target_modules"] = CASES[name].lora_target_modules
+    return {
+        "plain": {},
+        "bf16": {},
+        "lora": lora,
+        "checkpointing": {"gradient_checkpointing": True},
+        "lora and checkpointing": {**lora, "gradient_checkpointing": True},
+    }[kind]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_family_is_recognised(name, folder_of, model_of):
+    case = CASES[name]
+    spec = model_of(name).spec
+    assert (spec.family, spec.can(["text"]), spec.can(["image"])) == (case.family, case.text, case.image)
+    if case.towers is None:
+        detected = detect(folder_of(name), ModelSettings(**case.settings))
+        assert detected.reason
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_embedding_does_not_depend_on_its_batch(name, model_of, items_for):
+    model = model_of(name)
+    items = items_for(model, CASES[name].mixed)
+    together = rows_of(embed(model, items))
+    alone = [rows_of(embed(model, [item]))[0] for item in items]
+    backwards = rows_of(embed(model, items[::-1]))[::-1]
+    assert_same_rows(together, alone, 1e-5)
+    assert_same_rows(together, backwards, 1e-5)
+    if model.spec.normalize:
+        assert all(torch.allclose(row.norm(dim=-1), torch.ones(row.shape[:-1]), atol=1e-5) for row in together)
+    first, second = together[0].reshape(-1, model.model.dim)[-1], together[1].reshape(-1, model.model.dim)[-1]
+    assert (first - second).norm() > 1e-3, "all rows are alike: the comparison proves nothing"
+    for batch_size in (2, 64):
+        encoded = rows_of(model.encode(items, side="document", batch_size=batch_size))
+        assert_same_rows(encoded, together, 1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_family_cannot_read_is_refused(name, model_of, pictures):
+    case, model = CASES[name], model_of(name)
+    image = ImageSource(pil=pictures[0])
+    refused = [] if case.text else [Item(text="red")]
+    refused += [] if case.image else [Item(images=(image,))]
+    refused += [] if case.mixed else [Item(text="red", images=(image,))]
+    for item in refused:
+        with pytest.raises(ModelError, match="reads"):
+            model.encode([item])
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in READING[kind]])
+def test_cached_gradient_equals_plain_gradient(kind, name, fresh, texts, pictures):
+    if kind == "mixed" and not CASES[name].mixed:
+        pytest.skip("the family reads no rows with both")
+    model = fresh(name)
+    model.model.double()
+    batch = batch_of(model, kind, texts, pictures)
+    plain = gradients(model, batch, None)
+    cached = gradients(model, batch, 2)
+    assert_gradients_equal(cached, plain)
+    part = gradients(model, batch, None)
+    first = next(iter(part))
+    part[first] = part[first] + part[first].norm() + 1
+    assert relative_difference(part, plain) > 1e-6, "the comparison cannot fail"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain", "bf16", "lora", "checkpointing", "lora and checkpointing"])
+@pytest.mark.parametrize("name", EVERY)
+def test_training_lowers_the_loss(name, way, fresh, texts, pictures):
+    case = CASES[name]
+    model = fresh(name, **variant(name, way))
+    kind = "mixed" if case.text and case.image and case.mixed else "text" if case.text else "image"
+    batch = batch_of(model, kind, texts, pictures)
+    trainer = trainer_for(model, 2, torch.bfloat16 if way == "bf16" else None)
+    learning = [parameter for parameter in model.model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-2 if "lora" in way else 2e-3, weight_decay=0.0)
+    model.model.train()
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.manual_seed(0)
+        losses.append(trainer.step(batch).loss)
+        optimizer.step()
+    assert losses[-1] < losses[0], losses
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_reloaded_checkpoint_gives_the_same_embeddings(name, fresh, items_for, folder_of, tmp_path):
+    case = CASES[name]
+    model = shake(fresh(name))
+    items = items_for(model, case.mixed)
+    model.save_pretrained(tmp_path, {"loss": "infonce", "version": "ignored"})
+    predictor = Predictor(tmp_path, "cpu", trust_remote_code=bool(case.settings.get("trust_remote_code")))
+    assert predictor.spec == model.spec
+    for side in ("query", "document"):
+        ours = rows_of(model.encode(items, side=side))
+        again = rows_of(predictor.model.encode(items, side=side))
+        assert all(torch.equal(row, other) for row, other in zip(ours, again, strict=True))
+    states = model.model.state_dict(), predictor.model.model.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not predictor.model.model.has_new_heads
+    _check_files(tmp_path, model)
+    _check_transformers_class(tmp_path, name, folder_of)
+
+
+def _check_files(folder: Path, model: VisualRetrievalModel) -> None:
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt", ".jinja", ".model", ".py"}
+    saved = json.loads((folder / "vembed_config.json").read_text())
+    assert saved["loss"] == "infonce"
+    assert saved["version"] != "ignored"
+    assert saved["spec"]["family"] == model.spec.family
+
+
+def _check_transformers_class(folder: Path, name: str, folder_of) -> None:
+    """The folder opens in plain transformers as the class that the base opens as, with the same names of weights."""
+    case = CASES[name]
+    bases = (
+        {"": folder_of(name)}
+        if case.towers is None
+        else dict(zip(("text", "image"), map(folder_of, case.towers), strict=True))
+    )
+    assert (folder / "config.json").exists() == (case.towers is None)
+    for subfolder, base in bases.items():
+        options = {"trust_remote_code": True} if case.settings.get("trust_remote_code") else {}
+        opened = transformers.AutoModel.from_pretrained(folder / subfolder, **options)
+        plain = transformers.AutoModel.from_pretrained(base, **options)
+        assert type(opened).__name__ == type(plain).__name__
+        assert opened.state_dict().keys() == plain.state_dict().keys()

@@ -1,0 +1,49 @@
+"""What a model's JSON files say, before any weight is read. Imports neither torch nor transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vembed.errors import ModelError
+from vembed.model.files import SPEC_FILE, read_json
+from vembed.model.sentence_folder import SentenceFolder, read_sentence_folder
+
+Json = dict[str, Any]  # Any: config.json
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The files of one model. name: as the user gave it. config: config.json. sentence: sentence-transformers' files.
+
+    `folder` is where all files lie, `model_folder` where the transformers files do.
+    """
+
+    name: str
+    folder: Path
+    config: Json
+    sentence: SentenceFolder | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """Where config.json lies."""
+        return self.folder / self.sentence.model_path if self.sentence else self.folder
+
+    @property
+    def model_type(self) -> str:
+        """transformers' name of the architecture, "unknown" when config.json does not say."""
+        config = self.config
+        if "model_type" not in config and "architecture" in config and "pretrained_cfg" in config:
+            return "timm_wrapper"  # a timm repository, which transformers opens as such
+        return str(config.get("model_type", "unknown"))
+
+
+def read_facts(name: str, folder: Path) -> ModelFacts:
+    """The facts of the model in `folder`. Raises ModelError when it has no config.json, or a broken one."""
+    sentence = read_sentence_folder(folder)
+    path = folder / sentence.model_path if sentence else folder
+    config: Json | None = read_json(path / "config.json")
+    if config is None:
+        final = folder / "final"
+        hint = f"; did you mean {str(final)!r}?" if (final / SPEC_FILE).exists() else ""
+        raise ModelError(f"model folder {str(path)!r} holds no config.json{hint}")
+    return ModelFacts(name, folder, config, sentence)

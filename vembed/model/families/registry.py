@@ -1,0 +1,76 @@
+"""All families by name: those of the package, and those that plugins add. Imports neither torch nor transformers."""
+
+from pathlib import Path
+
+from vembed.errors import ConfigError, ModelError
+from vembed.model.facts import ModelFacts
+from vembed.model.families.composed import COMPOSED
+from vembed.model.families.dual import CLIP, SIGLIP
+from vembed.model.families.family import Family
+from vembed.model.families.text import TEXT
+from vembed.model.families.vision import VISION
+from vembed.registry import nearest_names
+
+_FAMILIES: dict[str, Family] = {}
+_NAMES: dict[str, str] = {}  # name or alias -> name
+
+
+def register_family(family: Family) -> Family:
+    """Add a family. One that is registered later is asked first whether a folder is its own.
+
+    Raises ConfigError when its name or an alias is taken.
+    """
+    for name in (family.name, *family.aliases):
+        if name in _NAMES:
+            raise ConfigError(f"model family {family.name!r}: the name {name!r} is taken by family {_NAMES[name]!r}")
+    _FAMILIES[family.name] = family
+    _NAMES.update(dict.fromkeys((family.name, *family.aliases), family.name))
+    return family
+
+
+def families() -> list[Family]:
+    """All families, in the order in which they were registered."""
+    return list(_FAMILIES.values())
+
+
+def family_named(name: str) -> Family:
+    """The family of a spec. Raises ModelError when the plugin that brings it is not imported."""
+    if name not in _FAMILIES:
+        raise ModelError(
+            f"the model is of family {name!r}, which is not known here (known: {', '.join(_FAMILIES)}); name the module"
+            " that registers it in plugins, or import it first"
+        )
+    return _FAMILIES[name]
+
+
+def family_of_mode(encoder_mode: str) -> Family:
+    """The family that `encoder_mode` names, by its name or an alias. Raises ModelError that lists the known ones."""
+    if encoder_mode not in _NAMES:
+        known = sorted({*_NAMES, "auto"})
+        near = nearest_names(encoder_mode, known)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ModelError(f"encoder_mode {encoder_mode!r} is unknown{hint} Known: {', '.join(known)}")
+    return _FAMILIES[_NAMES[encoder_mode]]
+
+
+def family_for(facts: ModelFacts) -> tuple[Family, str]:
+    """The family that a folder is of, and why. Raises ModelError when no family claims it."""
+    for family in reversed(_FAMILIES.values()):
+        reason = family.claims(facts)
+        if reason is not None:
+            return family, reason
+    known = sorted({model_type for family in _FAMILIES.values() for model_type in family.architectures})
+    raise ModelError(
+        f"{facts.folder}: models of type {facts.model_type!r} are not supported; supported are: {', '.join(known)}"
+    )
+
+
+def hub_id(name: str) -> str:
+    """The hub id that a short name stands for; a folder, and any other name, stands for itself."""
+    if Path(name).is_dir():
+        return name
+    return next((family.model_names[name] for family in _FAMILIES.values() if name in family.model_names), name)
+
+
+for _family in (TEXT, VISION, CLIP, SIGLIP, COMPOSED):
+    register_family(_family)

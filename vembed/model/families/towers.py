@@ -1,0 +1,66 @@
+"""How models of one or two transformers towers are described: texts by a tokenizer, images at one size."""
+
+from vembed.model.facts import ModelFacts
+from vembed.model.families.family import Architecture
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import ModelSpec
+
+PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
+
+
+def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """The spec of a text encoder: what its sentence-transformers files say, else what its architecture does."""
+    sentence = facts.sentence
+    asked = sentence.max_length if sentence else None
+    limit = text_limit(facts, architecture)
+    return ModelSpec(
+        family=family,
+        preset="text",
+        towers=("text",),
+        pooling={"text": (sentence.pooling if sentence else None) or architecture.pooling},
+        normalize=sentence.normalize if sentence else True,
+        similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
+        max_length=min((length for length in (asked, limit) if length), default=None),
+        text_limit=limit,
+        lower_case=sentence.lower_case if sentence else False,
+        query_prompt=sentence.query_prompt if sentence else "",
+        document_prompt=sentence.document_prompt if sentence else "",
+    )
+
+
+def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """The spec of a vision encoder."""
+    sentence = facts.sentence
+    return ModelSpec(
+        family=family,
+        preset="dino",
+        towers=("vision",),
+        pooling={"vision": (sentence.pooling if sentence else None) or architecture.pooling},
+        normalize=sentence.normalize if sentence else True,
+        similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
+    )
+
+
+def describe_dual(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """The spec of a text and a vision tower that were trained together, normalised whatever else its files say."""
+    spec = describe_text(family, facts, architecture)
+    towers: tuple[Tower, ...] = ("text", "vision")
+    pooling = dict.fromkeys(towers, architecture.pooling)
+    return spec.model_copy(update={"preset": family, "towers": towers, "pooling": pooling, "normalize": True})
+
+
+def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:
+    """The most tokens that the text tower reads, None when its files set no limit."""
+    config = facts.config.get("text_config") or facts.config
+    positions = config.get("max_position_embeddings") or architecture.max_positions
+    if positions is None or not architecture.offset_positions:
+        return positions
+    return int(positions) - int(config.get("pad_token_id", 1) or 0) - 1
+
+
+def check_pooling(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """A problem when `pooling` is set for a model that pools by its own code."""
+    pooling = next(iter(spec.pooling.values()))
+    if settings.pooling is None or pooling != "own":
+        return []
+    return [f"pooling {settings.pooling!r}: a {spec.family} model of this kind pools by its own code"]

@@ -1,0 +1,80 @@
+"""Which settings a model cannot honour: each is a problem in words, so that none is ignored."""
+
+from collections.abc import Callable
+
+from vembed.model.families.family import Family
+from vembed.model.families.registry import families
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+
+
+def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
+    """Every setting that a model of this spec cannot honour, in words."""
+    checks: tuple[Callable[[ModelSpec, ModelSettings], list[str]], ...] = (
+        _name_problems,
+        _text_problems,
+        _image_problems,
+        _projection_problems,
+    )
+    problems = [problem for check in checks for problem in check(spec, settings)]
+    problems += _family_problems(spec, family, settings)
+    return problems + (family.check(spec, settings) if family.check is not None else [])
+
+
+def _name_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    pair = [key for key in ("text_model_name", "image_model_name") if getattr(settings, key) is not None]
+    if settings.model_name is None or not pair:
+        return []
+    return [f"model_name and {' and '.join(pair)} exclude each other; keep one or the other"]
+
+
+def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    keys = ("max_length", "query_prompt", "document_prompt")
+    used = [key for key in keys if getattr(settings, key) is not None]
+    if used and not spec.can(["text"]):
+        return [f"{', '.join(used)}: a {spec.family} model reads no text"]
+    if settings.max_length is None:
+        return []
+    if spec.pad_to is not None and settings.max_length < spec.pad_to:
+        return [f"max_length {settings.max_length}: a {spec.family} model reads texts of exactly {spec.pad_to} tokens"]
+    if spec.text_limit is not None and settings.max_length > spec.text_limit:
+        return [f"max_length {settings.max_length}: this model reads at most {spec.text_limit} tokens"]
+    return []
+
+
+def _image_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    if settings.image_size is None or spec.can(["image"]):
+        return []
+    return [f"image_size: a {spec.family} model reads no images"]
+
+
+def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    default = ModelSettings.model_fields["projection_head"].default
+    asked = {
+        "projection_dim": settings.projection_dim,
+        "projection_head": settings.projection_head if settings.projection_head != default else None,
+    }
+    problems = []
+    for key, value in asked.items():
+        own = getattr(spec, key)
+        if value is not None and value != own:
+            problems.append(
+                f"{key} {value}: this checkpoint was built with {own}"
+                if spec.family == "composed"
+                else f"{key}: only composed models have projection heads; this is a {spec.family} model"
+            )
+    return problems
+
+
+def _family_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
+    """Settings that only some families have a use for, and this one does not."""
+    problems = []
+    for key, field in ModelSettings.model_fields.items():
+        extra = field.json_schema_extra
+        by_family = isinstance(extra, dict) and bool(extra.get("by_family"))
+        if not by_family or key in family.keys or getattr(settings, key) == field.default:
+            continue
+        able = [other.name for other in families() if key in other.keys]
+        hint = f"; these have: {', '.join(able)}" if able else ""
+        problems.append(f"{key}: a {spec.family} model has no use for it{hint}")
+    return problems

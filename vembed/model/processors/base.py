@@ -1,0 +1,95 @@
+"""The one base of all processors: items in, a model's inputs out."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import PIL.Image
+from torch import Tensor
+
+from vembed.data.hashing import content_hash
+from vembed.data.images import read_image
+from vembed.errors import DataError, ModelError
+from vembed.model.files import ModelFolders
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Side
+
+MAX_IMAGE_PIXELS = 100_000_000
+Self = TypeVar("Self", bound="ItemProcessor")
+
+
+class ItemProcessor(ABC):
+    """Turns items into a model's inputs, in three moves that can run in three places (`vembed.types.Processor`).
+
+    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`.
+    """
+
+    def __init__(self, spec: ModelSpec, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
+        self.spec = spec
+        self.max_image_pixels = max_image_pixels
+
+    @classmethod
+    @abstractmethod
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "ItemProcessor":
+        """The processor that the folders hold. Raises ModelError when its files are missing."""
+
+    @abstractmethod
+    def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """What the model reads of one RGB picture, by tensor name, at the model's size and in uint8."""
+
+    @abstractmethod
+    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+        """Inputs of these rows: texts tokenised, images still uint8."""
+
+    @abstractmethod
+    def finish(self, inputs: Inputs) -> Inputs:
+        """The same inputs with float32 pixels, rescaled and normalised; to be called on the device, per chunk."""
+
+    @abstractmethod
+    def save(self, text_folder: Path, image_folder: Path) -> None:
+        """Write the files that `from_folders` and transformers read."""
+
+    def with_image_limit(self: Self, max_image_pixels: int) -> Self:
+        """The same processor, refusing images of more pixels."""
+        limited = copy.copy(self)
+        limited.max_image_pixels = max_image_pixels
+        return limited
+
+    def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
+        """Decode and transform an item's images, and make of each what the model reads.
+
+        Raises DataError for an image that cannot be read, ModelError for an item that the model cannot read.
+        """
+        self._check(item)
+        images = tuple(self._read(item, index, transform) for index in range(len(item.images)))
+        return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
+
+    def load_all(self, items: Sequence[Item | LoadedItem]) -> list[LoadedItem]:
+        """The items, those loaded that are not yet."""
+        return [item if isinstance(item, LoadedItem) else self.load(item) for item in items]
+
+    def _read(self, item: Item, index: int, transform: ImageTransform | None) -> Mapping[str, Tensor]:
+        picture = read_image(item.images[index], max_pixels=self.max_image_pixels)
+        return self.read_picture(picture if transform is None else transform(picture))
+
+    def _check(self, item: Item) -> None:
+        where = f"{item.origin}: " if item.origin else ""
+        if item.text is None and not item.images:
+            raise DataError(f"{where}an item needs a text, an image, or both")
+        if item.text is not None and not _is_unicode(item.text):
+            raise DataError(f"{where}the text holds half a character (a lone surrogate), which no tokenizer can read")
+        spec = self.spec
+        if (item.text is not None and not spec.can(["text"])) or (item.images and not spec.can(["image"])):
+            given = "a text" if not spec.can(["text"]) else "an image"
+            raise ModelError(f"{where}a {spec.family} model reads {spec.reads()}; it was given {given}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
