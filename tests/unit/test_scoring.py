@@ -1,11 +1,16 @@
 """Scores against naive loops; padding is never scored, and score maths is float32."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
+from vembed import scoring
 from vembed.errors import ConfigError, ModelError
-from vembed.scoring import cosine, dot, get_scorer, maxsim
+from vembed.scoring import Scorer, cosine, dot, get_scorer, maxsim
 from vembed.types import Embeddings
 
 
@@ -25,6 +30,41 @@ def naive_maxsim(queries: Embeddings, documents: Embeddings) -> Tensor:
     return scores
 
 
+def whole_maxsim(queries: Embeddings, documents: Embeddings) -> Tensor:
+    """From all products at once."""
+    left, right = (
+        torch.ones(side.vectors.shape[:2]) > 0 if side.mask is None else side.mask for side in (queries, documents)
+    )
+    products = torch.einsum("qtd,nsd->qtns", queries.vectors, documents.vectors)
+    best = products.masked_fill(~right, -torch.inf).amax(dim=3)
+    return torch.where(left[:, :, None] & right.any(dim=1), best, 0).sum(dim=1)
+
+
+def scores_and_gradients(scorer: Scorer, queries: Embeddings, documents: Embeddings) -> list[Tensor]:
+    """The scores, and the gradient of their weighted sum by both sides' vectors."""
+    sides = [replace(side, vectors=side.vectors.clone().requires_grad_()) for side in (queries, documents)]
+    scores = scorer(*sides)
+    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (scores * weights).sum().backward()
+    return [scores.detach(), *(side.vectors.grad for side in sides)]
+
+
+def whole(queries: Embeddings, documents: Embeddings) -> list[Tensor]:
+    return scores_and_gradients(whole_maxsim, queries, documents)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how large the largest tensor is that any operation gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
+        self.numel = max([self.numel, *(tensor.numel() for tensor in tensors)])
+        return result
+
+
 def test_cosine_and_dot_equal_naive_loops():
     generator = torch.Generator().manual_seed(0)
     queries, documents = (torch.randn(rows, 3, generator=generator, dtype=torch.float64) for rows in (4, 5))
@@ -39,6 +79,61 @@ def test_maxsim_equals_a_naive_loop_with_masks():
     documents.mask[2] = False  # a document without real tokens
     queries.mask[3] = False
     assert torch.allclose(maxsim(queries, documents), naive_maxsim(queries, documents))
+
+
+@pytest.mark.parametrize("tile", [1, 60, 400, 2**20])
+@pytest.mark.parametrize("masked", [(True, True), (True, False), (False, True), (False, False)])
+def test_maxsim_and_its_gradient_do_not_depend_on_tiles(monkeypatch, tile, masked):
+    monkeypatch.setattr(scoring, "_CPU_TILE", tile)
+    queries, documents = (
+        side if has_mask else Embeddings(side.vectors)
+        for side, has_mask in zip((random_tokens(9, 5, 1), random_tokens(12, 8, 2)), masked, strict=True)
+    )
+    torch.testing.assert_close(scores_and_gradients(maxsim, queries, documents), whole(queries, documents))
+
+
+def test_rows_without_tokens_get_no_gradient_and_leave_the_others_theirs():
+    queries, documents = random_tokens(4, 3, 1), random_tokens(5, 4, 2)
+    queries.mask[[1, 3]] = False
+    documents.mask[[0, 4]] = False
+    torch.testing.assert_close(scores_and_gradients(maxsim, queries, documents), whole(queries, documents))
+    documents.mask[:] = False
+    scores, *gradients = scores_and_gradients(maxsim, queries, documents)
+    assert scores.abs().sum() == gradients[0].abs().sum() == gradients[1].abs().sum() == 0
+
+
+def test_the_products_of_all_tokens_never_exist(monkeypatch):
+    monkeypatch.setattr(scoring, "_CPU_TILE", 2**10)
+    queries, documents = random_tokens(40, 6, 1), random_tokens(50, 9, 2)
+    with LargestTensor() as largest:
+        scores_and_gradients(maxsim, queries, documents)
+    assert largest.numel <= 40 * 50 * 6  # products: 40 * 50 * 6 * 9; the best token of each is kept tile by tile
+    with LargestTensor() as largest:
+        maxsim(queries, documents)
+    assert largest.numel <= max(40 * 50, documents.vectors.numel(), 2 * 2**10)
+
+
+def test_whatever_stands_in_padding_reaches_neither_score_nor_gradient():
+    queries, documents = random_tokens(4, 5, 1), random_tokens(6, 7, 2)
+    documents.mask[2] = False
+    expected = scores_and_gradients(maxsim, queries, documents)
+    for side in (queries, documents):
+        side.vectors[~side.mask] = torch.tensor([torch.nan, torch.inf, 1e9, -torch.inf], dtype=torch.float64)
+    torch.testing.assert_close(scores_and_gradients(maxsim, queries, documents), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_maxsim_and_its_gradient_are_computed_in_float32_even_under_autocast(dtype):
+    queries, documents = (
+        replace(side, vectors=side.vectors.to(dtype)) for side in (random_tokens(5, 4, 1), random_tokens(6, 7, 2))
+    )
+    exact = whole(*(replace(side, vectors=side.vectors.double()) for side in (queries, documents)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores, *gradients = scores_and_gradients(maxsim, queries, documents)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), exact[0], rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(gradients, exact[1:], strict=True):
+        torch.testing.assert_close(gradient, expected.to(dtype))
 
 
 def test_padding_never_beats_a_negative_similarity():

@@ -110,11 +110,12 @@ def row_of_value(ragged: Ragged) -> Tensor:
 
 
 def _scores(strip: Embeddings, documents: Embeddings, scorer: Scorer, products: int) -> Tensor:
-    """Scores [strip, documents], computed over blocks of documents."""
+    """Scores [strip, documents]; those of single vectors in blocks of documents."""
+    if documents.vectors.ndim > 2:
+        return scorer(strip, documents)  # late interaction makes its own tiles, best from all documents
     num_documents = num_rows(documents)
     scores = strip.vectors.new_empty(num_rows(strip), num_documents)
-    per_document = max(1, strip.vectors.shape[:-1].numel() * documents.vectors.shape[1:-1].numel())
-    block = max(1, products // per_document)
+    block = max(1, products // max(1, num_rows(strip)))
     for start in range(0, num_documents, block):
         stop = min(start + block, num_documents)
         scores[:, start:stop] = scorer(strip, take_rows(documents, start, stop))

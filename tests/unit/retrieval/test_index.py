@@ -41,10 +41,10 @@ def test_search_does_not_depend_on_blocks(scores_at_once, products_at_once):
     torch.testing.assert_close(hits.scores, whole.scores)
 
 
-@pytest.mark.parametrize("products_at_once", [1, 100, 10_000])
-def test_search_over_token_vectors_keeps_the_mask(products_at_once):
+@pytest.mark.parametrize("scores_at_once", [1, 100, 10_000])
+def test_search_over_token_vectors_keeps_the_mask(scores_at_once):
     queries, documents = random_tokens(5, 6, seed=0), random_tokens(30, 9, seed=1)
-    hits = search(queries, documents, maxsim, k=4, budget=Budget(products=products_at_once))
+    hits = search(queries, documents, maxsim, k=4, budget=Budget(scores=scores_at_once))
     expected = maxsim(queries, documents).sort(dim=1, descending=True)
     assert torch.equal(hits.documents, expected.indices[:, :4])
 
