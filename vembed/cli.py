@@ -141,6 +141,33 @@ def _encode(
     typer.echo(entrypoint.encode(request, _show_progress).text())
 
 
+@app.command("models")
+def _models(
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="MODEL", help="Load this model, show its spec, embed with it.")
+    ] = None,
+    encoder_mode: Annotated[
+        str | None, typer.Option("--encoder_mode", "--encoder-mode", help="With --check: use it as this family.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="With --check: run the model's own code.")
+    ] = False,
+    plugins: Annotated[
+        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
+    ] = None,
+) -> None:
+    """List the families of models and what each supports, or check one model."""
+    from vembed.entrypoints import models as entrypoint
+
+    if check is None:
+        if encoder_mode is not None or trust_remote_code:
+            raise UsageError("--encoder_mode and --trust_remote_code say how to load a model: name one with --check")
+        typer.echo(entrypoint.listing(plugins or ()))
+        return
+    request = entrypoint.CheckRequest(check, encoder_mode, trust_remote_code, plugins or ())
+    typer.echo(entrypoint.check(request))
+
+
 @app.command("demo")
 def _demo(
     output_dir: Annotated[

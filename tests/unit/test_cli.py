@@ -39,7 +39,9 @@ def test_version(run):
 def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
-    assert all(f"\n  {command} " in result.stdout for command in ("train", "evaluate", "encode", "demo", "config"))
+    assert all(
+        f"\n  {command} " in result.stdout for command in ("train", "evaluate", "encode", "models", "demo", "config")
+    )
 
 
 def test_train_help_shows_25_settings_and_help_all_shows_every_one(run):

@@ -1,6 +1,6 @@
 """ModelSpec: how a model reads its inputs and how its vectors are compared. Saved with every checkpoint."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -69,6 +69,15 @@ class ModelSpec(BaseModel):
 
     def reads(self) -> str:
         """What the model takes, in words."""
-        if len(self.towers) == 2:
-            return "texts and images"
-        return "texts only" if "text" in self.towers else "images only"
+        return reads_in_words(self.towers)
+
+
+def reads_in_words(towers: Collection[Tower]) -> str:
+    """What a model with these towers takes.
+
+    >>> reads_in_words(["text"])
+    'texts only'
+    """
+    if len(towers) == 2:
+        return "texts and images"
+    return "texts only" if "text" in towers else "images only"

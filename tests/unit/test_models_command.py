@@ -1,0 +1,68 @@
+"""`vembed models` says what is known without torch, and `--check` shows a real model."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from vembed.cli import app
+from vembed.configuration.layers import preset_names
+from vembed.model.families.registry import families
+
+
+def run(*words: str):
+    return CliRunner().invoke(app, ["models", *words])
+
+
+def test_every_family_is_listed_with_its_names():
+    listed = run()
+    assert listed.exit_code == 0
+    assert len(families()) >= 5
+    for family in families():
+        block = listed.stdout.split(f"\n{family.name}  (preset {family.preset})\n")[1].split("\n\n")[0]
+        words = " ".join(block.split())
+        assert all(name in words for name in (*family.aliases, *family.architectures, *family.keys))
+        assert all(f"{name} = {target}" in words for name, target in family.model_names.items())
+        assert all(len(line) <= 100 for line in block.splitlines())
+
+
+def test_every_family_s_preset_exists():
+    assert {family.preset for family in families()} <= set(preset_names())
+
+
+def test_the_listing_imports_no_heavy_library():
+    code = (
+        "import sys; from vembed.entrypoints.models import listing; listing(); "
+        "print([name for name in ('torch', 'transformers', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_check_shows_the_spec_and_embeds(clip_folder):
+    checked = run("--check", clip_folder)
+    assert checked.exit_code == 0
+    assert "known by        config.json says clip" in checked.stdout
+    assert "one vector of 16 numbers, length 1.0000" in checked.stdout
+    assert "their score: " in checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--check", "nowhere/at/all"), "there is no model folder"),
+        (("--encoder_mode", "clip"), "name one with --check"),
+        (("--plugins", "no_such_module"), "no_such_module cannot be imported"),
+    ],
+)
+def test_mistakes_are_told_with_exit_code_2(words, message):
+    result = run(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_an_encoder_mode_that_does_not_fit_is_refused(clip_folder):
+    result = run("--check", clip_folder, "--encoder_mode", "bert")
+    assert result.exit_code == 2
+    assert "encoder_mode 'bert' does not fit: this is a clip model" in result.stderr
