@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sentence_transformers
 import torch
 import transformers
 from torch import Tensor
@@ -216,6 +217,35 @@ def test_a_reloaded_checkpoint_gives_the_same_embeddings(name, fresh, items_for,
     assert not predictor.model.model.has_new_heads
     _check_files(tmp_path, model)
     _check_transformers_class(tmp_path, name, folder_of)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sentence_transformers_gives_equal_embeddings_or_none(name, fresh, texts, pictures, tmp_path):
+    """Where it cannot express the model, opening or embedding must fail: another vector would be a silent error."""
+    case = CASES[name]
+    model = shake(fresh(name))
+    model.save_pretrained(tmp_path)
+    code = bool(case.settings.get("trust_remote_code"))
+    kinds = [("text", texts)] * case.text + [("image", pictures)] * case.image
+    if not case.opens_in_sentence_transformers:
+        with pytest.raises((ValueError, ImportError, KeyError, AttributeError, RuntimeError, TypeError, OSError)):
+            _open_elsewhere(tmp_path, model, code).encode([kinds[0][1][0]])
+        return
+    opened = _open_elsewhere(tmp_path, model, code)
+    for kind, values in kinds:
+        for side, encode in (("query", opened.encode_query), ("document", opened.encode_document)):
+            if model.spec.scoring == "maxsim" and (kind, side) == ("image", "query"):
+                continue  # late interaction searches for pictures, not with them
+            items = [Item(text=one) if kind == "text" else Item(images=(ImageSource(pil=one),)) for one in values]
+            ours = rows_of(model.encode(items, side=side))
+            theirs = [torch.as_tensor(encode([one], convert_to_tensor=True)[0]) for one in values]
+            assert_same_rows(ours, theirs, 1e-5)
+
+
+def _open_elsewhere(folder: Path, model: VisualRetrievalModel, code: bool):
+    several = model.spec.scoring == "maxsim"
+    library = sentence_transformers.MultiVectorEncoder if several else sentence_transformers.SentenceTransformer
+    return library(str(folder), device="cpu", trust_remote_code=code)
 
 
 def _check_files(folder: Path, model: VisualRetrievalModel) -> None:
