@@ -9,7 +9,7 @@ from vembed.configuration.keys import Key, faults_of, shown, unknown_key
 from vembed.configuration.layers import Problem, Setting
 from vembed.configuration.sections import Catalogue
 from vembed.configuration.yaml_text import Location
-from vembed.data.settings import DataSettings, DataSource
+from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
@@ -103,6 +103,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _training_findings(sections.training)
     yield from _validation_findings(sections, user)
     yield from _metric_findings(sections.evaluation)
+    yield from _query_image_findings(sections)
 
 
 def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
@@ -151,6 +152,22 @@ def _metric_findings(evaluation: EvaluationSettings) -> Iterator[Finding]:
             ("best_metric",),
             f"{metric['k']} is none of the cut-offs measured; add it to eval_k {list(evaluation.eval_k)}",
         )
+
+
+def _query_image_findings(sections: Sections) -> Iterator[Finding]:
+    """exclude_query_image where no query that is measured shows a picture."""
+    modes = _measured_modes(sections.data)
+    if sections.evaluation.exclude_query_image and not any(mode[0] in "im" for mode in modes):
+        yield ("exclude_query_image",), f"has no effect: queries of {', '.join(sorted(modes))} show no picture"
+
+
+def _measured_modes(data: DataSettings) -> set[str]:
+    """The retrieval modes of validation and test sets; without any, of the training data they are split off from."""
+    held_out = [source for source in (data.val_data_path, data.test_data_path) if source is not None]
+    sources = held_out or [source for source in (data.data_path,) if source is not None]
+    entries = [entry for source in sources for entry in (source if isinstance(source, tuple) else [source])]
+    named = [entry.retrieval_mode if isinstance(entry, DataEntry) else None for entry in entries]
+    return {mode or data.retrieval_mode for mode in named} or {data.retrieval_mode}
 
 
 def _model_findings(model: ModelSettings) -> Iterator[Finding]:

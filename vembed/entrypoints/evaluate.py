@@ -11,12 +11,12 @@ from pathlib import Path
 
 from vembed.config import Config, Purpose, load_config
 from vembed.errors import UsageError
+from vembed.evaluation.bases import as_base, as_it_is
 from vembed.evaluation.comparison import BASE, Candidate, Comparison, measure_models
-from vembed.evaluation.evaluator import as_base, as_it_is
 from vembed.evaluation.findings import headline_sentence, reading_notes
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
-from vembed.evaluation.tables import comparison_rows, text_table
+from vembed.evaluation.tables import basis_rows, comparison_rows, text_table
 from vembed.trainer import report_settings
 from vembed.training.run_facts import setting_lines
 from vembed.training.run_folder import RunFolder
@@ -28,17 +28,21 @@ Overrides = Mapping[str, object] | Sequence[str]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: label ("base", "tuned", or "model") -> set -> metric -> value; a table of it; the files."""
+    """What was measured: label ("base", "tuned", or "model") -> set -> metric -> value; tables of it; the files.
+
+    rows: a table of every way in which queries of text and image were measured, "" without any.
+    """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
     sentence: str
     table: str
     notes: tuple[str, ...]
     paths: ReportPaths | None
+    rows: str = ""
 
     def text(self) -> str:
         """The evaluation for a terminal."""
-        lines = [self.table, "", self.sentence, *self.notes]
+        lines = [self.table, "", *([self.rows, ""] if self.rows else []), self.sentence, *self.notes]
         if self.paths is not None:
             lines += ["", f"report   {self.paths.html}", f"metrics  {self.paths.metrics}"]
         return "\n".join(lines)
@@ -98,10 +102,12 @@ def _with_model(target: str | Path, overrides: Overrides) -> Overrides:
 
 
 def _evaluation(comparison: Comparison, metric: str, *, role: str, paths: ReportPaths | None) -> Evaluation:
+    rows = basis_rows(comparison, metric)
     return Evaluation(
         metrics=comparison.metrics,
         sentence=headline_sentence(comparison, metric),
         table=text_table(comparison_rows(comparison)),
         notes=tuple(reading_notes(comparison, role)),
         paths=paths,
+        rows=text_table(rows) if rows else "",
     )

@@ -7,8 +7,9 @@ results -> figures, intervals, differences         compare
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from vembed.evaluation.bases import Rule, as_it_is
 from vembed.evaluation.bootstrap import Interval, intervals
-from vembed.evaluation.evaluator import EvaluationResult, Evaluator, Rule, SetResult, as_it_is
+from vembed.evaluation.evaluator import EvaluationResult, Evaluator, SetResult
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated
@@ -51,6 +52,11 @@ class SetComparison:
     retrieval_set: RetrievalSet
     results: tuple[SetResult, ...]
     figures: tuple[Figure, ...]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a model was measured in several ways: on parts of the query, or in a gallery without its picture."""
+        return any(len(result.rows) > 1 for result in self.results)
 
     def figure(self, metric: str) -> Figure:
         """The figure of a metric that was measured."""

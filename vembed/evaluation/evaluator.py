@@ -1,72 +1,72 @@
 """Measures a model on retrieval sets: encode, score, rank, average."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vembed.evaluation.bases import PLAIN, Bases, Basis, Rule, as_it_is, part_words
 from vembed.evaluation.metrics import PerQuery, measure_queries
 from vembed.evaluation.ranks import RelevantRanks, join_ranks, rank_relevant
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.cachex.tree_utils import take_rows
-from vembed.model.encoding import Features
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.retrieval.encode import Encoding, ItemEncoder
 from vembed.retrieval.index import Hits, best_documents, score_strips
 from vembed.scoring import Scorer, cosine, get_scorer
 from vembed.types import Embeddings
 
-PLAIN_WORDS = "the model's embeddings"
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Which vectors a set's figures are of, for the encoder and in words."""
-
-    features: Features
-    words: str
-
-
-Rule = Callable[[VisualRetrievalModel, RetrievalSet], Basis]
-
-
-def as_it_is(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
-    """Every set is measured on what the model gives."""
-    return Basis("model", PLAIN_WORDS)
-
-
-def as_base(model: VisualRetrievalModel, retrieval_set: RetrievalSet) -> Basis:
-    """The fair figure of an untuned model: new heads are random, so where one tower will do, its own features count."""
-    if not model.model.has_new_heads:
-        return Basis("model", "the pretrained model's embeddings")
-    if not retrieval_set.one_tower:
-        return Basis("model", "untrained projection heads, so about chance")
-    tower = "image" if retrieval_set.mode == "i2i" else "text"
-    return Basis("tower", f"the pretrained {tower} tower's own features")
-
 
 @dataclass(frozen=True)
 class SetResult:
     """Figures of one set. per_query: metric -> [queries]; their means are `metrics`. hits: the best documents.
 
-    first_ranks: int64 [queries], where each query's first relevant document stands. measured_on: which vectors were
-    compared, in words. num_truncated: distinct texts that are longer than the model reads, where they were counted.
+    first_ranks: int64 [queries], where each query's first relevant document stands. basis: which vectors were compared.
+    rows: the figures of every basis that was measured, this one's among them. num_truncated: distinct texts that are
+    longer than the model reads, where they were counted.
     """
 
     name: str
     per_query: Mapping[str, PerQuery]
     hits: Hits
     first_ranks: NDArray[np.int64]
-    measured_on: str = PLAIN_WORDS
+    basis: Basis = PLAIN
+    rows: tuple["BasisRow", ...] = ()
     num_truncated: int = 0
+
+    @property
+    def measured_on(self) -> str:
+        """Which vectors were compared, in words."""
+        return self.basis.words if len(self.rows) <= 1 else f"{part_words(self.basis)}: {self.basis.words}"
+
+    @property
+    def row(self) -> "BasisRow":
+        """The one of `rows` that these figures are."""
+        return next(row for row in self.rows if row.basis == self.basis)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Metric -> mean over the queries."""
         return {name: float(values.mean()) for name, values in self.per_query.items()}
+
+
+@dataclass(frozen=True)
+class BasisRow:
+    """The figures of one basis: metric -> mean over the queries. holds_query_images: whether its gallery had any."""
+
+    basis: Basis
+    metrics: Mapping[str, float]
+    holds_query_images: bool
+
+    @property
+    def gallery(self) -> str:
+        """Whether queries find their own pictures in the gallery, in words; "" where there are none."""
+        if not self.holds_query_images:
+            return ""
+        return "without the query's picture" if self.basis.without_query_image else "with the query's picture"
 
 
 @dataclass(frozen=True)
@@ -101,21 +101,34 @@ class Evaluator:
         for retrieval_set in self.sets:
             model.check_mode(retrieval_set.mode)
         encoders = _Encoders(model, self.settings.eval_batch_size)
-        return EvaluationResult(tuple(self._measure_set(one, encoders, rule(model, one)) for one in self.sets))
+        measured = [self._measure_set(one, encoders, rule(model, one, self.settings)) for one in self.sets]
+        return EvaluationResult(tuple(measured))
 
-    def _measure_set(self, retrieval_set: RetrievalSet, encoders: "_Encoders", basis: Basis) -> SetResult:
+    def _measure_set(self, retrieval_set: RetrievalSet, encoders: "_Encoders", bases: Bases) -> SetResult:
+        """The result of the best candidate, by the metric that also chooses checkpoints."""
+        results = [self._measure_basis(retrieval_set, encoders, one) for one in (*bases.candidates, *bases.beside)]
+        candidates = results[: len(bases.candidates)]
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = max(candidates, key=lambda result: result.metrics[self.settings.best_metric])
+        return replace(
+            best, rows=tuple(BasisRow(one.basis, one.metrics, retrieval_set.holds_query_images) for one in results)
+        )
+
+    def _measure_basis(self, retrieval_set: RetrievalSet, encoders: "_Encoders", basis: Basis) -> SetResult:
         encoder = encoders.get(basis)
-        queries = encoder.encode(retrieval_set.queries, side="query", keys=retrieval_set.query_keys.tolist())
+        keys = retrieval_set.query_keys.tolist() if basis.part == "whole" else None
+        queries = encoder.encode([basis.query(item) for item in retrieval_set.queries], side="query", keys=keys)
         documents = encoder.encode(retrieval_set.documents, side="document", keys=retrieval_set.document_keys.tolist())
         result = measure_set(
-            retrieval_set,
+            retrieval_set.without_query_images() if basis.without_query_image else retrieval_set,
             queries,
             documents,
             scorer=encoders.scorer(basis),
             cut_offs=self.settings.eval_k,
             num_hits=self.num_hits,
         )
-        return replace(result, measured_on=basis.words)
+        return replace(result, basis=basis)
 
 
 def measure_set(
@@ -148,12 +161,13 @@ class _Encoders:
 
     model: VisualRetrievalModel
     batch_size: int
-    encoders: dict[Basis, ItemEncoder] = field(default_factory=dict)
+    encoders: dict[str, ItemEncoder] = field(default_factory=dict)
 
     def get(self, basis: Basis) -> ItemEncoder:
-        """The encoder of these vectors; towers differ in width, so each has its own."""
+        """The encoder of these vectors; towers differ in width, so each of them has its own."""
         encoding = Encoding(batch_size=self.batch_size, features=basis.features)
-        return self.encoders.setdefault(basis, ItemEncoder(self.model, encoding))
+        vectors = basis.words if basis.features == "tower" else basis.features
+        return self.encoders.setdefault(vectors, ItemEncoder(self.model, encoding))
 
     def scorer(self, basis: Basis) -> Scorer:
         """How vectors are compared: as the model says; towers' own features by cosine."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from vembed.evaluation.bases import part_words
 from vembed.evaluation.comparison import Comparison, Figure, SetComparison
+from vembed.evaluation.evaluator import SetResult
 from vembed.evaluation.words import interval_words, metric_words, percent, points
 
 _VALIDATION_NOTE = (
@@ -30,12 +32,27 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
         yield _VALIDATION_NOTE
     for one in comparison.sets:
         name, unmeasured = one.retrieval_set.name, one.retrieval_set.num_unmeasured
+        if one.has_rows:
+            yield _rows_note(comparison, one)
         if unmeasured:
             yield f"{name}: {unmeasured} queries are not measured; their only relevant document is the query itself."
         if one.retrieval_set.skipped:
             yield f"{name}: {len(one.retrieval_set.skipped)} rows were left out because they cannot be used."
         if one.results[-1].num_truncated:
             yield f"{name}: {one.results[-1].num_truncated} texts are longer than the model reads; their ends are cut."
+
+
+def _rows_note(comparison: Comparison, one: SetComparison) -> str:
+    """By which of its rows each model counts."""
+    ways = (_way(label, result) for label, result in zip(comparison.labels, one.results, strict=True))
+    return f"{one.retrieval_set.name}: {'; '.join(ways)}. Every row is listed below the figures."
+
+
+def _way(label: str, result: SetResult) -> str:
+    row = result.row
+    best = f"the best of {len(result.rows)} rows, " if len({other.basis.part for other in result.rows}) > 1 else ""
+    words = [f"{part_words(row.basis)} by {row.basis.words}", *([row.gallery] if row.gallery else [])]
+    return f"{label} is {best}{', '.join(words)}"
 
 
 def distinct_figures(one: SetComparison) -> tuple[Figure, ...]:

@@ -6,19 +6,20 @@
 | documents | every distinct document that a row names, positives and negatives, by content |
 | relevant | the query's positives; the positives of its groups, unless one is an explicit negative of the query |
 | excluded | the query's own content, wherever it stands in the gallery: finding itself is no success |
+| query images | other documents that show a picture of the query, not relevant; `exclude_query_image` excludes them |
 
 A query that is left without a relevant document (its only positive is itself) cannot be measured; it is counted.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
-from vembed.data.hashing import content_hash
+from vembed.data.hashing import content_hash, image_hash
 from vembed.data.images import read_image
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples, Problem
@@ -32,9 +33,9 @@ Keys = NDArray[np.int64]
 class RetrievalSet:
     """Queries and the gallery they search, ready to be measured.
 
-    query_keys [queries] and document_keys [documents] are content hashes. relevant, excluded: document numbers per
-    query. groups [queries]: queries that are not independent of each other have the same number. num_unmeasured:
-    queries that were left out. skipped: rows that could not be used.
+    query_keys [queries] and document_keys [documents] are content hashes. relevant, excluded, query_images: document
+    numbers per query. groups [queries]: queries that are not independent of each other (of one group, or about one
+    picture) have the same number. num_unmeasured: queries that were left out. skipped: rows that could not be used.
     """
 
     name: str
@@ -45,15 +46,21 @@ class RetrievalSet:
     document_keys: Keys
     relevant: Ragged
     excluded: Ragged
+    query_images: Ragged
     groups: Keys
     num_rows: int
     num_unmeasured: int = 0
     skipped: tuple[Problem, ...] = ()
 
     @property
-    def one_tower(self) -> bool:
-        """Whether queries and documents are of the same kind, so that one tower alone can compare them."""
-        return self.mode in ("t2t", "i2i")
+    def holds_query_images(self) -> bool:
+        """Whether some query's own picture stands in the gallery."""
+        return len(self.query_images.values) > 0
+
+    def without_query_images(self) -> "RetrievalSet":
+        """The same set with every query's own pictures out of its gallery."""
+        both = [own + shown for own, shown in zip(_lists(self.excluded), _lists(self.query_images), strict=True)]
+        return replace(self, excluded=_ragged(both))
 
     @property
     def num_groups(self) -> int:
@@ -92,6 +99,10 @@ class _Query:
     negatives: set[int] = field(default_factory=set)
     groups: set[int] = field(default_factory=set)
 
+    def dependent_on(self) -> set[int]:
+        """Keys that queries share which are not independent: groups and pictures."""
+        return self.groups | {image_hash(source) for source in self.item.images}
+
 
 @dataclass
 class _Table:
@@ -101,6 +112,7 @@ class _Table:
     documents: dict[int, int] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
     group_documents: dict[int, set[int]] = field(default_factory=dict)
+    image_documents: dict[int, set[int]] = field(default_factory=dict)
 
     def add(self, example: Example) -> None:
         """Take in a row, wholly or, when an image cannot be read, not at all."""
@@ -133,7 +145,8 @@ class _Table:
             document_keys=np.array(list(self.documents), dtype=np.int64),
             relevant=_ragged(relevant[key] for key in kept),
             excluded=_ragged([self.documents[key]] if key in self.documents else [] for key in kept),
-            groups=independent_groups([query.groups for query in kept.values()]),
+            query_images=_ragged(self._query_images(key, relevant[key]) for key in kept),
+            groups=independent_groups([query.dependent_on() for query in kept.values()]),
             num_rows=len(dataset) - len(skipped),
             num_unmeasured=len(self.queries) - len(kept),
             skipped=skipped,
@@ -142,6 +155,8 @@ class _Table:
     def _number(self, key: int, item: Item) -> int:
         if key not in self.documents:
             self.documents[key] = len(self.items)
+            for source in item.images:
+                self.image_documents.setdefault(image_hash(source), set()).add(len(self.items))
             self.items.append(item)
         return self.documents[key]
 
@@ -150,6 +165,11 @@ class _Table:
         same_group = {number for group in query.groups for number in self.group_documents[group]}
         own = {self.documents[key]} if key in self.documents else set()
         return sorted((query.positives | (same_group - query.negatives)) - own)
+
+    def _query_images(self, key: int, relevant: Sequence[int]) -> list[int]:
+        pictures = (image_hash(source) for source in self.queries[key].item.images)
+        shown = {number for picture in pictures for number in self.image_documents.get(picture, ())}
+        return sorted(shown - {self.documents.get(key)} - set(relevant))
 
 
 def independent_groups(groups: Sequence[Iterable[int]]) -> Keys:
@@ -184,6 +204,10 @@ def _ragged(rows: Iterable[Sequence[int]]) -> Ragged:
     lists = list(rows)
     values = torch.tensor([number for row in lists for number in row], dtype=torch.int64)
     return Ragged(values, torch.tensor([len(row) for row in lists], dtype=torch.int64))
+
+
+def _lists(ragged: Ragged) -> list[list[int]]:
+    return [part.tolist() for part in torch.split(ragged.values, ragged.counts.tolist())]
 
 
 def _nothing_to_measure(num_rows: int, num_queries: int, num_skipped: int) -> str:

@@ -9,12 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vembed.errors import VembedError
+from vembed.evaluation.bases import PLAIN, part_words
 from vembed.evaluation.charts import Chart, Line, loss_chart, metric_chart
 from vembed.evaluation.comparison import Comparison, SetComparison
-from vembed.evaluation.evaluator import PLAIN_WORDS
 from vembed.evaluation.findings import distinct_figures, headline_sentence, reading_notes
 from vembed.evaluation.gallery import choose_exhibits
-from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text
+from vembed.evaluation.tables import basis_rows, comparison_rows, markdown_table, markdown_text, row_metrics
 from vembed.evaluation.words import interval_words, metric_words, mode_words, percent, points
 from vembed.utils.files import atomic_file
 
@@ -92,7 +92,7 @@ def write_report(folder: Path, content: ReportContent) -> ReportPaths:
 
 
 def metrics_record(content: ReportContent) -> dict[str, object]:
-    """What metrics.json holds: per model {set: {metric: value}}, the intervals, and what was measured."""
+    """What metrics.json holds: per model {set: {metric: value}}, intervals, rows of composed sets, and of what."""
     comparison = content.comparison
     sets = {
         one.retrieval_set.name: {
@@ -110,6 +110,7 @@ def metrics_record(content: ReportContent) -> dict[str, object]:
     return {
         **comparison.metrics,
         "intervals": comparison.intervals,
+        "rows": {one.retrieval_set.name: _row_records(comparison, one) for one in comparison.sets if one.has_rows},
         "meta": {"title": content.title, "headline": content.headline, "sets": sets, **content.meta},
     }
 
@@ -119,6 +120,8 @@ def markdown_report(content: ReportContent) -> str:
     sections = [f"# {markdown_text(content.title)}", markdown_text(_headline(content))]
     sections += [f"> {markdown_text(note)}" for note in _notes(content)]
     sections += [markdown_table(comparison_rows(content.comparison)), _markdown_sets(content.comparison)]
+    if rows := basis_rows(content.comparison, content.headline):
+        sections += ["## Queries of text and image, every row", markdown_table(rows)]
     for table in content.facts:
         header = table.header or ("",) * len(table.rows[0])
         sections += [f"## {markdown_text(table.title)}", markdown_table([tuple(header), *map(tuple, table.rows)])]
@@ -143,6 +146,8 @@ def html_text(content: ReportContent) -> str:
         "drawing": _drawing,
         "distinct_figures": distinct_figures,
         "headline_figure": lambda one: one.figure(content.headline),
+        "row_metrics": lambda one: row_metrics(one, content.headline),
+        "part_words": part_words,
     }
     return environment.get_template("report.html.j2").render(
         content=content,
@@ -151,7 +156,7 @@ def html_text(content: ReportContent) -> str:
         notes=_notes(content),
         charts=[chart for chart in charts if chart is not None],
         exhibits=choose_exhibits(content.comparison, content.gallery_size) if content.gallery_size else (),
-        plain_words=PLAIN_WORDS,
+        plain_words=PLAIN.words,
         full_scale=_full_scale(content.comparison.sets),
     )
 
@@ -172,6 +177,23 @@ def _drawing(chart: Chart) -> Markup:
 def _full_scale(sets: Sequence[SetComparison]) -> float:
     """The largest change of any figure, so that bars compare."""
     return max([abs(figure.delta) for one in sets for figure in one.figures] + [1e-9])
+
+
+def _row_records(comparison: Comparison, one: SetComparison) -> list[dict[str, object]]:
+    """Every way in which a composed set was measured; query_image: "in" the gallery, "out" of it, or "absent"."""
+    galleries = {True: "out", False: "in"}
+    return [
+        {
+            "model": label,
+            "query": row.basis.part,
+            "compared_by": row.basis.words,
+            "query_image": galleries[row.basis.without_query_image] if row.gallery else "absent",
+            "counts": row.basis == result.basis,
+            "metrics": dict(row.metrics),
+        }
+        for label, result in zip(comparison.labels, one.results, strict=True)
+        for row in result.rows
+    ]
 
 
 def _markdown_sets(comparison: Comparison) -> str:

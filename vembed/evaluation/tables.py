@@ -4,7 +4,8 @@ import html
 import re
 from collections.abc import Sequence
 
-from vembed.evaluation.comparison import Comparison, Figure
+from vembed.evaluation.bases import part_words
+from vembed.evaluation.comparison import Comparison, Figure, SetComparison
 from vembed.evaluation.findings import distinct_figures
 from vembed.evaluation.words import interval_words, percent, points
 
@@ -26,6 +27,38 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
         for figure in distinct_figures(one)
     ]
     return [header, *rows]
+
+
+def basis_rows(comparison: Comparison, headline: str) -> list[Row]:
+    """Every way in which composed queries were measured, a row each, the one that counts marked; empty without any.
+
+    Shown are recall and the headline metric, in percent.
+    """
+    sets = [one for one in comparison.sets if one.has_rows]
+    if not sets:
+        return []
+    metrics = row_metrics(sets[0], headline)
+    rows = [
+        (
+            one.retrieval_set.name,
+            label,
+            part_words(row.basis),
+            row.basis.words,
+            row.gallery,
+            *(percent(row.metrics[metric]) for metric in metrics),
+            "counts" if row.basis == result.basis else "",
+        )
+        for one in sets
+        for label, result in zip(comparison.labels, one.results, strict=True)
+        for row in result.rows
+    ]
+    return [("set", "model", "query", "compared by", "gallery", *metrics, ""), *rows]
+
+
+def row_metrics(one: SetComparison, headline: str) -> list[str]:
+    """The metrics by which rows of one set are shown: recall at every cut-off, and the headline metric."""
+    recalls = [figure.metric for figure in one.figures if figure.metric.startswith("recall@")]
+    return list(dict.fromkeys([*recalls, headline]))
 
 
 def text_table(rows: Sequence[Row]) -> str:

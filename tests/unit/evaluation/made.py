@@ -1,12 +1,14 @@
 """Retrieval sets and results made from vectors, for tests that need no model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from vembed.evaluation.bases import PLAIN, Basis
 from vembed.evaluation.comparison import Comparison, compare
-from vembed.evaluation.evaluator import EvaluationResult, measure_set
+from vembed.evaluation.evaluator import BasisRow, EvaluationResult, SetResult, measure_set
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.scoring import cosine
 from vembed.types import Embeddings, Item, Ragged
@@ -26,6 +28,7 @@ def make_set(
         document_keys=np.arange(num_queries) + num_queries,
         relevant=Ragged(torch.arange(num_queries), torch.ones(num_queries, dtype=torch.int64)),
         excluded=Ragged(torch.zeros(0, dtype=torch.int64), torch.zeros(num_queries, dtype=torch.int64)),
+        query_images=Ragged(torch.zeros(0, dtype=torch.int64), torch.zeros(num_queries, dtype=torch.int64)),
         groups=np.arange(num_queries),
         num_rows=num_queries,
     )
@@ -50,3 +53,20 @@ def make_comparison(
     """A base with much noise and a tuned model with little."""
     measured = {"base": make_result(sets, base_noise), "tuned": make_result(sets, tuned_noise)}
     return compare(sets, measured, samples=samples)
+
+
+def make_composed() -> Comparison:
+    """A set of composed queries: of the base two rows, the second of which counts, of the tuned model two as well."""
+    one = make_set(40, name="m2i", mode="m2i")
+    image = Basis("tower", "the pretrained image tower's own features", "image")
+    base = _with_rows(make_result([one], 3.0).sets[0], replace(image, without_query_image=True), image)
+    tuned = _with_rows(make_result([one], 0.3).sets[0], PLAIN, replace(PLAIN, without_query_image=True))
+    measured = {"base": EvaluationResult((base,)), "tuned": EvaluationResult((tuned,))}
+    return compare([one], measured, samples=50)
+
+
+def _with_rows(result: SetResult, basis: Basis, other: Basis) -> SetResult:
+    """The result as `basis`, beside another that found nothing, with the query's picture first."""
+    rows = [BasisRow(basis, result.metrics, True), BasisRow(other, dict.fromkeys(result.metrics, 0.0), True)]
+    rows.sort(key=lambda row: row.basis.without_query_image)
+    return replace(result, basis=basis, rows=tuple(rows))

@@ -8,7 +8,8 @@ from tests.pictures import write_jsonl, write_pairs, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataEntry, DataSettings
 from vembed.errors import DataError, ModelError
-from vembed.evaluation.evaluator import Evaluator, as_base, measure_set
+from vembed.evaluation.bases import as_base
+from vembed.evaluation.evaluator import Evaluator, measure_set
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated
@@ -140,7 +141,7 @@ def test_the_base_of_new_heads_is_the_towers_own_where_one_tower_will_do(sets, c
         "t2t": "the pretrained text tower's own features",
     }
     for one, measured in zip(sets, result.sets, strict=True):
-        if one.one_tower:
+        if one.mode in ("t2t", "i2i"):
             queries = composed.encode(one.queries, side="query", features="tower")
             documents = composed.encode(one.documents, side="document", features="tower")
             plain = measure_set(one, queries, documents, scorer=cosine, cut_offs=(1, 5, 10), num_hits=5)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.unit.evaluation.made import make_comparison, make_result, make_set
+from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.data.validation import Problem
 from vembed.evaluation.comparison import Comparison, compare
 from vembed.evaluation.findings import distinct_figures, headline_sentence, reading_notes
@@ -56,6 +56,15 @@ def test_notes_tell_what_was_left_out_or_cut():
     assert "2 queries are not measured" in notes[0]
     assert "1 rows were left out" in notes[1]
     assert "5 texts are longer than the model reads" in notes[2]
+
+
+def test_a_note_tells_by_which_row_each_model_of_a_composed_set_counts():
+    (note,) = reading_notes(make_composed(), "test")
+    assert note == (
+        "m2i: base is image only by the pretrained image tower's own features, without the query's picture;"
+        " tuned is text + image by the model's embeddings, with the query's picture. Every row is listed below the"
+        " figures."
+    )
 
 
 def test_figures_that_cannot_differ_are_shown_once():

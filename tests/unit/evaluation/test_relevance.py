@@ -155,3 +155,60 @@ def test_queries_of_a_group_are_not_independent(tmp_path):
 
 def test_groups_connect_through_queries():
     assert independent_groups([{1, 2}, {3}, {2, 4}, {4}, {3, 9}, set()]).tolist() == [0, 1, 0, 0, 1, 2]
+
+
+def composed_rows(folder) -> list[dict[str, object]]:
+    """Two pictures, each to be changed to a second and a third; the query's picture is a negative."""
+    for number in range(6):
+        write_picture(folder / f"{number}.png", number)
+    return [
+        {
+            "query": {"text": f"change to {tone}", "image": f"{base}.png"},
+            "positive": f"{base + tone}.png",
+            "negatives": [f"{base}.png", f"{base + 3 - tone}.png"],
+        }
+        for base in (0, 3)
+        for tone in (1, 2)
+    ]
+
+
+def test_the_picture_of_a_composed_query_stays_in_the_gallery_unless_it_is_taken_out(tmp_path):
+    one = build(tmp_path, composed_rows(tmp_path), "m2i")
+    names = [document.images[0].path.rsplit("/", 1)[1] for document in one.documents]
+    assert sorted(names) == [f"{number}.png" for number in range(6)]
+    assert excluded_numbers(one) == [[], [], [], []]
+    out = excluded_numbers(one.without_query_images())
+    assert [[names[number] for number in numbers] for numbers in out] == [["0.png"], ["0.png"], ["3.png"], ["3.png"]]
+    assert one.holds_query_images
+
+
+def test_a_query_picture_is_known_by_its_content_and_beside_a_text_too(tmp_path):
+    rows = composed_rows(tmp_path)
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    for row in rows:
+        row["positive"] = {"text": "a title", "image": row["positive"]}
+        row["negatives"] = [{"text": "another title", "image": name} for name in row["negatives"]]
+    rows[0]["query"]["image"] = "copy.png"
+    one = build(tmp_path, rows, "m2m")
+    assert one.query_images.counts.tolist() == [1, 1, 1, 1]
+
+
+def test_a_query_picture_that_is_the_right_answer_is_never_taken_out(tmp_path):
+    rows = composed_rows(tmp_path)
+    rows[0] = {"query": rows[0]["query"], "positive": "0.png"}
+    one = build(tmp_path, rows, "m2i")
+    assert one.query_images.counts.tolist() == [0, 1, 1, 1]
+    assert one.num_unmeasured == 0
+
+
+def test_what_is_excluded_already_is_no_query_picture_as_well(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", number)
+    rows = [{"query": f"{i}.png", "positive": f"{(i + 1) % 3}.png"} for i in range(3)]
+    one = build(tmp_path, rows, "i2i")
+    assert not one.holds_query_images
+    assert excluded_numbers(one.without_query_images()) == excluded_numbers(one)
+
+
+def test_queries_about_one_picture_are_not_independent(tmp_path):
+    assert build(tmp_path, composed_rows(tmp_path), "m2i").groups.tolist() == [0, 0, 1, 1]

@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.pictures import make_picture
-from tests.unit.evaluation.made import make_comparison, make_result, make_set
+from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.errors import VembedError
+from vembed.evaluation.bases import Basis
 from vembed.evaluation.comparison import compare
 from vembed.evaluation.report import (
     FactTable,
@@ -67,7 +68,7 @@ class Page(HTMLParser):
 def test_metrics_json_holds_values_intervals_and_what_was_measured(tmp_path):
     whole = content([make_set(30), make_set(20, name="other")])
     record = json.loads(write_report(tmp_path, whole).metrics.read_text())
-    assert list(record) == ["base", "tuned", "intervals", "meta"]
+    assert list(record) == ["base", "tuned", "intervals", "rows", "meta"]
     assert record["base"] == whole.comparison.metrics["base"]
     assert record["tuned"]["other"]["recall@10"] == whole.comparison.metrics["tuned"]["other"]["recall@10"]
     low, high = record["intervals"]["delta"]["t2t"]["mrr"]
@@ -107,9 +108,36 @@ def test_the_page_says_what_a_base_was_measured_on_where_that_is_not_plain():
     whole = content()
     one = whole.comparison.sets[0]
     assert "measured on" not in html_text(whole)
-    base = replace(one.results[0], measured_on="the pretrained text tower's own features")
+    base = replace(one.results[0], basis=Basis("tower", "the pretrained text tower's own features"))
     towers = replace(whole.comparison, sets=(replace(one, results=(base, one.results[1])),))
     assert "base measured on: the pretrained text tower&#39;s own features" in html_text(content(comparison=towers))
+
+
+def test_every_row_of_a_composed_set_is_in_all_three_files():
+    whole = content(comparison=make_composed())
+    rows = metrics_record(whole)["rows"]["m2i"]
+    assert [(row["model"], row["query"], row["query_image"], row["counts"]) for row in rows] == [
+        ("base", "image", "in", False),
+        ("base", "image", "out", True),
+        ("tuned", "whole", "in", True),
+        ("tuned", "whole", "out", False),
+    ]
+    assert rows[1]["metrics"] == metrics_record(whole)["base"]["m2i"]
+    page, markdown = html_text(whole), markdown_report(whole)
+    for text in (page, markdown):
+        assert text.count("Queries of text and image, every row") == 1
+        assert "m2i: base is image only by " in text
+        for gallery in ("with the query's picture", "without the query's picture"):
+            assert text.replace("&#39;", "'").count(gallery) >= 2
+    cells = [words for words in re.findall(r"<td>([^<]*)</td>", page) if words in ("image only", "text + image")]
+    assert cells == ["image only", "image only", "text + image", "text + image"]
+    assert page.count('<tr class="headline"><td>base</td><td>image only') == 1
+    assert page.count('<tr class="headline"><td>tuned</td><td>text + image') == 1
+
+
+def test_sets_of_plain_queries_have_no_rows():
+    assert metrics_record(content())["rows"] == {}
+    assert "every row" not in html_text(content()) + markdown_report(content())
 
 
 def test_nothing_from_data_or_config_is_markup():
@@ -161,7 +189,7 @@ def test_one_model_alone_has_a_report_without_a_comparison():
     assert "Figures on the test set" in text
     assert "was " not in text.partition("<main>")[2].partition("</section>")[0]
     assert "<svg" not in text
-    assert list(metrics_record(alone)) == ["model", "intervals", "meta"]
+    assert list(metrics_record(alone)) == ["model", "intervals", "rows", "meta"]
 
 
 def test_no_intervals_and_no_gallery_still_give_a_page():
