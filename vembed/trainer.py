@@ -209,8 +209,7 @@ def _load_model(config: Config) -> VisualRetrievalModel:
         seed=config.training.seed,
     )
     model.model.train_batch_norm = config.training.train_batch_norm
-    processor = model.processor.with_image_limit(config.data.max_image_pixels)
-    return VisualRetrievalModel(model.model, processor, model.base, model.reason)
+    return model.with_image_limit(config.data.max_image_pixels)
 
 
 def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:
@@ -256,8 +255,8 @@ def _checkpoints(config: Config, session: Session, run: RunFolder) -> Checkpoint
         provenance={"loss": config.loss.loss_type, "seed": config.training.seed},
     )
     precision = session.engine.precision
-    limit = config.training.save_total_limit
-    return Checkpoints(run, session.model, session.engine.optimizer, precision.scaler, facts, limit)
+    limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
+    return Checkpoints(run, session.model, session.engine.optimizer, precision.scaler, facts, limit, merge)
 
 
 def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainState:

@@ -44,7 +44,7 @@ def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "f
     """Parameters, optimiser, random states, counters, metrics, and what is deployed."""
     tensors, expected = (load_file(run / last / "training_state.safetensors") for run in (resumed, straight))
     assert tensors.keys() == expected.keys()
-    assert len(tensors) > 20
+    assert len(tensors) >= 15
     assert [name for name in tensors if not tensors[name].equal(expected[name])] == []
     for folder in (last, *folders):
         files, expected_files = read_bytes(resumed / folder), read_bytes(straight / folder)
@@ -91,7 +91,8 @@ def test_statistics_of_batch_norm_go_on_too(tmp_path, settings, timm_folder, ada
         shutil.rmtree(resumed / folder)
     Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
     assert_same_run(straight, resumed, last="checkpoint-4")
-    weights = [load_file(straight / f"checkpoint-{step}" / "image" / "model.safetensors") for step in (2, 4)]
+    file = "adapter_model.safetensors" if adapters else "model.safetensors"
+    weights = [load_file(straight / f"checkpoint-{step}" / "image" / file) for step in (2, 4)]
     means = [name for name in weights[0] if name.endswith("running_mean")]
     assert means
     assert not weights[0][means[0]].equal(weights[1][means[0]])

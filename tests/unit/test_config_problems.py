@@ -192,3 +192,10 @@ def test_data_that_is_not_there_is_an_error_but_a_hub_name_is_not(tmp_path, monk
 def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert problems_of("none.yaml") == [f"none.yaml: no such file (looked in {tmp_path})"]
+
+
+def test_adapters_beside_4_bit_weights_are_saved_alone():
+    asked = ["use_lora=true", "quantization=4bit"]
+    with pytest.raises(ConfigError, match=r"quantization: an adapter .* set save_adapter_only: true"):
+        load_config(overrides=asked)
+    assert load_config(overrides=[*asked, "save_adapter_only=true"]).model.quantization == "4bit"

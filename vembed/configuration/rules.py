@@ -101,6 +101,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     """What must hold between values, beyond what the keys declare of themselves."""
     yield from _model_findings(sections.model)
     yield from _training_findings(sections.training)
+    yield from _adapter_findings(sections)
     yield from _validation_findings(sections, user)
     yield from _metric_findings(sections.evaluation)
     yield from _query_image_findings(sections)
@@ -184,6 +185,16 @@ def _training_findings(training: TrainingSettings) -> Iterator[Finding]:
     rows, shares = training.global_batch_size, training.gradient_accumulation_steps
     if rows is not None and rows % shares:
         yield ("global_batch_size",), f"{rows} does not divide by gradient_accumulation_steps {shares}"
+
+
+def _adapter_findings(sections: Sections) -> Iterator[Finding]:
+    model, training = sections.model, sections.training
+    if model.quantization == "4bit" and model.use_lora and not training.save_adapter_only:
+        yield (
+            ("quantization",),
+            "an adapter that learned beside 4-bit weights embeds differently when it is merged; set save_adapter_only:"
+            " true",
+        )
 
 
 def _validation_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Plain weights of a network that carries adapters."""
+"""Networks that carry adapters: their adapted layers, their plain weights, and how the one becomes the other."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,22 +6,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vembed.errors import CheckpointError
 
-def merged_state(backbone: nn.Module) -> dict[str, Tensor]:
+ADAPTER = "default"  # peft's name for the one adapter of a network
+_LEAST_TOLERANCE = 1e-4
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter.
+
+    >>> is_adapter("layer.0.query.lora_A.default.weight"), is_adapter("layer.0.query.base_layer.weight")
+    (True, False)
+    """
+    return ".lora_" in name
+
+
+def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:  # Any: peft is untyped here
+    """The layers that carry an adapter, by name."""
+    for name, module in network.named_modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_delta_weight"):
+            yield name, module
+
+
+def merged_state(network: nn.Module) -> dict[str, Tensor]:
     """The weights of a network with its adapters merged in, under the names it has without them. Changes nothing."""
     state = {
         name.replace(".base_layer.", "."): tensor
-        for name, tensor in backbone.state_dict().items()
-        if ".lora_" not in name
+        for name, tensor in network.state_dict().items()
+        if not is_adapter(name)
     }
-    with torch.no_grad():
-        for name, layer in _adapted_layers(backbone):
-            weight = layer.get_base_layer().weight
-            state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
+    for name, layer in adapted_layers(network):
+        state[f"{name}.weight"] = merged_weight(layer)
     return state
 
 
-def _adapted_layers(backbone: nn.Module) -> Iterator[tuple[str, Any]]:  # Any: peft is untyped here
-    for name, module in backbone.named_modules():
-        if isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_delta_weight"):
-            yield name, module
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:  # Any: as above
+    """W + scale * B A in the weight's dtype, summed in float32; with DoRA each row then gets its learned length.
+
+    Raises CheckpointError for quantised weights: the sum would not fit into them.
+    """
+    own = layer.get_base_layer().weight
+    if not own.is_floating_point():
+        raise CheckpointError("an adapter cannot be merged into 4-bit weights; save the adapter alone")
+    dtype = torch.promote_types(own.dtype, torch.float32)
+    weight: Tensor = own.to(dtype) + layer.get_delta_weight(ADAPTER).to(dtype)
+    if ADAPTER in layer.lora_magnitude_vector:
+        length = layer.lora_magnitude_vector[ADAPTER].weight.to(dtype).flatten()
+        factor: Tensor = length / weight.flatten(1).norm(dim=1)
+        weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    merged: Tensor = weight.to(own.dtype)
+    return merged
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Put plain layers with merged weights in the place of the adapted ones.
+
+    Raises CheckpointError that names the layers whose output would change by more than rounding.
+    """
+    wrong = []
+    for name, layer in list(adapted_layers(network)):
+        plain = layer.get_base_layer()
+        probe = _probe(plain)
+        with torch.no_grad():
+            adapted = layer.eval()(probe).float()
+            plain.weight.copy_(merged_weight(layer))
+            error = (plain(probe).float() - adapted).norm() / adapted.norm()
+        tolerance = max(_LEAST_TOLERANCE, 4 * torch.finfo(plain.weight.dtype).eps)
+        if not error <= tolerance:  # NaN too
+            wrong.append(name)
+        parent, _, own_name = name.rpartition(".")
+        setattr(network.get_submodule(parent), own_name, plain)
+    if wrong:
+        raise CheckpointError(
+            f"merged weights do not give what the adapter gives in {len(wrong)} layers, such as {wrong[0]!r}"
+        )
+    if hasattr(network, "peft_config"):
+        del network.peft_config
+
+
+def _probe(layer: nn.Module) -> Tensor:
+    """Random inputs that a layer takes; the same ones each time."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    shape: tuple[int, ...] = (4, weight.shape[1])
+    if isinstance(layer, nn.Conv2d):
+        shape = (
+            1,
+            layer.in_channels,
+            *(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)),
+        )
+    probe = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return probe.to(weight.device, weight.dtype)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
-from vembed.model.adapted import merged_state
+from vembed.model.adapted import is_adapter, merged_state
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.pooling import pool
@@ -87,6 +87,14 @@ class BaseEmbeddingModel(nn.Module):
         """As forward, but without projection heads that were added to pretrained towers."""
         return self.forward(inputs)
 
+    def takes_adapter(self, name: str) -> bool:
+        """Whether a linear layer within a tower gets an adapter unless lora_target_modules says otherwise."""
+        return True
+
+    def learns_whole(self, name: str) -> bool:
+        """Whether a layer of a backbone outside the towers learns as it is beside adapters, as a projection does."""
+        return True
+
     def can(self, modalities: Iterable[Modality]) -> bool:
         """Whether the model reads all of these."""
         return self.spec.can(modalities)
@@ -116,7 +124,7 @@ class BaseEmbeddingModel(nn.Module):
         parameters = dict(self.named_parameters())
         layers: dict[str, tuple[int, int]] = {}
         for tower in self.spec.towers:
-            names = [name for name in parameters if self._part(name) == tower and not _is_adapter(name)]
+            names = [name for name in parameters if self._part(name) == tower and not is_adapter(name)]
             numbers, num_layers = layer_numbers(names)
             layers |= {name: (number, num_layers) for name, number in zip(names, numbers, strict=True)}
         return [
@@ -183,7 +191,7 @@ class BaseEmbeddingModel(nn.Module):
         part = self._part(name)
         if part == "scale":
             return self.has_own_scale
-        return not self.has_new_heads if part == "heads" else not _is_adapter(name)
+        return not self.has_new_heads if part == "heads" else not is_adapter(name)
 
     def _assemble(self, inputs: Inputs, embed_text: TextEncoder, embed_images: ImageEncoder) -> Embeddings:
         texts, images = inputs.tensors.get("input_ids"), inputs.tensors.get("pixel_values")
@@ -234,10 +242,6 @@ def _sum_by_row(part: Ragged) -> Tensor:
 
 def _widened(vectors: Tensor) -> Tensor:
     return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

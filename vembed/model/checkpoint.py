@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,19 @@ from safetensors.torch import load_file, save_file
 
 import vembed
 from vembed.errors import CheckpointError
+from vembed.model.adapted import adapted_layers
+from vembed.model.adapter_base import AdapterBase, note_base, plain_folder, read_base, write_base
+from vembed.model.adapter_files import whole_layers, write_adapters
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
 from vembed.model.files import HEADS_FILE, SPEC_FILE, ModelFolders, weights_folder
 from vembed.model.processors.base import ItemProcessor
-from vembed.model.sentence_folder import read_sentence_folder
+from vembed.model.sentence_folder import model_path
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+
+_PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,53 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
         assert settings.image_model_name is not None
         names = (settings.text_model_name, settings.image_model_name)
         text, image = (weights_folder(hub_id(one), with_code=settings.trust_remote_code) for one in names)
-        return ModelFolders(None, _model_path(text), _model_path(image))
+        return ModelFolders(None, model_path(text), model_path(image))
     root = weights_folder(hub_id(name), settings.revision, with_code=settings.trust_remote_code)
     subfolders = family_named(spec.family).subfolders
-    path = root if subfolders else _model_path(root)
+    path = root if subfolders else model_path(root)
     folders = {tower: path / subfolders.get(tower, "") for tower in spec.towers}
     return ModelFolders(root, folders.get("text"), folders.get("vision"))
 
 
-def load_heads(model: BaseEmbeddingModel, folders: ModelFolders) -> None:
+def processor_folders(folders: ModelFolders, settings: ModelSettings) -> ModelFolders:
+    """Where tokenizer and image processor lie: beside the weights, or with the base of an adapter that brings none."""
+    text, image = (_processor_folder(folder, settings) for folder in (folders.text, folders.image))
+    return replace(folders, text=text, image=image)
+
+
+def _processor_folder(folder: Path | None, settings: ModelSettings) -> Path | None:
+    if folder is None or any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        return folder
+    return plain_folder(folder, settings)
+
+
+def adapter_bases(
+    model: BaseEmbeddingModel, source: ModelSource, folders: ModelFolders, settings: ModelSettings
+) -> dict[str, AdapterBase]:
+    """What the adapters of a model that was just loaded belong to, by subfolder of a checkpoint."""
+    subfolders = family_named(model.spec.family).subfolders
+    towers = {subfolders.get(tower, ""): tower for tower in model.spec.towers}
+    names = {"text": source.text_model_name, "vision": source.image_model_name}
+    bases = {}
+    for subfolder in model.backbones():
+        tower = towers[subfolder]
+        folder = folders.text if tower == "text" else folders.image
+        assert folder is not None
+        own = read_base(folder)
+        if own is not None and settings.adapter == "continue":
+            bases[subfolder] = replace(own, quantization=settings.quantization or own.quantization)
+        elif source.model_name is not None:
+            bases[subfolder] = note_base(source.model_name, folder, settings, subfolder=subfolder if subfolders else "")
+        else:
+            bases[subfolder] = note_base(str(names[tower]), folder, settings)
+    return bases
+
+
+def read_heads(model: BaseEmbeddingModel, folder: Path) -> None:
     """Restore logit scale, bias and heads, if the folder is a checkpoint of ours. Raises CheckpointError."""
-    if folders.root is None or not (folders.root / SPEC_FILE).is_file():
+    if not (folder / SPEC_FILE).is_file():
         return
-    path = folders.root / HEADS_FILE
+    path = folder / HEADS_FILE
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -59,16 +98,27 @@ def load_heads(model: BaseEmbeddingModel, folders: ModelFolders) -> None:
 
 
 def write_checkpoint(
-    folder: Path, model: BaseEmbeddingModel, processor: ItemProcessor, *, base: ModelSource, extra: Mapping[str, Any]
+    folder: Path,
+    model: BaseEmbeddingModel,
+    processor: ItemProcessor,
+    *,
+    base: ModelSource,
+    adapter_bases: Mapping[str, AdapterBase] | None = None,
+    extra: Mapping[str, Any],
 ) -> None:
-    """Write everything that opening the model again needs. Adapters are merged into the written weights.
+    """Write everything that opening the model again needs: plain weights, with adapters merged in; or, where
+    `adapter_bases` tells what they belong to (by subfolder), the adapters alone.
 
     `extra` (Any: JSON) is kept in vembed_config.json beside spec, base model and version. Raises CheckpointError when
     the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_backbones(folder, model)
+        if adapter_bases is None:
+            _write_backbones(folder, model)
+        else:
+            _write_adapters(folder, model, adapter_bases)
+        _write_sentence_files(folder, model)
         with quiet():
             subfolders = family_named(model.spec.family).subfolders
             processor.save(folder / subfolders.get("text", ""), folder / subfolders.get("vision", ""))
@@ -83,17 +133,25 @@ def write_checkpoint(
         raise CheckpointError(f"checkpoint {str(folder)!r} cannot be written: {error}") from error
 
 
+def _write_adapters(folder: Path, model: BaseEmbeddingModel, bases: Mapping[str, AdapterBase]) -> None:
+    for subfolder, backbone in model.backbones().items():
+        base = bases[subfolder]
+        write_base(folder / subfolder, base)
+        if any(True for _ in adapted_layers(backbone)):
+            whole = list(whole_layers(backbone, with_statistics=model.train_batch_norm))
+            write_adapters(folder / subfolder, backbone, whole, base=base.place(), revision=base.revision)
+
+
 def _write_backbones(folder: Path, model: BaseEmbeddingModel) -> None:
     for subfolder, backbone in model.backbones().items():
         with quiet():
             backbone.save_pretrained(folder / subfolder, state_dict=model.backbone_state(subfolder))
+
+
+def _write_sentence_files(folder: Path, model: BaseEmbeddingModel) -> None:
+    for subfolder in model.backbones():
         for name, content in model.sentence_files(subfolder).items():
             _write_json(folder / subfolder / name, content)
-
-
-def _model_path(folder: Path) -> Path:
-    sentence = read_sentence_folder(folder)
-    return folder / sentence.model_path if sentence else folder
 
 
 def _write_json(path: Path, content: object) -> None:

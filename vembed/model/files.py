@@ -9,6 +9,9 @@ from vembed.errors import ModelError
 
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
+TRAINING_FILE = "training_state.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+BASE_FILE = "vembed_base.json"
 
 _CONFIG_PATTERNS = ["*.json"]
 _WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

@@ -7,9 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from vembed.errors import ModelError
-from vembed.model.adapters import add_adapters
+from vembed.model.adapted import adapted_layers
+from vembed.model.adapter_base import AdapterBase
+from vembed.model.adapter_files import load_adapters
+from vembed.model.adapters import add_adapters, continue_adapters, has_adapters
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.checkpoint import ModelSource, find_folders, load_heads, write_checkpoint
+from vembed.model.checkpoint import (
+    ModelSource,
+    adapter_bases,
+    find_folders,
+    processor_folders,
+    read_heads,
+    write_checkpoint,
+)
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.items import Picture, image_source
@@ -25,12 +35,18 @@ class VisualRetrievalModel:
     """Model, processor and spec of one checkpoint."""
 
     def __init__(
-        self, model: BaseEmbeddingModel, processor: ItemProcessor, base: ModelSource | None = None, reason: str = ""
+        self,
+        model: BaseEmbeddingModel,
+        processor: ItemProcessor,
+        base: ModelSource | None = None,
+        reason: str = "",
+        adapter_bases: Mapping[str, AdapterBase] | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.base = base or ModelSource()
         self.reason = reason
+        self.adapter_bases = adapter_bases
 
     @classmethod
     def from_pretrained(
@@ -51,25 +67,53 @@ class VisualRetrievalModel:
         name = name if name is not None else settings.model_name
         detected = detect(name, settings)
         folders = find_folders(name, settings, detected.spec)
-        processor = ProcessorRegistry.get(detected.spec.family).from_folders(detected.spec, folders, settings)
+        read_by = ProcessorRegistry.get(detected.spec.family)
+        processor = read_by.from_folders(detected.spec, processor_folders(folders, settings), settings)
         model = ModelRegistry.model_class(detected.spec.family).load(detected.spec, folders, settings, seed)
-        load_heads(model, folders)
+        if folders.root is not None:
+            read_heads(model, folders.root)
         if temperature is not None:
             model.set_temperature(temperature)
         model.logit_scale.requires_grad_(learn_temperature)
         _set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
-        return cls(model.eval(), processor, ModelSource(name, settings.revision, *pair), detected.reason)
+        source = ModelSource(name, settings.revision, *pair)
+        bases = adapter_bases(model, source, folders, settings) if has_adapters(model) else None
+        return cls(model.eval(), processor, source, detected.reason, bases)
 
     @property
     def spec(self) -> ModelSpec:
         """How the model is used."""
         return self.model.spec
 
-    def save_pretrained(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> None:  # Any: JSON
+    def with_image_limit(self, max_image_pixels: int) -> "VisualRetrievalModel":
+        """The same model, refusing images of more pixels."""
+        processor = self.processor.with_image_limit(max_image_pixels)
+        return VisualRetrievalModel(self.model, processor, self.base, self.reason, self.adapter_bases)
+
+    def save_pretrained(
+        self, folder: str | Path, extra: Mapping[str, Any] | None = None, *, merge_adapters: bool = True
+    ) -> None:  # Any: JSON
         """Write a folder that from_pretrained, transformers and, where it can express the model, sentence-transformers
-        open; adapters are merged in it. `extra` goes into vembed_config.json. Raises CheckpointError."""
-        write_checkpoint(Path(folder), self.model, self.processor, base=self.base, extra=extra or {})
+        open. Adapters are merged into its weights, or else saved alone, beside the name of their base.
+
+        `extra` goes into vembed_config.json. Raises CheckpointError.
+        """
+        write_checkpoint(
+            Path(folder),
+            self.model,
+            self.processor,
+            base=self.base,
+            adapter_bases=None if merge_adapters else self.adapter_bases,
+            extra=extra or {},
+        )
+
+    def load_adapters(self, folder: Path) -> None:
+        """Give the adapters and heads the values that `save_pretrained` wrote unmerged. Raises CheckpointError."""
+        for subfolder, backbone in self.model.backbones().items():
+            if any(True for _ in adapted_layers(backbone)):
+                load_adapters(folder / subfolder, backbone)
+        read_heads(self.model, folder)
 
     def encode(
         self,
@@ -105,9 +149,12 @@ class VisualRetrievalModel:
 
 
 def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
+    continued = settings.use_lora and has_adapters(model)
+    if continued:
+        continue_adapters(model, settings)
     if settings.freeze:
         model.freeze(settings.freeze)
-    if settings.use_lora:
+    if settings.use_lora and not continued:
         add_adapters(model, settings, seed)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()

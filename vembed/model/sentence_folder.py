@@ -70,6 +70,12 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     )
 
 
+def model_path(folder: Path) -> Path:
+    """Where the Hugging Face files of a model lie: the folder itself, or the one that modules.json names."""
+    sentence = read_sentence_folder(folder)
+    return folder / sentence.model_path if sentence else folder
+
+
 def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
     """The JSON files that make sentence-transformers compute what this model computes; `width` is the tower's."""
     pooling = spec.pooling.get("text") or spec.pooling["vision"]

@@ -36,6 +36,17 @@ class ModelSettings(Section):
     trust_remote_code: bool = Field(
         False, description="Run model code that comes with the checkpoint. Off unless you trust it."
     )
+    allow_pickled_weights: bool = Field(
+        False,
+        description="Read weights from .bin files where no safetensors are; tensors only, no code in them is run.",
+    )
+    quantization: Literal["none", "4bit"] | None = Field(
+        None,
+        description="Hold weights that do not learn in 4 bits (CUDA); default: as an adapter was trained, else none.",
+    )
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="How attention is computed; default: the fastest that needs nothing installed."
+    )
     pooling: Literal["cls", "mean", "last", "max", "pooler"] | None = Field(
         None,
         description="How token vectors become one vector (composed: in the text tower); default: the checkpoint's own.",
@@ -83,13 +94,27 @@ class ModelSettings(Section):
     use_lora: bool = Field(
         False, description="Train low-rank adapters instead of the pretrained weights.", json_schema_extra=COMMON
     )
-    lora_r: int = Field(
-        16, ge=1, le=1024, description="Rank of the adapters.", json_schema_extra=only_with("use_lora", True)
+    use_dora: bool = Field(
+        False,
+        description="Learn the length of each row of a weight beside its adapter (DoRA).",
+        json_schema_extra=only_with("use_lora", True),
     )
-    lora_alpha: float = Field(
-        32,
+    use_rslora: bool = Field(
+        False,
+        description="Multiply adapters by lora_alpha / sqrt(lora_r), which suits high ranks (rsLoRA).",
+        json_schema_extra=only_with("use_lora", True),
+    )
+    lora_r: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Rank of the adapters; default: 16, or that of the adapter that goes on learning.",
+        json_schema_extra=only_with("use_lora", True),
+    )
+    lora_alpha: float | None = Field(
+        None,
         gt=0,
-        description="Scale of the adapters; their output is multiplied by lora_alpha / lora_r.",
+        description="Scale of the adapters: their output is multiplied by lora_alpha / lora_r; default: 32.",
         json_schema_extra=only_with("use_lora", True),
     )
     lora_dropout: float = Field(
@@ -97,6 +122,12 @@ class ModelSettings(Section):
     )
     lora_target_modules: tuple[str, ...] | None = Field(
         None,
-        description="Names (or endings of names) of layers that get adapters; default: every linear layer of a tower.",
+        description="Names (or endings of names) of layers that get adapters; default: the linear ones that its family"
+        " names, mostly all of a tower.",
+        json_schema_extra=only_with("use_lora", True),
+    )
+    adapter: Literal["continue", "merge"] = Field(
+        "continue",
+        description="Whether the adapter that model_name has goes on learning, or is merged first and a new one added.",
         json_schema_extra=only_with("use_lora", True),
     )

@@ -1,17 +1,17 @@
 """Checkpoints: the deployable model, and beside it what it takes to go on exactly. Safetensors and JSON, no pickles.
 
     checkpoint-<step>/   the model's own files
-        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, parameters/<name>, buffers/<name>
+        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>
         training_state.json          counters, best so far, versions, the run's settings and data
 
-`parameters/` holds the weights that learn, and `buffers/` what else changes, only where the model's files do not hold
-them as they are trained: with LoRA, whose adapters those files have merged.
+With LoRA the model's files are the adapters and the heads, as they are trained; the base is named in them. `final/` has
+them merged, unless `save_adapter_only`.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vembed.errors import CheckpointError
-from vembed.model.files import SPEC_FILE
+from vembed.model.adapters import has_adapters
+from vembed.model.export import merge_folder
+from vembed.model.files import SPEC_FILE, TRAINING_FILE
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.model.parameters import ParameterInfo
 from vembed.model.settings import ModelSettings
 from vembed.training.compatibility import check_same_run
 from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run_folder import RunFolder, checkpoint_step
 from vembed.training.state import Best, TrainState
 from vembed.training.tensors import (
-    buffer_tensors,
     checksum,
-    load_buffer_tensors,
     load_optimizer_tensors,
-    load_parameter_tensors,
     optimizer_tensors,
-    parameter_tensors,
     with_prefix,
 )
 from vembed.training.versions import versions
@@ -46,7 +43,6 @@ from vembed.utils.files import atomic_folder
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 _RNG = "rng/"
-TENSORS_FILE = "training_state.safetensors"
 STATE_FILE = "training_state.json"
 
 
@@ -70,6 +66,7 @@ class Checkpoints:
     scaler: torch.amp.GradScaler | None
     facts: RunFacts
     limit: int
+    merge_final: bool = True
 
     def save(self, state: TrainState) -> Path:
         """Write checkpoint-<step>, then delete the oldest over the limit.
@@ -79,7 +76,7 @@ class Checkpoints:
         folder = self.run.checkpoint(state.step)
         with atomic_folder(folder) as new:
             self._save_model(new, state)
-            save_file(self._tensors(), new / TENSORS_FILE)
+            save_file(self._tensors(), new / TRAINING_FILE)
             (new / STATE_FILE).write_text(json.dumps(self._record(state), indent=2), encoding="utf-8")
         _log.info("wrote %s", folder)
         for old in _superseded(self.run, state.step, self.limit):
@@ -95,14 +92,17 @@ class Checkpoints:
         return self.run.best
 
     def write_final(self, state: TrainState) -> Path:
-        """Write final/: a copy of best/, or the model as it is when nothing was validated."""
+        """Write final/: what best/ holds, or the model as it is when nothing was validated; adapters are merged."""
+        merged = self.merge_final and has_adapters(self.model.model)
         with atomic_folder(self.run.final) as new:
-            if state.best is not None:
-                shutil.copytree(self.run.best, new, dirs_exist_ok=True)
+            if state.best is None:
+                self._save_model(new, state, merge_adapters=merged)
+            elif merged:
+                merge_folder(self.run.best, new, self._own_code)
             else:
-                self._save_model(new, state)
+                shutil.copytree(self.run.best, new, dirs_exist_ok=True)
         source = "the last step" if state.best is None else f"best/ (step {state.best.step})"
-        _log.info("%s is a copy of %s", self.run.final, source)
+        _log.info("%s holds %s%s", self.run.final, source, ", adapters merged" if merged else "")
         return self.run.final
 
     def resume(self, folder: Path) -> TrainState:
@@ -113,13 +113,13 @@ class Checkpoints:
         """
         try:
             record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(folder / TENSORS_FILE)
+            tensors = load_file(folder / TRAINING_FILE)
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
         if record["format"] != _FORMAT:
             raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
         check_same_run(record["settings"], self.facts.settings, saved_rows=record["rows"], rows=self.facts.rows)
-        self._load_parameters(folder, tensors, record)
+        self._load_parameters(folder, record)
         load_optimizer_tensors(self.model.model.parameter_infos(), self.optimizer, tensors)
         if self.scaler is not None and record["scaler"] is not None:
             self.scaler.load_state_dict(record["scaler"])
@@ -136,16 +136,19 @@ class Checkpoints:
         written = json.loads(file.read_text(encoding="utf-8"))
         return Best(step=written["step"], **written["best"])
 
-    def _save_model(self, folder: Path, state: TrainState) -> None:
+    @property
+    def _own_code(self) -> ModelSettings:
+        return ModelSettings(trust_remote_code=bool(self.facts.settings.get("trust_remote_code")))
+
+    def _save_model(self, folder: Path, state: TrainState, *, merge_adapters: bool = False) -> None:
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
-        self.model.save_pretrained(folder, {**self.facts.provenance, "step": state.step, "best": best})
+        extra = {**self.facts.provenance, "step": state.step, "best": best}
+        self.model.save_pretrained(folder, extra, merge_adapters=merge_adapters)
 
     def _tensors(self) -> dict[str, Tensor]:
         infos = self.model.model.parameter_infos()
         tensors = optimizer_tensors(infos, self.optimizer)
         tensors |= {f"{_RNG}{name}": value for name, value in capture_rng().items()}
-        if _has_adapters(infos):
-            tensors |= parameter_tensors(infos) | buffer_tensors(self.model.model)
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def _record(self, state: TrainState) -> dict[str, Any]:  # Any: JSON
@@ -159,23 +162,15 @@ class Checkpoints:
             "versions": versions(),
         }
 
-    def _load_parameters(self, folder: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    def _load_parameters(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The weights as they were trained; their checksum tells whether the files hold them to the bit."""
-        infos = self.model.model.parameter_infos()
-        if _has_adapters(infos):
-            load_parameter_tensors(infos, tensors)
-            load_buffer_tensors(self.model.model, tensors)
+        if has_adapters(self.model.model):
+            self.model.load_adapters(folder)
         else:
-            own_code = bool(self.facts.settings.get("trust_remote_code"))
-            saved = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings(trust_remote_code=own_code))
+            saved = VisualRetrievalModel.from_pretrained(str(folder), self._own_code)
             self.model.model.load_state_dict(saved.model.state_dict())
-        if checksum(infos) != record["weights"]:
+        if checksum(self.model.model.parameter_infos()) != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
-
-
-def _has_adapters(infos: Sequence[ParameterInfo]) -> bool:
-    """Whether new weights lie within a tower, which the model's files hold merged."""
-    return any(not info.pretrained and info.part in ("text", "vision") for info in infos)
 
 
 def _superseded(run: RunFolder, step: int, limit: int) -> list[Path]:

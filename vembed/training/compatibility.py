@@ -15,6 +15,7 @@ _FREE = frozenset(
         "logging_steps",
         "eval_steps",
         "save_steps",
+        "save_adapter_only",
         "save_total_limit",
         "num_workers",
         "test_data_path",

@@ -102,8 +102,7 @@ def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
 def prepared(model: VisualRetrievalModel, settings: ReportSettings) -> VisualRetrievalModel:
     """The model on its device, refusing images over the data's limit."""
     model.model.requires_grad_(False).to(settings.device)
-    processor = model.processor.with_image_limit(settings.data.max_image_pixels)
-    return VisualRetrievalModel(model.model, processor, model.base, model.reason)
+    return model.with_image_limit(settings.data.max_image_pixels)
 
 
 def model_title(settings: ModelSettings) -> str:

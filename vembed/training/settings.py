@@ -53,6 +53,11 @@ class TrainingSettings(Section):
     logging_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between validations; default: once per epoch.")
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: once per epoch.")
+    save_adapter_only: bool = Field(
+        False,
+        description="Leave the adapters of `final` beside their base; default: merge them into its weights.",
+        json_schema_extra=only_with("use_lora", True),
+    )
     save_total_limit: int = Field(2, ge=1, description="Checkpoints kept; `best` and `final` are kept besides.")
 
 

@@ -5,12 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vembed.errors import CheckpointError
 from vembed.model.parameters import ParameterInfo
 
 _OPTIMIZER = "optimizer/"
-_PARAMETERS = "parameters/"
-_BUFFERS = "buffers/"
 
 
 def optimizer_tensors(infos: Sequence[ParameterInfo], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -39,37 +36,6 @@ def load_optimizer_tensors(
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     """The value in the parameter's order of memory: a fused optimiser reads both from front to back."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-def parameter_tensors(infos: Sequence[ParameterInfo]) -> dict[str, Tensor]:
-    """The weights that learn."""
-    return {f"{_PARAMETERS}{info.name}": info.parameter.detach() for info in infos if info.parameter.requires_grad}
-
-
-@torch.no_grad()
-def load_parameter_tensors(infos: Sequence[ParameterInfo], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `parameter_tensors` gave. Raises CheckpointError when the model has other parameters."""
-    values = with_prefix(tensors, _PARAMETERS)
-    learning = {info.name: info.parameter for info in infos if info.parameter.requires_grad}
-    if values.keys() != learning.keys():
-        names = sorted(values.keys() ^ learning.keys())
-        raise CheckpointError(f"the checkpoint's parameters are not the model's; they differ in {', '.join(names[:4])}")
-    for name, parameter in learning.items():
-        parameter.copy_(values[name])
-
-
-def buffer_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What a model keeps beside its parameters, such as batch norm's running statistics."""
-    state = model.state_dict()
-    return {f"{_BUFFERS}{name}": value for name, value in model.named_buffers() if name in state}
-
-
-@torch.no_grad()
-def load_buffer_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `buffer_tensors` gave."""
-    buffers = dict(model.named_buffers())
-    for name, value in with_prefix(tensors, _BUFFERS).items():
-        buffers[name].copy_(value)
 
 
 def checksum(infos: Sequence[ParameterInfo]) -> int:

@@ -11,8 +11,8 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import (
     TextTower,
     VisionTower,
-    dtype_of,
     fit_timm,
+    fitted,
     interpolation,
     refuse_odd_size,
     refuse_unreadable_size,
@@ -105,7 +105,7 @@ class DualModel(BaseEmbeddingModel):
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "DualModel":
         """The dual encoder in `folders.text` (which is also `folders.image`)."""
-        backbone = load_backbone(_path(folders.text), trust_remote_code=settings.trust_remote_code)
+        backbone = load_backbone(_path(folders.text), settings)
         refuse_odd_size(backbone.config.vision_config, spec.image_size)
         model = cls(spec, backbone)
         refuse_unreadable_size(lambda pixels: model.embed_images({"pixel_values": pixels}), spec.image_size)
@@ -133,7 +133,7 @@ class DualModel(BaseEmbeddingModel):
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """`pixel_values` [images, 3, height, width] -> [images, dim]."""
         call, config = self.backbone.get_image_features, self.backbone.config.vision_config
-        pixel_values = images["pixel_values"].to(dtype_of(self.backbone))
+        pixel_values = fitted(images["pixel_values"], self.backbone.vision_model)
         features: Tensor = call(pixel_values=pixel_values, **interpolation(call, config, pixel_values)).pooler_output
         return features
 
@@ -160,8 +160,7 @@ class DualModel(BaseEmbeddingModel):
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
     """The text model in `folder`, pooled as the spec says."""
     pooling = spec.pooling["text"]
-    options = {"trust_remote_code": settings.trust_remote_code, "needs_pooler": pooling == "pooler"}
-    backbone = load_backbone(folder, **options)
+    backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
     disable_kv_cache(backbone)
     return TextTower(backbone, pooling)
 
@@ -169,8 +168,7 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
 def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> VisionTower:
     """The vision model in `folder`, pooled as the spec says, for images of the spec's size."""
     pooling = spec.pooling["vision"]
-    options = {"trust_remote_code": settings.trust_remote_code, "needs_pooler": pooling == "pooler"}
-    backbone = load_backbone(folder, **options)
+    backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
     refuse_odd_size(backbone.config, spec.image_size)
     if backbone.config.model_type == "timm_wrapper":
         fit_timm(backbone, spec.image_size)

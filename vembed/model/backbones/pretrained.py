@@ -1,32 +1,69 @@
-"""Load a transformers model from a folder: safetensors only, complete, float32, and quietly."""
+"""Load a transformers model from a folder: complete, quietly, as the settings say, with the adapters of the folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import SafetensorError
 
 from vembed.errors import ModelError
+from vembed.model.adapted import merge_adapters
+from vembed.model.adapter_base import AdapterBase, base_folder, read_base
+from vembed.model.adapter_files import read_adapters
+from vembed.model.backbones.precision import FOUR_BIT, check_attention, weight_options
+from vembed.model.files import ADAPTER_CONFIG
+from vembed.model.settings import ModelSettings
 
 Backbone = Any  # transformers is untyped here
 
 
-def load_backbone(folder: Path, *, trust_remote_code: bool, needs_pooler: bool = False) -> Backbone:
-    """The model in `folder` in float32 and eval mode. Raises ModelError when it has no, foreign or missing weights.
+def load_backbone(folder: Path, settings: ModelSettings, *, needs_pooler: bool = False) -> Backbone:
+    """The model in `folder`, by default in float32 and eval mode. Raises ModelError when it has no, foreign or missing
+    weights, CheckpointError when its adapter does not fit.
 
-    A pooling layer that the checkpoint has no weights for is left out, unless it is needed.
+    A pooling layer that the checkpoint has no weights for is left out, unless it is needed. Adapters are merged, unless
+    they go on learning.
     """
-    _refuse_without_weights(folder)
-    options = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "local_files_only": True}
+    base = read_base(folder)
+    if base is None:
+        return _load_plain(folder, settings, needs_pooler)
+    return _load_adapted(folder, base, settings, needs_pooler)
+
+
+def _load_adapted(folder: Path, base: AdapterBase, settings: ModelSettings, needs_pooler: bool) -> Backbone:
+    """The base with the adapters of `folder` on it. The base may have adapters itself; those are merged."""
+    quantization = settings.quantization or base.quantization
+    plain = settings.model_copy(update={"use_lora": False, "quantization": quantization})
+    backbone = load_backbone(base_folder(folder, base, settings), plain, needs_pooler=needs_pooler)
+    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    continued = settings.use_lora and settings.adapter == "continue"
+    if (folder / ADAPTER_CONFIG).is_file():
+        read_adapters(folder, backbone, dropout=settings.lora_dropout if continued else 0.0)
+        if settings.use_lora and not continued and quantization == FOUR_BIT:
+            raise ModelError(
+                f"adapter: merge: the adapter in {folder} cannot be merged into 4-bit weights; continue it"
+            )
+        if not continued and quantization != FOUR_BIT:
+            merge_adapters(backbone)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+    return backbone.eval()
+
+
+def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool) -> Backbone:
+    options = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}
+    options |= _format_options(folder, settings) | weight_options(settings)
     try:
         with quiet():
-            model, report = transformers.AutoModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+            model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ModelError(
+            f"model folder {str(folder)!r} cannot be loaded: its weights are damaged or cut short ({error}); copy or"
+            " download them again"
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"model folder {str(folder)!r} cannot be loaded: {first_lines(error)}") from error
     missing = sorted(report["missing_keys"])
     pooler = [name for name in missing if name.startswith("pooler.")]
@@ -37,6 +74,7 @@ def load_backbone(folder: Path, *, trust_remote_code: bool, needs_pooler: bool =
         )
     if pooler:
         model.pooler = None
+    check_attention(model, settings.attn_implementation)
     _freeze_unused(model, needs_pooler)
     return model.eval()
 
@@ -55,14 +93,18 @@ def first_lines(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _refuse_without_weights(folder: Path) -> None:
+def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
+    """Whether weights are read from safetensors, or from pickles as tensors alone. Raises ModelError."""
     if any(folder.glob("*.safetensors")):
-        return
+        return {"use_safetensors": True}
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickles and settings.allow_pickled_weights:
+        return {"use_safetensors": False, "weights_only": True}
     if pickles:
         raise ModelError(
-            f"model folder {str(folder)!r} holds pickled weights only ({pickles[0]}); a pickle can run code when it is "
-            "opened, so convert it to safetensors first"
+            f"model folder {str(folder)!r} holds pickled weights only ({pickles[0]}); a pickle can run code when it is"
+            " opened. Convert it to safetensors, or set allow_pickled_weights: true, which reads tensors and runs"
+            " nothing"
         )
     raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors (no pickles)")
 

@@ -50,7 +50,7 @@ class VisionTower(nn.Module):
         config = self.model.config
         if config.model_type != "timm_wrapper":
             return int(config.hidden_size)
-        probe = torch.zeros(1, *config.pretrained_cfg["input_size"])
+        probe = fitted(torch.zeros(1, *config.pretrained_cfg["input_size"]), self.model)
         with torch.no_grad():
             return int(self.model.eval()(pixel_values=probe).pooler_output.shape[-1])
 
@@ -66,7 +66,7 @@ def prefer_channels_last(model: Backbone) -> Backbone:
 
 def run_vision(model: Backbone, pixel_values: Tensor) -> Any:  # Any: transformers is untyped
     """What a vision model gives for normalised pixels [images, 3, height, width] of any size that it can read."""
-    pixel_values = pixel_values.to(dtype_of(model))
+    pixel_values = fitted(pixel_values, model)
     return model(pixel_values=pixel_values, **interpolation(model.forward, model.config, pixel_values))
 
 
@@ -79,9 +79,10 @@ def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, boo
     return {"interpolate_pos_encoding": True}
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of a model's weights."""
-    return next(model.parameters()).dtype
+def fitted(pixel_values: Tensor, model: nn.Module) -> Tensor:
+    """The pixels on the device and in the dtype of a model's weights."""
+    weights = next(model.parameters())
+    return pixel_values.to(weights.device, weights.dtype)
 
 
 def refuse_odd_size(config: Any, image_size: int | None) -> None:
