@@ -27,9 +27,14 @@ def relative_difference(gradients: Mapping[str, Tensor], expected: Mapping[str, 
     return difference / whole
 
 
-def assert_gradients_equal(gradients: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """As a whole, and tensor by tensor above a floor of the largest tensor's norm (below it is noise)."""
-    tolerance = TOLERANCE[next(iter(expected.values())).dtype]
+def assert_gradients_equal(
+    gradients: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float | None = None
+) -> None:
+    """As a whole, and tensor by tensor above a floor of the largest tensor's norm (below it is noise).
+
+    tolerance: in the place of that of the gradients' dtype.
+    """
+    tolerance = TOLERANCE[next(iter(expected.values())).dtype] if tolerance is None else tolerance
     assert relative_difference(gradients, expected) < tolerance
     floor = tolerance * max(float(gradient.norm()) for gradient in expected.values())
     for name, gradient in expected.items():

@@ -12,6 +12,8 @@ class Case:
     a composed model joins, in the place of a folder. family: what it must be recognised as.
     text, image: what it reads. opens_in_sentence_transformers: whether that can express it (then embeddings are equal).
     lora_target_modules: layers for adapters, where the default finds none. mixed: whether one row may hold both.
+    auto_class: by which class of transformers the folder opens. exact: whether all of its code follows float64 weights
+    (Gemma's norms compute in float32).
     """
 
     name: str
@@ -24,3 +26,5 @@ class Case:
     opens_in_sentence_transformers: bool = True
     lora_target_modules: tuple[str, ...] | None = None
     mixed: bool = True
+    auto_class: str = "AutoModel"
+    exact: bool = True

@@ -3,6 +3,7 @@
 Every function takes the folder to write and returns it as a str. Weights depend on `seed` only; nothing is downloaded.
 """
 
+from tests.tiny.late_interaction import tiny_colmodernvbert, tiny_colpali, tiny_colqwen2
 from tests.tiny.towers import (
     tiny_bert,
     tiny_clip,
@@ -16,6 +17,9 @@ from tests.tiny.towers import (
 __all__ = [
     "tiny_bert",
     "tiny_clip",
+    "tiny_colmodernvbert",
+    "tiny_colpali",
+    "tiny_colqwen2",
     "tiny_dinov2",
     "tiny_siglip",
     "tiny_timm",

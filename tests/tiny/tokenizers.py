@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer, CLIPTokenizer, SiglipTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertTokenizer,
+    CLIPTokenizer,
+    GemmaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    SiglipTokenizer,
+)
 
 CORPUS = [
     "a photo of a red circle",
@@ -60,3 +67,50 @@ def siglip_tokenizer(folder: str | Path) -> SiglipTokenizer:
     return SiglipTokenizer(
         vocab_file=str(Path(folder) / "spiece.model"), model_max_length=DUAL_LENGTH, model_input_names=["input_ids"]
     )
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Characters, a few merges, and bytes for everything else."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<image>"]
+    characters = sorted({character for text in CORPUS for character in text.replace(" ", "▁")} | {"\n"})
+    merges = [("▁", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
+    tokens = special + [f"<0x{byte:02X}>" for byte in range(256)] + characters + ["".join(pair) for pair in merges]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, extra_special_tokens={"image_token": "<image>"})
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def qwen2_tokenizer() -> Qwen2Tokenizer:
+    """Every byte, a few merges, and the special tokens of Qwen2-VL."""
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    merges = [("Ġ", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
+    tokens = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer
+
+
+def modernvbert_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte, a few merges, [CLS] and [SEP] around a text, and the tokens that stand for tiles of a picture."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    merges = [("Ġ", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*special, *alphabet, *("".join(pair) for pair in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
+    tiles = [f"<row_{row + 1}_col_{column + 1}>" for row in range(6) for column in range(6)]
+    tokenizer.add_tokens(["<global-img>", *tiles, "<|begin_of_text|>"], special_tokens=True)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]}
+    )
+    return tokenizer

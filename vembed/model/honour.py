@@ -60,8 +60,8 @@ def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
         if value is not None and value != own:
             problems.append(
                 f"{key} {value}: this checkpoint was built with {own}"
-                if spec.family == "composed"
-                else f"{key}: only composed models have projection heads; this is a {spec.family} model"
+                if own is not None
+                else f"{key}: a {spec.family} model has no projection; composed and late-interaction models have"
             )
     return problems
 

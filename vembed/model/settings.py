@@ -81,6 +81,42 @@ class ModelSettings(Section):
         description="Upper limit of an image's pixels for models that read images at their native resolution.",
         json_schema_extra=BY_FAMILY,
     )
+    num_query_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=4096,
+        description="Late interaction: fill queries up to so many tokens with mask tokens, which are scored; 0: none.",
+        json_schema_extra=BY_FAMILY,
+    )
+    topk_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Late interaction: keep a document's tokens that are most similar to its CLS token; 0: keep all.",
+        json_schema_extra=BY_FAMILY,
+    )
+    pool_factor: float | None = Field(
+        None,
+        ge=1,
+        description="Late interaction: join similar tokens of a document until one in so many is left; 1: join none.",
+        json_schema_extra=BY_FAMILY,
+    )
+    distance_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="Late interaction: join tokens of a document up to this Ward distance of cosines; 0: no limit.",
+        json_schema_extra=BY_FAMILY,
+    )
+    document_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Late interaction: join tokens of a document until so many are left, in training too; 0: all.",
+        json_schema_extra=BY_FAMILY,
+    )
+    mask_prompts: bool | None = Field(
+        None,
+        description="Late interaction: leave out the tokens of prompts and instructions; default: the checkpoint's.",
+        json_schema_extra=BY_FAMILY,
+    )
     query_prompt: str | None = Field(None, description="Text put before every query; default: the checkpoint's own.")
     document_prompt: str | None = Field(
         None, description="Text put before every document; default: the checkpoint's own."

@@ -171,7 +171,7 @@ def test_cached_gradient_equals_plain_gradient(kind, name, fresh, texts, picture
     batch = batch_of(model, kind, texts, pictures)
     plain = gradients(model, batch, None)
     cached = gradients(model, batch, 2)
-    assert_gradients_equal(cached, plain)
+    assert_gradients_equal(cached, plain, None if CASES[name].exact else 1e-7)
     part = gradients(model, batch, None)
     first = next(iter(part))
     part[first] = part[first] + part[first].norm() + 1
@@ -234,11 +234,9 @@ def test_sentence_transformers_gives_equal_embeddings_or_none(name, fresh, texts
     opened = _open_elsewhere(tmp_path, model, code)
     for kind, values in kinds:
         for side, encode in (("query", opened.encode_query), ("document", opened.encode_document)):
-            if model.spec.scoring == "maxsim" and (kind, side) == ("image", "query"):
-                continue  # late interaction searches for pictures, not with them
             items = [Item(text=one) if kind == "text" else Item(images=(ImageSource(pil=one),)) for one in values]
             ours = rows_of(model.encode(items, side=side))
-            theirs = [torch.as_tensor(encode([one], convert_to_tensor=True)[0]) for one in values]
+            theirs = [torch.as_tensor(encode([one])[0]) for one in values]
             assert_same_rows(ours, theirs, 1e-5)
 
 
@@ -268,7 +266,7 @@ def _check_transformers_class(folder: Path, name: str, folder_of) -> None:
     assert (folder / "config.json").exists() == (case.towers is None)
     for subfolder, base in bases.items():
         options = {"trust_remote_code": True} if case.settings.get("trust_remote_code") else {}
-        opened = transformers.AutoModel.from_pretrained(folder / subfolder, **options)
-        plain = transformers.AutoModel.from_pretrained(base, **options)
+        loader = getattr(transformers, case.auto_class)
+        opened, plain = (loader.from_pretrained(path, **options) for path in (folder / subfolder, base))
         assert type(opened).__name__ == type(plain).__name__
         assert opened.state_dict().keys() == plain.state_dict().keys()

@@ -112,8 +112,8 @@ def test_lower_casing_is_done_where_the_folder_asks_for_it(tmp_path):
         ({"max_length": 33}, "max_length 33: this model reads at most 32 tokens"),
         ({"image_size": 64}, "image_size: a text model reads no images"),
         ({"max_pixels": 4096}, "max_pixels: a text model has no use for it"),
-        ({"projection_dim": 8}, "only composed models have projection heads"),
-        ({"projection_head": "mlp"}, "only composed models have projection heads"),
+        ({"projection_dim": 8}, "a text model has no projection; composed and late-interaction models have"),
+        ({"projection_head": "mlp"}, "a text model has no projection; composed and late-interaction models have"),
         ({"encoder_mode": "vision"}, "encoder_mode 'vision' does not fit: this is a text model"),
         ({"encoder_mode": "txt"}, "encoder_mode 'txt' is unknown; did you mean 'text'"),
         ({"text_model_name": "x"}, "model_name and text_model_name exclude each other"),
@@ -205,10 +205,16 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     assert "cannot be loaded" in refusal(folder)
 
 
-def test_architectures_and_poolings_that_are_not_supported_are_named(tmp_path):
+def test_architectures_and_modules_that_are_not_supported_are_named(tmp_path):
     folder = Path(tiny_bert(tmp_path, pooling="mean"))
-    edit_json(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "median"])
-    assert "pools by mean + median; known are: cls, max, mean" in refusal(folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    write_json(
+        folder / "modules.json", [*modules, {"idx": 3, "name": "3", "path": "3_Dense", "type": "x.models.Dense"}]
+    )
+    assert "names Dense; only Transformer, Pooling and Normalize are supported" in refusal(folder)
+    write_json(folder / "modules.json", modules)
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
+    assert "pools by mean + max" in refusal(folder)
     (folder / "modules.json").unlink()
     edit_json(folder / "config.json", model_type="flava")
     assert "models of type 'flava' are not supported" in refusal(folder)

@@ -19,24 +19,28 @@ from vembed.model.settings import ModelSettings
 Backbone = Any  # transformers is untyped here
 
 
-def load_backbone(folder: Path, settings: ModelSettings, *, needs_pooler: bool = False) -> Backbone:
+def load_backbone(
+    folder: Path, settings: ModelSettings, *, needs_pooler: bool = False, loader: Any = transformers.AutoModel
+) -> Backbone:  # Any: transformers is untyped here
     """The model in `folder`, by default in float32 and eval mode. Raises ModelError when it has no, foreign or missing
     weights, CheckpointError when its adapter does not fit.
 
     A pooling layer that the checkpoint has no weights for is left out, unless it is needed. Adapters are merged, unless
-    they go on learning.
+    they go on learning. loader: the model's class, where AutoModel does not know it.
     """
     base = read_base(folder)
     if base is None:
-        return _load_plain(folder, settings, needs_pooler)
-    return _load_adapted(folder, base, settings, needs_pooler)
+        return _load_plain(folder, settings, needs_pooler, loader)
+    return _load_adapted(folder, base, settings, needs_pooler=needs_pooler, loader=loader)
 
 
-def _load_adapted(folder: Path, base: AdapterBase, settings: ModelSettings, needs_pooler: bool) -> Backbone:
+def _load_adapted(
+    folder: Path, base: AdapterBase, settings: ModelSettings, *, needs_pooler: bool, loader: Any
+) -> Backbone:
     """The base with the adapters of `folder` on it. The base may have adapters itself; those are merged."""
     quantization = settings.quantization or base.quantization
     plain = settings.model_copy(update={"use_lora": False, "quantization": quantization})
-    backbone = load_backbone(base_folder(folder, base, settings), plain, needs_pooler=needs_pooler)
+    backbone = load_backbone(base_folder(folder, base, settings), plain, needs_pooler=needs_pooler, loader=loader)
     learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     continued = settings.use_lora and settings.adapter == "continue"
     if (folder / ADAPTER_CONFIG).is_file():
@@ -52,12 +56,12 @@ def _load_adapted(folder: Path, base: AdapterBase, settings: ModelSettings, need
     return backbone.eval()
 
 
-def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool) -> Backbone:
+def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loader: Any) -> Backbone:
     options = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}
     options |= _format_options(folder, settings) | weight_options(settings)
     try:
         with quiet():
-            model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **options)
+            model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     except SafetensorError as error:
         raise ModelError(
             f"model folder {str(folder)!r} cannot be loaded: its weights are damaged or cut short ({error}); copy or"

@@ -7,6 +7,7 @@ from vembed.model.facts import ModelFacts
 from vembed.model.families.composed import COMPOSED
 from vembed.model.families.dual import CLIP, SIGLIP
 from vembed.model.families.family import Family
+from vembed.model.families.late_interaction import LATE_INTERACTION
 from vembed.model.families.text import TEXT
 from vembed.model.families.vision import VISION
 from vembed.registry import nearest_names
@@ -72,5 +73,5 @@ def hub_id(name: str) -> str:
     return next((family.model_names[name] for family in _FAMILIES.values() if name in family.model_names), name)
 
 
-for _family in (TEXT, VISION, CLIP, SIGLIP, COMPOSED):
+for _family in (TEXT, VISION, CLIP, SIGLIP, COMPOSED, LATE_INTERACTION):
     register_family(_family)

@@ -1,0 +1,81 @@
+"""The files by which sentence-transformers' MultiVectorEncoder opens a late-interaction model."""
+
+from typing import Any
+
+from vembed.model.spec import LateInteraction, ModelSpec
+
+JsonFiles = dict[str, Any]  # path inside the folder -> JSON
+
+_PACKAGE = "sentence_transformers.multi_vector_encoder.modules"
+# Named in modules.json where no module of theirs does the same: opening fails there instead of giving other vectors.
+_NOT_THEIRS = "only_vembed_can_open_this_model"
+
+
+def retrieval_files(spec: ModelSpec, added_length: int = 0) -> JsonFiles:
+    """The files of a model that transformers has a class for, which projects and normalises by itself.
+
+    added_length: what its processor adds to the text length that it is given.
+    """
+    assert spec.late is not None
+    output = {"method": "forward", "method_output_name": "embeddings"}
+    transformer: dict[str, Any] = {
+        "transformer_task": "retrieval",
+        "modality_config": {"text": output, "image": output},
+        "module_output_name": "token_embeddings",
+    }
+    if spec.max_length is not None:
+        transformer["processing_kwargs"] = {"text": {"max_length": max(1, spec.max_length - added_length)}}
+    modules = [("", "sentence_transformers.base.modules.transformer.Transformer")]
+    modules += [("1_MultiVectorMask", f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
+    return _with_pooling(spec, spec.late, transformer, modules, {"1_MultiVectorMask/config.json": _mask(spec.late)})
+
+
+def expressible(spec: ModelSpec) -> bool:
+    """Whether their modules give the same vectors. Theirs put no augmentation tokens after ColModernVBERT's queries."""
+    assert spec.late is not None
+    ours = spec.topk_tokens or spec.document_tokens or spec.distance_threshold or spec.mask_prompts
+    return not ours and spec.late.architecture != "colmodernvbert"
+
+
+def _with_pooling(
+    spec: ModelSpec,
+    late: LateInteraction,
+    transformer: dict[str, Any],
+    modules: list[tuple[str, str]],
+    files: JsonFiles,
+) -> JsonFiles:
+    """All files, those of token pooling among them."""
+    if (spec.pool_factor or 1) > 1:
+        path = f"{len(modules)}_HierarchicalTokenPooling"
+        modules = [*modules, (path, f"{_PACKAGE}.token_pooling.HierarchicalTokenPooling")]
+        files[f"{path}/config.json"] = {
+            "pool_factor": spec.pool_factor,
+            "num_protected_tokens": late.protected_tokens,
+            "normalize_embeddings": late.normalizes_pools,
+            "tasks": ["document"],
+        }
+    if not expressible(spec):
+        modules = [*modules, (f"{len(modules)}_Reduction", f"{_NOT_THEIRS}.Reduction")]
+    general = {
+        "model_type": "MultiVectorEncoder",
+        "prompts": {"query": spec.query_prompt, "document": spec.document_prompt},
+        "default_prompt_name": None,
+        "similarity_fn_name": "maxsim",
+    }
+    listed = [
+        {"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)
+    ]
+    return {
+        "modules.json": listed,
+        "sentence_bert_config.json": transformer,
+        "config_sentence_transformers.json": general,
+        **files,
+    }
+
+
+def _mask(late: LateInteraction) -> dict[str, Any]:
+    return {
+        "skiplist_words": list(late.skipped_words),
+        "skiplist_tasks": ["document"],
+        "keep_only_token_ids": None,
+    }

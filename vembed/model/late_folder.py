@@ -1,0 +1,102 @@
+"""What the files of sentence-transformers' MultiVectorEncoder, and of PyLate before it, say about token vectors."""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vembed.errors import ModelError
+from vembed.model.files import read_json
+
+Json = dict[str, Any]  # Any: JSON
+
+MODULES = frozenset({"Dense", "HierarchicalTokenPooling", "MultiVectorMask"})
+_MODEL_TYPES = ("ColBERT", "MultiVectorEncoder")  # PyLate up to 3, and since
+_CLASSIC_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class LateFolder:
+    """projections: the folders of the linear layers after the encoder, in order. fill_tokens: what queries are filled
+    up to. query_limit, document_limit: tokens that are kept. The rest as in ModelSpec and its LateInteraction."""
+
+    projections: tuple[str, ...] = ()
+    skipped_words: tuple[str, ...] = ()
+    fill_tokens: int | None = None
+    fill_token: str | None = None
+    attends_to_fill: bool = False
+    query_limit: int | None = None
+    document_limit: int | None = None
+    pool_factor: float | None = None
+    protected_tokens: int = 0
+    normalizes_pools: bool = True
+
+
+def is_late(modules: Sequence[tuple[str, str]], general: Json) -> bool:
+    """Whether modules (kind and path) and config_sentence_transformers.json describe a vector per token."""
+    return general.get("model_type") in _MODEL_TYPES or any(kind == "MultiVectorMask" for kind, _ in modules)
+
+
+def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: Json, transformer: Json) -> LateFolder:
+    """What the modules of a folder say. Raises ModelError for what would change the vectors and is not supported."""
+    pylate = general.get("model_type") == "ColBERT"
+    if pylate:
+        transformer = {**transformer, **_pylate_lengths(general)}
+    mask = _config(folder, modules, "MultiVectorMask")
+    pooling = _config(folder, modules, "HierarchicalTokenPooling")
+    _refuse_unknown(folder, mask, pooling)
+    skipped = general.get("skiplist_words") or list(string.punctuation) if pylate else mask.get("skiplist_words")
+    fill: Json = transformer.get("query_expansion") or {}
+    return LateFolder(
+        projections=tuple(path for kind, path in modules if kind == "Dense"),
+        skipped_words=tuple(skipped or ()),
+        fill_tokens=fill.get("length"),
+        fill_token=fill.get("token"),
+        attends_to_fill=bool(fill.get("attend")),
+        query_limit=fill["length"] if fill.get("strategy") == "fixed" else transformer.get("query_length"),
+        document_limit=transformer.get("document_length"),
+        pool_factor=pooling.get("pool_factor"),
+        protected_tokens=int(pooling.get("num_protected_tokens", 1)) if pooling else 0,
+        normalizes_pools=bool(pooling.get("normalize_embeddings", False)) if pooling else True,
+    )
+
+
+def pylate_prompts(general: Json) -> dict[str, str]:
+    """The markers that PyLate puts before queries and documents, with the prompts after them."""
+    prompts: Mapping[str, str] = general.get("prompts") or {}
+    found = {}
+    for side in ("query", "document"):
+        prefix = general.get(f"{side}_prefix")
+        if prefix is not None:
+            found[side] = prefix + (prompts.get(side) or "").removeprefix(prefix)
+    return found
+
+
+def _pylate_lengths(general: Json) -> Json:
+    lengths = {key: general[key] for key in ("query_length", "document_length") if general.get(key) is not None}
+    if general.get("do_query_expansion") is False:
+        return lengths
+    fill = {
+        "strategy": "fixed",
+        "length": lengths.pop("query_length", None) or _CLASSIC_LENGTH,
+        "attend": bool(general.get("attend_to_expansion_tokens")),
+    }
+    return {**lengths, "query_expansion": fill}
+
+
+def _config(folder: Path, modules: Sequence[tuple[str, str]], kind: str) -> Json:
+    path = next((path for found, path in modules if found == kind), None)
+    return dict(read_json(folder / path / "config.json") or {}) if path is not None else {}
+
+
+def _refuse_unknown(folder: Path, mask: Json, pooling: Json) -> None:
+    problems = []
+    if mask.get("keep_only_token_ids"):
+        problems.append("keep_only_token_ids keeps some tokens of documents only; use mask_prompts: true instead")
+    if mask.get("skiplist_tasks", ["document"]) != ["document"] and mask.get("skiplist_words"):
+        problems.append(f"skiplist_tasks {mask['skiplist_tasks']} leaves words out of queries")
+    if pooling and pooling.get("tasks", ["document"]) != ["document"]:
+        problems.append(f"tasks {pooling['tasks']} pools the tokens of queries")
+    if problems:
+        raise ModelError(f"{folder}: {'; '.join(problems)}, which is not supported")

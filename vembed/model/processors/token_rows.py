@@ -1,0 +1,46 @@
+"""Texts to padded tokens that know where in the text they stand, and which rows are documents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vembed.types import Ragged, Side
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """All int64 [texts, tokens]. num_truncated: texts that were cut.
+
+    `starts` is the character at which a token begins; a token that stands for none, such as [CLS], is at the end.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    starts: Tensor
+    num_truncated: int
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int | None) -> EncodedTokens:
+    """Tokens of these texts, cut to max_length and padded to the longest. Any: transformers is untyped here."""
+    cut: dict[str, Any] = (
+        {"truncation": False} if max_length is None else {"truncation": True, "max_length": max_length}
+    )
+    encoded = tokenizer(list(texts), padding="longest", return_offsets_mapping=True, return_tensors="pt", **cut)
+    num_truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings) if max_length else 0
+    starts, ends = encoded["offset_mapping"].unbind(dim=2)
+    starts = starts.masked_fill(starts == ends, max(map(len, texts), default=0))
+    return EncodedTokens(encoded["input_ids"], encoded["attention_mask"], starts, num_truncated)
+
+
+def side_flags(num_rows: int, side: Side) -> Ragged:
+    """For each row whether it is a document, bool [rows]."""
+    return Ragged(torch.full((num_rows,), side == "document"), torch.ones(num_rows, dtype=torch.int64))
+
+
+def skipped_ids(tokenizer: Any, words: Sequence[str]) -> Tensor:
+    """Numbers of the words that are a token of their own, int64 [words]. Any: transformers is untyped here."""
+    numbers = [tokenizer.convert_tokens_to_ids(word) for word in words]
+    return torch.tensor([number for number in numbers if number not in (None, tokenizer.unk_token_id)]).long()
