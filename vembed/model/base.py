@@ -23,7 +23,7 @@ from vembed.types import Embeddings, Inputs, Ragged
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
-TextEncoder = Callable[[Tensor, Tensor], Tensor]
+TextEncoder = Callable[..., Tensor]
 ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -164,6 +164,10 @@ class BaseEmbeddingModel(nn.Module):
         width = int(getattr(config, "hidden_size", 0) or 0)
         return sentence_files(tower_spec(self.spec, subfolder), width)
 
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the layers that sentence-transformers keeps beside that backbone, by their subfolder."""
+        return {}
+
     def heads_state(self) -> dict[str, Tensor]:
         """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
         names = [name for name, _ in self.named_parameters() if self._part(name) in ("heads", "scale")]
@@ -197,8 +201,9 @@ class BaseEmbeddingModel(nn.Module):
         texts, images = inputs.tensors.get("input_ids"), inputs.tensors.get("pixel_values")
         encoded = []
         if texts is not None and len(texts.values):
-            mask = inputs.tensors["attention_mask"].values
-            encoded.append(Ragged(_widened(embed_text(texts.values, mask)), texts.counts))
+            mask, pooled = inputs.tensors["attention_mask"].values, inputs.tensors.get("pooled_tokens")
+            features = embed_text(texts.values, mask, *([pooled.values] if pooled is not None else []))
+            encoded.append(Ragged(_widened(features), texts.counts))
         if images is not None and len(images.values):
             tensors = {name: inputs.tensors[name].values for name in self.image_tensors if name in inputs.tensors}
             encoded.append(Ragged(_widened(embed_images(tensors)), images.counts))

@@ -14,6 +14,7 @@ from vembed.errors import CheckpointError
 from vembed.model.adapted import adapted_layers
 from vembed.model.adapter_base import AdapterBase, note_base, plain_folder, read_base, write_base
 from vembed.model.adapter_files import whole_layers, write_adapters
+from vembed.model.backbones.layers import WEIGHTS_FILE
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
@@ -152,6 +153,8 @@ def _write_sentence_files(folder: Path, model: BaseEmbeddingModel) -> None:
     for subfolder in model.backbones():
         for name, content in model.sentence_files(subfolder).items():
             _write_json(folder / subfolder / name, content)
+        for name, state in model.layer_states(subfolder).items():
+            save_file(state, folder / subfolder / name / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: object) -> None:

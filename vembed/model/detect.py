@@ -7,7 +7,7 @@ the settings over it; those that the model cannot honour are refused, all at onc
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,7 +19,7 @@ from vembed.model.families.registry import family_for, family_named, family_of_m
 from vembed.model.files import SPEC_FILE, config_folder, read_json
 from vembed.model.honour import setting_problems
 from vembed.model.settings import ModelSettings
-from vembed.model.spec import ModelSpec, Pooling
+from vembed.model.spec import ModelSpec
 
 _Json = dict[str, Any]  # Any: JSON
 
@@ -117,7 +117,6 @@ def _with_settings(spec: ModelSpec, settings: ModelSettings) -> ModelSpec:
     values = {key: getattr(settings, key) for key in fields if key != "pooling"}
     update = {key: value for key, value in values.items() if value != fields[key].default}
     if settings.pooling is not None:
-        assert settings.pooling in get_args(Pooling)
         # Of a composed model's towers, the text tower: image towers keep the pooling of their architecture.
         update["pooling"] = {**spec.pooling, spec.towers[0]: settings.pooling}
     return spec.model_copy(update=update)

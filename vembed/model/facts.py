@@ -43,6 +43,8 @@ def read_facts(name: str, folder: Path) -> ModelFacts:
     path = folder / sentence.model_path if sentence else folder
     config: Json | None = read_json(path / "config.json")
     if config is None:
+        if sentence is not None and sentence.refusal is not None:
+            raise ModelError(sentence.refusal)
         final = folder / "final"
         hint = f"; did you mean {str(final)!r}?" if (final / SPEC_FILE).exists() else ""
         raise ModelError(f"model folder {str(path)!r} holds no config.json{hint}")

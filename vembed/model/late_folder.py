@@ -11,7 +11,7 @@ from vembed.model.files import read_json
 
 Json = dict[str, Any]  # Any: JSON
 
-MODULES = frozenset({"Dense", "HierarchicalTokenPooling", "MultiVectorMask"})
+_KNOWN = ("Dense", "HierarchicalTokenPooling", "MultiVectorMask", "Normalize", "Transformer")
 _MODEL_TYPES = ("ColBERT", "MultiVectorEncoder")  # PyLate up to 3, and since
 _CLASSIC_LENGTH = 32
 
@@ -33,13 +33,19 @@ class LateFolder:
     normalizes_pools: bool = True
 
 
-def is_late(modules: Sequence[tuple[str, str]], general: Json) -> bool:
-    """Whether modules (kind and path) and config_sentence_transformers.json describe a vector per token."""
-    return general.get("model_type") in _MODEL_TYPES or any(kind == "MultiVectorMask" for kind, _ in modules)
+def is_late(kinds: Sequence[str], general: Json) -> bool:
+    """Whether the kinds of modules and config_sentence_transformers.json describe a vector per token."""
+    return general.get("model_type") in _MODEL_TYPES or "MultiVectorMask" in kinds
 
 
 def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: Json, transformer: Json) -> LateFolder:
-    """What the modules of a folder say. Raises ModelError for what would change the vectors and is not supported."""
+    """What the modules (kind and path) say. Raises ModelError for what changes the vectors and is not supported."""
+    unknown = sorted({kind for kind, _ in modules} - {*_KNOWN})
+    if unknown:
+        raise ModelError(
+            f"{folder / 'modules.json'} names {', '.join(unknown)}; of models with a vector per token only"
+            f" {', '.join(_KNOWN)} are supported"
+        )
     pylate = general.get("model_type") == "ColBERT"
     if pylate:
         transformer = {**transformer, **_pylate_lengths(general)}

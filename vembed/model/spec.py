@@ -1,19 +1,56 @@
 """ModelSpec: how a model reads its inputs and how its vectors are compared. Saved with every checkpoint."""
 
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from vembed.model.settings import Tower
 from vembed.types import Side
 
-# `own`: what the model's code calls its pooled output (CLIP's end-of-text token, SigLIP's head, timm's pooling).
-Pooling = Literal["cls", "mean", "last", "max", "pooler", "own"]
+# Of a tower's vectors; several, joined by "+", are put side by side. `pooler`: what the model's class pools by itself;
+# `own`: what its code calls its pooled output (CLIP's end-of-text token, SigLIP's head, timm's pooling).
+POOLINGS = ("cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean", "pooler", "own")
 Modality = Literal["text", "image"]
 
 _TOWER_OF: dict[Modality, Tower] = {"text": "text", "image": "vision"}
 _MODALITIES_OF_LETTER: dict[str, tuple[Modality, ...]] = {"t": ("text",), "i": ("image",), "m": ("text", "image")}
+
+
+def known_pooling(pooling: str) -> str:
+    """The pooling, if all that it joins are known. Raises ValueError.
+
+    >>> known_pooling("cls+mean")
+    'cls+mean'
+    """
+    modes = pooling.split("+")
+    unknown = [mode for mode in modes if mode not in POOLINGS]
+    if unknown or (len(modes) > 1 and {"pooler", "own"} & set(modes)):
+        raise ValueError(
+            f"pooling {pooling!r} is not known; known are {', '.join(POOLINGS)}, the first six also joined by +"
+        )
+    return pooling
+
+
+Pooling = Annotated[str, AfterValidator(known_pooling)]
+
+
+class LayerSpec(BaseModel):
+    """A layer between pooling and embedding, of a folder of sentence-transformers; `path` is its subfolder there.
+
+    dense: activation(linear(vector)), to which `residual` adds the vector itself, projected where the widths differ.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["dense", "layer_norm", "normalize", "dropout"]
+    path: str
+    inputs: int = 0
+    outputs: int = 0
+    bias: bool = True
+    activation: str = "Tanh"
+    residual: bool = False
+    probability: float = 0.0
 
 
 class LateInteraction(BaseModel):
@@ -42,6 +79,8 @@ class LateInteraction(BaseModel):
 class ModelSpec(BaseModel):
     """One record that training, evaluation, encoding and export all read, so that they cannot drift apart.
 
+    layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
+    other_prompts: those that neither side uses, by name, kept for sentence-transformers.
     max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
     models that were trained with one (SigLIP); image_size is the side of the square that images become, None for the
     image processor's own.
@@ -58,6 +97,8 @@ class ModelSpec(BaseModel):
     preset: str
     towers: tuple[Tower, ...]
     pooling: dict[Tower, Pooling]
+    pool_prompt: bool = True
+    layers: tuple[LayerSpec, ...] = ()
     normalize: bool = True
     similarity: Literal["cosine", "dot"] = "cosine"
     scoring: Literal["single", "maxsim"] = "single"
@@ -69,6 +110,7 @@ class ModelSpec(BaseModel):
     image_size: int | None = None
     query_prompt: str = ""
     document_prompt: str = ""
+    other_prompts: dict[str, str] = {}
     projection_head: Literal["linear", "mlp"] | None = None
     projection_dim: int | None = None
     late: LateInteraction | None = None

@@ -205,16 +205,10 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     assert "cannot be loaded" in refusal(folder)
 
 
-def test_architectures_and_modules_that_are_not_supported_are_named(tmp_path):
+def test_architectures_and_poolings_that_are_not_supported_are_named(tmp_path):
     folder = Path(tiny_bert(tmp_path, pooling="mean"))
-    modules = json.loads((folder / "modules.json").read_text())
-    write_json(
-        folder / "modules.json", [*modules, {"idx": 3, "name": "3", "path": "3_Dense", "type": "x.models.Dense"}]
-    )
-    assert "names Dense; only Transformer, Pooling and Normalize are supported" in refusal(folder)
-    write_json(folder / "modules.json", modules)
-    edit_json(folder / "1_Pooling" / "config.json", pooling_mode_max_tokens=True)
-    assert "pools by mean + max" in refusal(folder)
+    edit_json(folder / "1_Pooling" / "config.json", pooling_mode=["mean", "median"])
+    assert "pools by mean + median; known are: cls, max, mean" in refusal(folder)
     (folder / "modules.json").unlink()
     edit_json(folder / "config.json", model_type="flava")
     assert "models of type 'flava' are not supported" in refusal(folder)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import (
     TextTower,
@@ -14,6 +15,7 @@ from vembed.model.backbones.towers import (
     fit_timm,
     fitted,
     interpolation,
+    pooled_width,
     refuse_odd_size,
     refuse_unreadable_size,
     run_vision,
@@ -21,6 +23,7 @@ from vembed.model.backbones.towers import (
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import Part
+from vembed.model.sentence_folder import modules_folder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
@@ -52,10 +55,14 @@ class TextModel(BaseEmbeddingModel):
         """The text model, at the root of a checkpoint."""
         return {"": self.text_tower.model}
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[texts, tokens] twice -> [texts, dim]."""
-        features: Tensor = self.text_tower(input_ids, attention_mask)
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
+        """[texts, tokens] each -> [texts, dim]."""
+        features: Tensor = self.text_tower(input_ids, attention_mask, pooled_tokens)
         return features
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the layers that follow the pooling, by their subfolder."""
+        return self.text_tower.layers_after.states()
 
 
 class VisionModel(BaseEmbeddingModel):
@@ -162,7 +169,8 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     pooling = spec.pooling["text"]
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
     disable_kv_cache(backbone)
-    return TextTower(backbone, pooling)
+    layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
+    return TextTower(backbone, pooling, layers)
 
 
 def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> VisionTower:

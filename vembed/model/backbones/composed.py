@@ -110,10 +110,14 @@ class ComposedModel(BaseEmbeddingModel):
         """The towers, in a folder each."""
         return {"text": self.text_tower.model, "image": self.vision_tower.model}
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[texts, tokens] twice -> [texts, dim]."""
-        projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask))
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
+        """[texts, tokens] each -> [texts, dim]."""
+        projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask, pooled_tokens))
         return projected
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the layers that follow the text tower's pooling, by their subfolder within it."""
+        return self.text_tower.layers_after.states() if subfolder == "text" else {}
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """`pixel_values` [images, 3, height, width] -> [images, dim]."""

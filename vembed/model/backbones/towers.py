@@ -2,32 +2,49 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vembed.errors import ModelError
+from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, first_lines
 from vembed.model.base import pool
+from vembed.model.sentence_layers import width_after
 from vembed.model.spec import Pooling
 
 
 class TextTower(nn.Module):
-    """A text model whose token vectors are pooled."""
+    """A text model whose token vectors are pooled, and the layers that follow the pooling."""
 
-    def __init__(self, model: Backbone, pooling: Pooling) -> None:
+    def __init__(self, model: Backbone, pooling: Pooling, layers: VectorLayers | None = None) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
-        self.width = int(model.config.hidden_size)
+        self.layers_after = layers if layers is not None else VectorLayers()
+        self.width = width_after(pooled_width(model.config, pooling), self.layers_after.specs, Path())
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[texts, tokens] twice -> [texts, width]."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
+        """[texts, tokens] each -> [texts, width].
+
+        pooled_tokens: those of the real tokens that the pooling reads, None for all.
+        """
         output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        real = attention_mask.bool()
         if self.pooling == "pooler":
-            return _tensor(output.pooler_output)
-        return pool(output.last_hidden_state, attention_mask.bool(), self.pooling)
+            pooled = _tensor(output.pooler_output)
+        else:
+            read = real if pooled_tokens is None else pooled_tokens
+            pooled = pool(output.last_hidden_state, read, self.pooling, real=real)
+        vectors: Tensor = self.layers_after(pooled)
+        return vectors
+
+
+def pooled_width(config: Any, pooling: Pooling) -> int:  # Any: transformers is untyped
+    """The width of a text model's pooled vectors."""
+    return int(config.hidden_size) * len(pooling.split("+"))
 
 
 class VisionTower(nn.Module):

@@ -30,8 +30,8 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         max_length=limit,
         text_limit=limit,
         projection_dim=int(facts.config.get("embedding_dim", 128)),
-        query_prompt=sentence.query_prompt if sentence else "",
-        document_prompt=sentence.document_prompt if sentence else "",
+        query_prompt=(sentence.query_prompt if sentence else None) or "",
+        document_prompt=(sentence.document_prompt if sentence else None) or "",
         pool_factor=found.pool_factor,
         late=LateInteraction(
             native=True,

@@ -1,7 +1,9 @@
 """How models of one or two transformers towers are described: texts by a tokenizer, images at one size."""
 
+from vembed.errors import ModelError
 from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture
+from vembed.model.sentence_folder import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
@@ -10,7 +12,7 @@ PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
 
 def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a text encoder: what its sentence-transformers files say, else what its architecture does."""
-    sentence = facts.sentence
+    sentence = _sentence(facts)
     asked = sentence.max_length if sentence else None
     limit = text_limit(facts, architecture)
     return ModelSpec(
@@ -18,19 +20,23 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
         preset="text",
         towers=("text",),
         pooling={"text": (sentence.pooling if sentence else None) or architecture.pooling},
+        pool_prompt=sentence.pool_prompt if sentence else True,
+        layers=sentence.layers if sentence else (),
         normalize=sentence.normalize if sentence else True,
         similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
         max_length=min((length for length in (asked, limit) if length), default=None),
         text_limit=limit,
         lower_case=sentence.lower_case if sentence else False,
-        query_prompt=sentence.query_prompt if sentence else "",
-        document_prompt=sentence.document_prompt if sentence else "",
+        query_prompt=(sentence.query_prompt if sentence else None) or "",
+        document_prompt=(sentence.document_prompt if sentence else None) or "",
+        other_prompts=dict(sentence.other_prompts) if sentence else {},
     )
 
 
 def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a vision encoder."""
-    sentence = facts.sentence
+    sentence = _sentence(facts)
+    _refuse_layers(facts, family)
     return ModelSpec(
         family=family,
         preset="dino",
@@ -44,9 +50,23 @@ def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) 
 def describe_dual(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a text and a vision tower that were trained together, normalised whatever else its files say."""
     spec = describe_text(family, facts, architecture)
+    _refuse_layers(facts, family)
     towers: tuple[Tower, ...] = ("text", "vision")
     pooling = dict.fromkeys(towers, architecture.pooling)
     return spec.model_copy(update={"preset": family, "towers": towers, "pooling": pooling, "normalize": True})
+
+
+def _sentence(facts: ModelFacts) -> SentenceFolder | None:
+    """What the sentence-transformers files say. Raises ModelError when a tower and its pooling cannot express it."""
+    if facts.sentence is not None and facts.sentence.refusal is not None:
+        raise ModelError(facts.sentence.refusal)
+    return facts.sentence
+
+
+def _refuse_layers(facts: ModelFacts, family: str) -> None:
+    if facts.sentence is not None and (facts.sentence.layers or not facts.sentence.pool_prompt):
+        path = facts.sentence.layers[0].path if facts.sentence.layers else "the pooling without the prompt"
+        raise ModelError(f"{facts.folder / 'modules.json'}: {path} is for text models; this is a {family} model")
 
 
 def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:

@@ -22,7 +22,8 @@ from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
 
 
 class TowerProcessor(ItemProcessor):
-    """Items to a model's inputs: `input_ids` and `attention_mask` per text row, `pixel_values` per image.
+    """Items to a model's inputs: `input_ids` and `attention_mask` per text row, `pixel_values` per image; where the
+    pooling leaves a prompt out, `pooled_tokens` per text row.
 
     An image reader may give further tensors per image (NaFlex: which patches are real, and their grid).
     """
@@ -59,13 +60,15 @@ class TowerProcessor(ItemProcessor):
         loaded = self.load_all(items)
         tensors: dict[str, Ragged] = {}
         num_truncated = 0
-        texts = [self.spec.prompt(side) + item.text for item in loaded if item.text is not None]
+        texts = [item.text for item in loaded if item.text is not None]
         if texts:
             assert self._texts is not None
-            encoded = self._texts.encode(texts)
+            encoded = self._texts.encode(texts, self.spec.prompt(side))
             counts = torch.tensor([int(item.text is not None) for item in loaded])
             tensors["input_ids"] = Ragged(encoded.input_ids, counts)
             tensors["attention_mask"] = Ragged(encoded.attention_mask, counts)
+            if encoded.pooled_tokens is not None:
+                tensors["pooled_tokens"] = Ragged(encoded.pooled_tokens, counts)
             num_truncated = encoded.num_truncated
         return Inputs(len(loaded), tensors | stack_images(loaded), num_truncated)
 

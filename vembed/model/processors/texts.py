@@ -13,11 +13,15 @@ from vembed.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """input_ids and attention_mask, int64 [texts, tokens], and how many texts were longer than the limit."""
+    """input_ids and attention_mask, int64 [texts, tokens], and how many texts were longer than the limit.
+
+    pooled_tokens: bool [texts, tokens], the real tokens that are not the prompt's, None when the pooling reads all.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     num_truncated: int
+    pooled_tokens: Tensor | None = None
 
 
 class TextReader:
@@ -28,31 +32,44 @@ class TextReader:
         self.tokenizer = tokenizer
         self._max_length = spec.max_length
         self._pad_to = spec.pad_to
+        self._pools_prompt = spec.pool_prompt
         tokenizer.padding_side = spec.padding_side
         if spec.lower_case:
             _lower_case(tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Tokens padded to the longest of these texts, or to the model's fixed length.
+    def encode(self, texts: Sequence[str], prompt: str = "") -> EncodedTexts:
+        """Tokens of prompt + text, padded to the longest of these texts, or to the model's fixed length.
 
         Models that were trained with padding in view (their tokenizer gives no mask) get a mask without gaps.
         """
+        texts = [prompt + text for text in texts]
+        encoded = self._tokenize(texts)
+        ids: Tensor = encoded["input_ids"]
+        mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
+        return EncodedTexts(ids, mask, self._num_truncated(encoded, texts), self._pooled_tokens(mask, prompt))
+
+    def _tokenize(self, texts: list[str]) -> Any:  # Any: transformers is untyped here
         length: dict[str, Any] = {"padding": "longest", "truncation": False}
         if self._max_length is not None:
             length = {"padding": "longest", "truncation": True, "max_length": self._max_length}
         if self._pad_to is not None:
             length |= {"padding": "max_length", "max_length": self._pad_to}
-        encoded = self.tokenizer(list(texts), return_tensors="pt", **length)
-        ids: Tensor = encoded["input_ids"]
-        mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
-        return EncodedTexts(ids, mask, self._num_truncated(encoded, texts))
+        return self.tokenizer(texts, return_tensors="pt", **length)
 
-    def _num_truncated(self, encoded: Any, texts: Sequence[str]) -> int:  # Any: transformers is untyped here
+    def _pooled_tokens(self, mask: Tensor, prompt: str) -> Tensor | None:
+        """As sentence-transformers counts them: as many tokens as the prompt has alone, without an end token."""
+        if self._pools_prompt or not prompt:
+            return None
+        ids: list[int] = self._tokenize([prompt])["input_ids"][0].tolist()
+        num_prompt_tokens = len(ids) - int(ids[-1] in self.tokenizer.all_special_ids)
+        return mask.bool() & (mask.cumsum(dim=1) > num_prompt_tokens)
+
+    def _num_truncated(self, encoded: Any, texts: list[str]) -> int:  # Any: transformers is untyped here
         if self._max_length is None:
             return 0
         if encoded.encodings is not None:
             return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-        lengths = [len(ids) for ids in self.tokenizer(list(texts), truncation=False)["input_ids"]]
+        lengths = [len(ids) for ids in self.tokenizer(texts, truncation=False)["input_ids"]]
         return sum(length > self._max_length for length in lengths)
 
 

@@ -1,0 +1,114 @@
+"""The layers between pooling and embedding: built from a spec, with the weights that their folders hold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vembed.errors import ModelError
+from vembed.model.sentence_layers import width_after
+from vembed.model.spec import LayerSpec
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class DenseLayer(nn.Module):
+    """activation(linear(vector)), [items, inputs] -> [items, outputs], with the vector added where `residual`."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
+        self.activation: nn.Module = getattr(nn, spec.activation)()
+        self.adds_input = spec.residual
+        if spec.residual and spec.inputs != spec.outputs:
+            self.residual = nn.Linear(spec.inputs, spec.outputs, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[items, inputs] -> [items, outputs]."""
+        output: Tensor = self.activation(self.linear(vectors))
+        if not self.adds_input:
+            return output
+        return output + (self.residual(vectors) if "residual" in self._modules else vectors)
+
+
+class NormLayer(nn.Module):
+    """Layer normalisation of vectors [items, width]."""
+
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(spec.outputs)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[items, width] -> [items, width]."""
+        output: Tensor = self.norm(vectors)
+        return output
+
+
+class UnitLayer(nn.Module):
+    """Vectors [items, width] divided by their lengths."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[items, width] -> [items, width]."""
+        return functional.normalize(vectors, dim=-1)
+
+
+class VectorLayers(nn.ModuleList):
+    """The layers that follow the pooling, in order; none leaves vectors as they are."""
+
+    def __init__(self, specs: Sequence[LayerSpec] = ()) -> None:
+        super().__init__(_layer(spec) for spec in specs)
+        self.specs = tuple(specs)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[items, width] -> [items, width after the layers], in the dtype of the layers' weights."""
+        weight = next(self.parameters(), None)
+        vectors = vectors if weight is None else vectors.to(weight.dtype)
+        for layer in self:
+            vectors = layer(vectors)
+        return vectors
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of each layer that has any, as plain tensors, by its subfolder."""
+        weights = {
+            spec.path: {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
+            for spec, layer in zip(self.specs, self, strict=True)
+        }
+        return {path: state for path, state in weights.items() if state}
+
+
+def load_layers(specs: Sequence[LayerSpec], folder: Path, width: int) -> VectorLayers:
+    """The layers whose subfolders lie in `folder`, for vectors of that width. Raises ModelError."""
+    width_after(width, specs, folder)
+    with torch.random.fork_rng(devices=[]):
+        layers = VectorLayers(specs)
+    for spec, layer in zip(specs, layers, strict=True):
+        if next(layer.parameters(), None) is not None:
+            _load(layer, folder / spec.path)
+    return layers
+
+
+def _layer(spec: LayerSpec) -> nn.Module:
+    if spec.kind == "dense":
+        return DenseLayer(spec)
+    if spec.kind == "layer_norm":
+        return NormLayer(spec)
+    return nn.Dropout(spec.probability) if spec.kind == "dropout" else UnitLayer()
+
+
+def _load(layer: nn.Module, folder: Path) -> None:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        pickles = sorted(found.name for found in folder.glob("*.bin"))
+        hint = f"; it holds {pickles[0]}, a pickle, which can run code when it is opened" if pickles else ""
+        raise ModelError(f"{path} is missing{hint}. Save the layer as safetensors")
+    try:
+        state = load_file(path)
+        layer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} does not fit {folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
+        ) from error
