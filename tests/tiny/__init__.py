@@ -13,6 +13,7 @@ from tests.tiny.towers import (
     tiny_vit,
     write_sentence_transformers_files,
 )
+from tests.tiny.vlm import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 __all__ = [
     "tiny_bert",
@@ -21,6 +22,9 @@ __all__ = [
     "tiny_colpali",
     "tiny_colqwen2",
     "tiny_dinov2",
+    "tiny_qwen2_5_vl",
+    "tiny_qwen2_vl",
+    "tiny_qwen3_vl",
     "tiny_siglip",
     "tiny_timm",
     "tiny_vit",

@@ -252,7 +252,7 @@ def test_a_plugin_that_is_not_there_is_named_with_its_line(write_yaml):
 
 
 def test_every_preset_holds_known_keys_that_take_effect():
-    assert preset_names() == ["clip", "colpali", "composed", "dino", "siglip", "text"]
+    assert preset_names() == ["clip", "colpali", "composed", "dino", "qwen3", "siglip", "text", "vlm"]
     for name in preset_names():
         preset = read_preset(name)
         for words in ([], ["--use_lora"]):

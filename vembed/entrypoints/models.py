@@ -69,7 +69,8 @@ def _family_lines(family: Family) -> Iterator[str]:
     yield from _entry("short names", [f"{name} = {target}" for name, target in family.model_names.items()])
     tested = [name for name, architecture in family.architectures.items() if architecture.tested]
     yield from _entry("tested with", tested)
-    yield from _entry("opens too", [name for name in family.architectures if name not in tested])
+    others = [name for name in family.architectures if name not in tested]
+    yield from _entry("opens too", others + (["models that bring their own code"] if family.own_code else []))
     yield from _entry("own settings", sorted(family.keys))
 
 

@@ -158,6 +158,10 @@ class BaseEmbeddingModel(nn.Module):
         """The weights of one of the backbones as transformers knows them, adapters merged in."""
         return merged_state(self.backbones()[subfolder])
 
+    def save_backbone(self, subfolder: str, folder: Path) -> None:
+        """Write one of the backbones as transformers opens it, adapters merged in."""
+        self.backbones()[subfolder].save_pretrained(folder, state_dict=self.backbone_state(subfolder))
+
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """The JSON files by which sentence-transformers opens one of the backbones' folders as this model uses it."""
         config = self.backbones()[subfolder].config

@@ -144,9 +144,9 @@ def _write_adapters(folder: Path, model: BaseEmbeddingModel, bases: Mapping[str,
 
 
 def _write_backbones(folder: Path, model: BaseEmbeddingModel) -> None:
-    for subfolder, backbone in model.backbones().items():
+    for subfolder in model.backbones():
         with quiet():
-            backbone.save_pretrained(folder / subfolder, state_dict=model.backbone_state(subfolder))
+            model.save_backbone(subfolder, folder / subfolder)
 
 
 def _write_sentence_files(folder: Path, model: BaseEmbeddingModel) -> None:

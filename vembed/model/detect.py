@@ -56,13 +56,15 @@ def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None
         family, reason = family_for(facts)
     else:
         family, reason = _asked_family(str(encoder_mode), facts), f"encoder_mode is {encoder_mode}"
-    spec = family.describe(facts, family.architectures[facts.model_type])
+    architecture = family.architecture(facts)
+    assert architecture is not None, f"{family.name} claims {facts.model_type}, which it cannot read"
+    spec = family.describe(facts, architecture)
     return Detected(spec, f"{reason}; {_pooling_words(spec, facts)}")
 
 
 def _asked_family(encoder_mode: str, facts: ModelFacts) -> Family:
     family = family_of_mode(encoder_mode)
-    if facts.model_type not in family.architectures:
+    if family.architecture(facts) is None:
         own = family_for(facts)[0]
         able = ", ".join(family.architectures) or "towers of its own: text_model_name and image_model_name"
         raise ModelError(

@@ -36,6 +36,11 @@ class ModelFacts:
             return "timm_wrapper"  # a timm repository, which transformers opens as such
         return str(config.get("model_type", "unknown"))
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the folder brings Python code that opens it."""
+        return "auto_map" in self.config
+
 
 def read_facts(name: str, folder: Path) -> ModelFacts:
     """The facts of the model in `folder`. Raises ModelError when it has no config.json, or a broken one."""

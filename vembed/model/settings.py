@@ -75,6 +75,12 @@ class ModelSettings(Section):
         le=8192,
         description="Side of the square, in pixels, that images are resized to; default: the model's own.",
     )
+    min_pixels: int | None = Field(
+        None,
+        ge=256,
+        description="Lower limit of an image's pixels for models that read images at their native resolution.",
+        json_schema_extra=BY_FAMILY,
+    )
     max_pixels: int | None = Field(
         None,
         ge=256,

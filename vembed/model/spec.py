@@ -82,8 +82,8 @@ class ModelSpec(BaseModel):
     layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
     other_prompts: those that neither side uses, by name, kept for sentence-transformers.
     max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
-    models that were trained with one (SigLIP); image_size is the side of the square that images become, None for the
-    image processor's own.
+    models that were trained with one (SigLIP); image_size is the side of the square that images become; min_pixels and
+    max_pixels bound images that keep their shape. None: the image processor's own.
 
     Of models with a vector per token (scoring "maxsim"): num_query_tokens is what queries are filled up to with mask
     tokens; a document keeps the topk_tokens that are most similar to the token that `pooling` names (cls, last), which
@@ -108,6 +108,8 @@ class ModelSpec(BaseModel):
     pad_to: int | None = None
     lower_case: bool = False
     image_size: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     query_prompt: str = ""
     document_prompt: str = ""
     other_prompts: dict[str, str] = {}

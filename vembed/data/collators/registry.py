@@ -21,3 +21,4 @@ class CollatorClass(Protocol):
 
 CollatorRegistry: Registry[CollatorClass] = Registry("collator")
 CollatorRegistry.register_lazy("default", "vembed.data.collators.default:Collator")
+CollatorRegistry.register_lazy("qwen3_vl", "vembed.data.collators.qwen3_vl:Qwen3VLCollator")

@@ -13,7 +13,7 @@ from vembed.model.adapted import merge_adapters
 from vembed.model.adapter_base import AdapterBase, base_folder, read_base
 from vembed.model.adapter_files import read_adapters
 from vembed.model.backbones.precision import FOUR_BIT, check_attention, weight_options
-from vembed.model.files import ADAPTER_CONFIG
+from vembed.model.files import ADAPTER_CONFIG, read_json
 from vembed.model.settings import ModelSettings
 
 Backbone = Any  # transformers is untyped here
@@ -83,6 +83,19 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     return model.eval()
 
 
+def refuse_own_code(folder: Path, settings: ModelSettings) -> None:
+    """Raise ModelError when a folder can only be opened by the code that it brings, and that was not allowed to run."""
+    config = read_json(folder / "config.json") or {}
+    known = config.get("model_type") in transformers.CONFIG_MAPPING
+    if "auto_map" not in config or known or settings.trust_remote_code:
+        return
+    files = sorted({str(name).split(".")[0].split("--")[-1] + ".py" for name in _names(config["auto_map"])})
+    raise ModelError(
+        f"model folder {str(folder)!r} is opened by code that comes with it ({', '.join(files)}), which does not run"
+        " unless you allow it: read it, and set trust_remote_code: true"
+    )
+
+
 def pretrained_processor(loader: Any, folder: Path, *, trust_remote_code: bool, kind: str) -> Any:
     """What transformers' `loader` (AutoTokenizer, AutoImageProcessor) finds in the folder, or ModelError."""
     try:
@@ -118,6 +131,12 @@ def _freeze_unused(model: Backbone, needs_pooler: bool) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("mask_token") or (name.startswith("pooler.") and not needs_pooler):
             parameter.requires_grad_(False)
+
+
+def _names(auto_map: dict[str, Any]) -> Iterator[str]:  # Any: JSON
+    """The classes that config.json says are defined in the folder: "file.Class"; a tokenizer has two, slow and fast."""
+    for entry in auto_map.values():
+        yield from (name for name in (entry if isinstance(entry, list) else [entry]) if name)
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class Family:
 
     name, aliases: what `encoder_mode` takes. preset: names its recommended settings. towers: what can be frozen.
     model, processor: "package.module:Class" of its BaseEmbeddingModel and ItemProcessor, imported when first needed.
-    architectures: by `model_type`, those that it can read. describe: from a folder's files to the spec.
+    architectures: by `model_type`, those that it can read; own_code: how it reads those that no library knows and that
+    bring code of their own, None where it does not. describe: from a folder's files to the spec.
     claim: the reason why a folder is of this family when no `encoder_mode` is given, None if it is not; without it
     every folder of one of its architectures is. keys: those settings of the by-family kind that it honours.
     check: problems of settings that the keys alone do not tell. model_names: short names for `model_name` -> hub ids.
@@ -50,12 +51,17 @@ class Family:
     processor: str
     describe: Describe
     architectures: Mapping[str, Architecture] = field(default_factory=dict)
+    own_code: Architecture | None = None
     claim: Claim | None = None
     keys: frozenset[str] = frozenset()
     check: Check | None = None
     aliases: tuple[str, ...] = ()
     model_names: Mapping[str, str] = field(default_factory=dict)
     subfolders: Mapping[Tower, str] = field(default_factory=dict)
+
+    def architecture(self, facts: ModelFacts) -> Architecture | None:
+        """How this family reads a folder, None if it does not."""
+        return self.architectures.get(facts.model_type, self.own_code if facts.has_own_code else None)
 
     def claims(self, facts: ModelFacts) -> str | None:
         """Why this family is the one for a folder, None if it is not."""

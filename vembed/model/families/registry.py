@@ -10,6 +10,7 @@ from vembed.model.families.family import Family
 from vembed.model.families.late_interaction import LATE_INTERACTION
 from vembed.model.families.text import TEXT
 from vembed.model.families.vision import VISION
+from vembed.model.families.vlm import QWEN3_VL, VLM_GENERIC
 from vembed.registry import nearest_names
 
 _FAMILIES: dict[str, Family] = {}
@@ -73,5 +74,5 @@ def hub_id(name: str) -> str:
     return next((family.model_names[name] for family in _FAMILIES.values() if name in family.model_names), name)
 
 
-for _family in (TEXT, VISION, CLIP, SIGLIP, COMPOSED, LATE_INTERACTION):
+for _family in (TEXT, VISION, CLIP, SIGLIP, VLM_GENERIC, QWEN3_VL, COMPOSED, LATE_INTERACTION):
     register_family(_family)

@@ -12,7 +12,7 @@ PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
 
 def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a text encoder: what its sentence-transformers files say, else what its architecture does."""
-    sentence = _sentence(facts)
+    sentence = sentence_of(facts)
     asked = sentence.max_length if sentence else None
     limit = text_limit(facts, architecture)
     return ModelSpec(
@@ -35,8 +35,8 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
 
 def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a vision encoder."""
-    sentence = _sentence(facts)
-    _refuse_layers(facts, family)
+    sentence = sentence_of(facts)
+    refuse_layers(facts, family)
     return ModelSpec(
         family=family,
         preset="dino",
@@ -50,20 +50,21 @@ def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) 
 def describe_dual(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a text and a vision tower that were trained together, normalised whatever else its files say."""
     spec = describe_text(family, facts, architecture)
-    _refuse_layers(facts, family)
+    refuse_layers(facts, family)
     towers: tuple[Tower, ...] = ("text", "vision")
     pooling = dict.fromkeys(towers, architecture.pooling)
     return spec.model_copy(update={"preset": family, "towers": towers, "pooling": pooling, "normalize": True})
 
 
-def _sentence(facts: ModelFacts) -> SentenceFolder | None:
+def sentence_of(facts: ModelFacts) -> SentenceFolder | None:
     """What the sentence-transformers files say. Raises ModelError when a tower and its pooling cannot express it."""
     if facts.sentence is not None and facts.sentence.refusal is not None:
         raise ModelError(facts.sentence.refusal)
     return facts.sentence
 
 
-def _refuse_layers(facts: ModelFacts, family: str) -> None:
+def refuse_layers(facts: ModelFacts, family: str) -> None:
+    """Raise ModelError for a folder of sentence-transformers with more after its tower than pooling and normalising."""
     if facts.sentence is not None and (facts.sentence.layers or not facts.sentence.pool_prompt):
         path = facts.sentence.layers[0].path if facts.sentence.layers else "the pooling without the prompt"
         raise ModelError(f"{facts.folder / 'modules.json'}: {path} is for text models; this is a {family} model")

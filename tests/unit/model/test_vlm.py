@@ -1,0 +1,285 @@
+"""Vision-language models: the embedding is the hidden state of the last token of the conversation on the card."""
+
+import json
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from torch.nn import functional
+
+from tests import tiny
+from vembed.errors import DataError, ModelError
+from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.types import ImageSource, Item
+
+QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_embedding"]
+EVERY = QWEN
+
+
+def finished(model, items, side="document"):
+    return model.processor.finish(model.processor.prepare(items, side))
+
+
+def embed(model, items, side="document"):
+    with torch.no_grad():
+        return model.model(finished(model, items, side)).vectors
+
+
+def message_of(item, instruction=""):
+    """The conversation that the model cards show: instruction, then images, then text."""
+    system = [{"role": "system", "content": [{"type": "text", "text": instruction}]}] if instruction else []
+    images = [{"type": "image", "image": source.pil} for source in item.images]
+    words = [{"type": "text", "text": item.text}] if item.text is not None else []
+    return [*system, {"role": "user", "content": [*images, *words]}]
+
+
+@torch.no_grad()
+def last_states(folder, messages, **processor_arguments):
+    """The last token's hidden state in plain transformers, one conversation at a time, language head and all."""
+    processor = transformers.AutoProcessor.from_pretrained(folder, **processor_arguments)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
+    states = []
+    for message in messages:
+        inputs = processor.apply_chat_template(
+            [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        states.append(model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1])
+    return functional.normalize(torch.stack(states), dim=-1)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_generic_loader_gives_the_last_token_of_the_chat_template(name, model_of, folder_of, items_for):
+    model = model_of(name)
+    items = items_for(model)
+    expected = last_states(folder_of(name), [message_of(item) for item in items])
+    assert torch.allclose(embed(model, items), expected, atol=1e-5)
+    assert (expected[0] - expected[1]).norm() > 1e-3
+
+
+def test_qwen3_vl_embedding_is_used_as_its_card_says(model_of, fresh, folder_of, items_for):
+    model = model_of("qwen3_vl_embedding")
+    items, folder = items_for(model), folder_of("qwen3_vl_embedding")
+    size = {"shortest_edge": 4 * 32 * 32, "longest_edge": 1800 * 32 * 32}
+    messages = [message_of(item, "Represent the user's input.") for item in items]
+    expected = last_states(folder, messages, size=size)
+    assert torch.allclose(embed(model, items), expected, atol=1e-5)
+    asking = fresh("qwen3_vl_embedding", query_prompt="Find the picture that is meant")
+    messages = [message_of(item, "Find the picture that is meant.") for item in items]
+    found = embed(asking, items, side="query")
+    assert torch.allclose(found, last_states(folder, messages, size=size), atol=1e-5)
+    assert (found - expected).norm() > 1e-2
+    assert torch.allclose(embed(asking, items), expected, atol=1e-5)
+
+
+def test_qwen3_vl_embedding_is_known_by_its_name_or_its_files(folder_of, tmp_path):
+    model = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl_embedding"))
+    assert model.reason.startswith("it is called ")
+    assert (model.spec.min_pixels, model.spec.max_pixels) == (4 * 32 * 32, 1800 * 32 * 32)
+    plain = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl"))
+    assert (plain.spec.family, plain.spec.preset) == ("vlm_generic", "vlm")
+    asked = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl"), ModelSettings(encoder_mode="qwen3_vl"))
+    assert (asked.spec.family, asked.spec.preset) == ("qwen3_vl", "qwen3")
+    other = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl_embedding"), ModelSettings(encoder_mode="qwen-vl"))
+    assert other.spec.family == "vlm_generic"
+    tuned = tiny.tiny_qwen3_vl(tmp_path / "tuned")
+    tiny.write_sentence_transformers_files(tuned, "last", 24)
+    found = VisualRetrievalModel.from_pretrained(tuned)
+    assert found.spec.family == "qwen3_vl"
+    assert "1_Pooling" in found.reason
+
+
+def test_another_family_is_refused_by_name(folder_of):
+    with pytest.raises(ModelError, match="encoder_mode 'clip' does not fit: this is a vlm_generic model"):
+        VisualRetrievalModel.from_pretrained(folder_of("qwen2_vl"), ModelSettings(encoder_mode="clip"))
+    with pytest.raises(ModelError, match=r"encoder_mode 'vlm' does not fit: this is a text model .*qwen2_vl"):
+        VisualRetrievalModel.from_pretrained(folder_of("bert"), ModelSettings(encoder_mode="vlm"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_padding_on_either_side_gives_the_same_rows(name, model_of, fresh, items_for):
+    model = fresh(name)
+    items = items_for(model)
+    right = finished(model, items)
+    model.processor.spec = model.spec.model_copy(update={"padding_side": "left"})
+    left = finished(model, items)
+    masks = [inputs.tensors["attention_mask"].values for inputs in (right, left)]
+    assert torch.equal(masks[0].flip(1), masks[1])
+    assert not masks[0].all()
+    with torch.no_grad():
+        vectors = [model.model(inputs).vectors for inputs in (right, left)]
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_any_chunk_of_rows_gives_the_same_rows(name, model_of, items_for):
+    model = model_of(name)
+    items = items_for(model)
+    inputs = model.processor.prepare(items, "document")
+    expected = embed(model, items)
+
+    def run(rows):
+        with torch.no_grad():
+            return model.model(model.processor.finish(rows))
+
+    for size in (1, 3, 7):
+        chunks = [run(take_rows(inputs, start, start + size)) for start in range(0, len(items), size)]
+        assert torch.allclose(concat_rows(chunks).vectors, expected, atol=1e-5)
+    index = torch.tensor([12, 4, 0, 7])
+    assert torch.allclose(run(select_rows(inputs, index)).vectors, expected[index], atol=1e-5)
+    assert run(take_rows(inputs, 0, 0)).vectors.shape == (0, model.model.dim)
+    assert model.model(model.processor.prepare([], "query")).vectors.shape == (0, model.model.dim)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_token_states_say_which_tokens_are_images(name, model_of, pictures):
+    model = model_of(name)
+    items = [Item(text="a red circle"), Item(text="zebra", images=(ImageSource(pil=pictures[0]),))]
+    with torch.no_grad():
+        states = model.model.token_states(finished(model, items))
+    assert states.hidden.shape == (*states.mask.shape, model.model.dim)
+    assert states.mask.dtype == states.is_image.dtype == torch.bool
+    assert states.is_image.sum(dim=1)[0] == 0
+    assert states.is_image.sum(dim=1)[1] > 3
+    assert not (states.is_image & ~states.mask).any()
+    last = [row[mask][-1] for row, mask in zip(states.hidden, states.mask, strict=True)]
+    assert torch.allclose(functional.normalize(torch.stack(last), dim=-1), embed(model, items), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_pixels_wait_in_uint8_and_become_the_processor_s_own(name, model_of, folder_of, pictures):
+    model = model_of(name)
+    sources = [ImageSource(pil=picture) for picture in pictures]
+    items = [Item(images=(source,)) for source in sources] + [Item(images=tuple(sources[1:4]))]
+    inputs = model.processor.prepare(items, "document")
+    assert inputs.tensors["pixel_values"].values.dtype == torch.uint8
+    ours = model.processor.finish(inputs).tensors["pixel_values"].values
+    arguments = {"size": {"shortest_edge": 4096, "longest_edge": 1843200}} if name == "qwen3_vl_embedding" else {}
+    processor = transformers.AutoImageProcessor.from_pretrained(folder_of(name), **arguments)
+    rows = [[source.pil for source in item.images] for item in items]
+    assert torch.equal(ours, torch.cat([processor([row], return_tensors="pt")["pixel_values"] for row in rows]))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_text_is_cut_and_images_and_the_end_of_the_turn_are_not(name, model_of, fresh, pictures):
+    whole = model_of(name)
+    image = ImageSource(pil=pictures[0])
+    item = Item(text="two blue squares on a green field", images=(image,), origin="pairs.jsonl:3")
+    full = whole.processor.prepare([item], "query").tensors["input_ids"].values.tolist()
+    ending = whole.processor._ending
+    cut = fresh(name, max_length=len(full) - 5)
+    inputs = cut.processor.prepare([item, Item(text="a")], "query")
+    ids = inputs.tensors["input_ids"]
+    assert inputs.num_truncated == 1
+    row = ids.values[: int(ids.counts[0])].tolist()
+    assert row == full[: len(full) - 5 - len(ending)] + ending
+    with pytest.raises(DataError, match=r"pairs\.jsonl:3: max_length 20: its images and the chat template alone take"):
+        fresh(name, max_length=20).processor.prepare([item], "query")
+
+
+def test_a_text_that_is_cut_embeds_as_the_text_that_is_left(fresh, model_of):
+    text = "two blue squares on a green field"
+    processor = model_of("qwen3_vl").processor
+    length = len(processor.prepare([Item(text=text)], "query").tensors["input_ids"].values)
+    for kept in ("two blue squares on a green fi", "two blue", ""):
+        rest = processor._encode_plain(text.removeprefix(kept))
+        assert processor._encode_plain(kept) + rest == processor._encode_plain(text)
+        cut = fresh("qwen3_vl", max_length=length - len(rest))
+        assert torch.allclose(embed(cut, [Item(text=text)]), embed(cut, [Item(text=kept)]), atol=1e-6), kept
+    with pytest.raises(DataError, match="max_length 10: the chat template alone take"):
+        fresh("qwen3_vl", max_length=10).processor.prepare([Item(text=text)], "query")
+
+
+def test_a_text_with_an_image_s_token_is_refused(model_of):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the text holds '<\|image_pad\|>', which stands for an image"):
+        model_of("qwen2_vl").encode([Item(text="look: <|image_pad|>", origin="a.jsonl:2")])
+
+
+def test_a_picture_that_the_processor_refuses_is_a_data_error(model_of):
+    strip = Item(images=(ImageSource(pil=PIL.Image.new("RGB", (2000, 4))),), origin="a.jsonl:2")
+    with pytest.raises(DataError, match=r"a\.jsonl:2: an image cannot be read by this model: absolute aspect ratio"):
+        model_of("qwen2_vl").encode([strip])
+
+
+def test_pixel_bounds_are_the_settings_own_and_are_saved(fresh, pictures, tmp_path):
+    item = Item(images=(ImageSource(pil=pictures[3]),))  # 64 x 64
+    counts = {}
+    for most in (16 * 16, 32 * 32, 64 * 64):
+        model = fresh("qwen2_vl", min_pixels=256, max_pixels=most)
+        counts[most] = len(model.processor.prepare([item], "document").tensors["pixel_values"].values)
+    assert counts == {256: 4, 1024: 16, 4096: 64}
+    model.save_pretrained(tmp_path)
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path))
+    assert (again.spec.min_pixels, again.spec.max_pixels) == (256, 4096)
+    plain = transformers.AutoProcessor.from_pretrained(tmp_path).image_processor
+    assert dict(plain.size)["longest_edge"] == 4096
+    with pytest.raises(ModelError, match="min_pixels 512 is more than max_pixels 256"):
+        fresh("qwen2_vl", min_pixels=512, max_pixels=256)
+    with pytest.raises(ModelError, match="image_size: a vlm_generic model keeps the shape of a picture"):
+        fresh("qwen2_vl", image_size=64)
+    with pytest.raises(ModelError, match=r"max_pixels: a clip model has no use for it; these have: .*vlm_generic"):
+        fresh("clip", max_pixels=4096)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_checkpoint_keeps_the_base_s_class_names_and_files(name, fresh, folder_of, tmp_path):
+    fresh(name).save_pretrained(tmp_path)
+    base = transformers.AutoConfig.from_pretrained(folder_of(name))
+    assert transformers.AutoConfig.from_pretrained(tmp_path).architectures == base.architectures
+    names = []
+    for folder in (folder_of(name), tmp_path):
+        with safe_open(f"{folder}/model.safetensors", "pt") as weights:
+            names.append(sorted(weights.keys()))
+    assert names[0] == names[1]
+    own = {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in Path(folder_of(name)).iterdir()} <= own
+    one, two = (transformers.AutoModelForImageTextToText.from_pretrained(path) for path in (folder_of(name), tmp_path))
+    assert all(torch.equal(tensor, two.state_dict()[key]) for key, tensor in one.state_dict().items())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sentence_transformers_gives_the_same_embeddings(name, fresh, items_for, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    model = fresh(name, query_prompt="Find it")
+    items = items_for(model)
+    model.save_pretrained(tmp_path)
+    other = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
+    assert json.loads((tmp_path / "modules.json").read_text())[1]["path"] == "1_Pooling"
+    inputs = [_as_input(item) for item in items]
+    for encode, side in ((other.encode_query, "query"), (other.encode_document, "document")):
+        theirs = torch.stack([torch.as_tensor(encode([one])[0]) for one in inputs])
+        assert torch.allclose(embed(model, items, side), theirs, atol=1e-5), side
+    texts = [item for item in items if not item.images]
+    theirs = torch.as_tensor(other.encode_query([item.text for item in texts], batch_size=4))
+    assert torch.allclose(embed(model, texts, "query"), theirs, atol=1e-5)
+
+
+def _as_input(item):
+    if not item.images:
+        return item.text
+    images = [source.pil for source in item.images]
+    given = {"image": images if len(images) > 1 else images[0]}
+    return given | ({"text": item.text} if item.text is not None else {})
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_towers_parts_and_adapters_are_those_of_the_language_model(name, fresh):
+    model = fresh(name, freeze=("vision",))
+    learning = {info.part for info in model.model.parameter_infos() if info.parameter.requires_grad}
+    assert learning == {"text", "scale"}
+    infos = fresh(name).model.parameter_infos()
+    assert {info.part for info in infos} == {"text", "vision", "scale"}
+    depth = {tower: {info.num_layers for info in infos if info.part == tower} for tower in ("text", "vision")}
+    assert depth["text"] == {2}
+    first = next(info for info in infos if "embed_tokens" in info.name)
+    assert (first.part, first.layer) == ("text", 0)
+
+
+def test_no_keys_and_values_are_cached_and_no_head_is_held(model_of):
+    backbone = model_of("qwen2_vl").model.backbone
+    assert not backbone.language_model.config.use_cache
+    assert not [name for name, _ in model_of("qwen2_vl").model.named_parameters() if "lm_head" in name]

@@ -1,0 +1,166 @@
+"""Vision-language models as embedders: the hidden state of a row's last token, without the language head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vembed.errors import ModelError
+from vembed.model.adapter_base import plain_folder
+from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
+from vembed.model.base import BaseEmbeddingModel, disable_kv_cache, pool, unit_vectors
+from vembed.model.files import ModelFolders
+from vembed.model.parameters import Part
+from vembed.model.sentence_folder import JsonFiles, sentence_files
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import ModelSpec
+from vembed.types import Embeddings, Inputs
+
+IMAGE_TOKENS = "image_tokens"  # tells the tokens that stand for pictures; ours, the backbone does not read it
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What the language model makes of each token of each row.
+
+    hidden: [rows, tokens, width], of the last layer, normed. mask: bool [rows, tokens], True for real tokens (the
+    chat template's among them). is_image: bool [rows, tokens], True for the tokens that stand for a picture's patches.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    is_image: Tensor
+
+
+class VlmModel(BaseEmbeddingModel):
+    """A vision-language model that reads a row, texts and images in one sequence, and is pooled at its last token.
+
+    `token_states(inputs)` gives every token's hidden state instead, with which tokens are real and which are image:
+    what a late-interaction model projects. The text tower is the language model; the vision tower is all else that the
+    checkpoint holds, the projector into the language model's space among it.
+    """
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone, unused: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(spec)
+        self.backbone = backbone
+        self._unused = dict(unused or {})  # a language head of its own weights: not run, and saved again
+        self._language = _language_name(backbone)
+        disable_kv_cache(backbone)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "VlmModel":
+        """The model in `folders.text` (which is also `folders.image`)."""
+        assert folders.text is not None
+        refuse_own_code(folders.text, settings)
+        plain = plain_folder(folders.text, settings)
+        return cls(spec, load_backbone(folders.text, settings), _language_head(plain))
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return int(self.backbone.config.get_text_config().hidden_size)
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """The language model, and the largest network beside it."""
+        others = [child for name, child in self.backbone.named_children() if name != self._language]
+        vision = max(others, key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
+        return {"text": self.backbone.get_submodule(self._language), "vision": vision}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The whole model, at the root of a checkpoint."""
+        return {"": self.backbone}
+
+    def takes_adapter(self, name: str) -> bool:
+        """Whether a layer gets an adapter by default: the language model's do, in attention and MLP alike."""
+        return name.startswith(f"backbone.{self._language}.")
+
+    def learns_whole(self, name: str) -> bool:
+        """No layer does beside adapters: a projector was trained on more pictures than any fine-tuning has."""
+        return False
+
+    def token_states(self, inputs: Inputs) -> TokenStates:
+        """The hidden states of finished inputs [rows, tokens, width], with their masks."""
+        tensors = {name: ragged.values for name, ragged in inputs.tensors.items() if len(ragged.values)}
+        is_image = tensors.pop(IMAGE_TOKENS)
+        dtype = self.backbone.get_input_embeddings().weight.dtype
+        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        output = self.backbone(**tensors, use_cache=False, return_dict=True)
+        return TokenStates(_last_hidden(output), tensors["attention_mask"].bool(), is_image)
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, dim] of finished inputs: each row's tokens, pooled (by its last one, usually)."""
+        if inputs.num_rows == 0:
+            return Embeddings(self.logit_scale.new_zeros(0, self.dim))
+        states = self.token_states(inputs)
+        vectors = pool(states.hidden, states.mask, self.spec.pooling["text"])
+        if vectors.dtype in (torch.float16, torch.bfloat16):
+            vectors = vectors.float()
+        return Embeddings(unit_vectors(vectors) if self.spec.normalize else vectors)
+
+    def _part(self, name: str) -> Part:
+        if not name.startswith("backbone."):
+            return super()._part(name)
+        return "text" if name.startswith(f"backbone.{self._language}.") else "vision"
+
+    def save_backbone(self, subfolder: str, folder: Path) -> None:
+        """Write the weights under the class and the names that the base has them under, its language head included."""
+        state = self.backbone_state(subfolder)
+        whole = _whole_model(self.backbone)
+        if whole is None:
+            self.backbone.save_pretrained(folder, state_dict=state)
+            return
+        dtype = next(iter(state.values())).dtype
+        named = {f"{whole.base_model_prefix}.{name}": tensor for name, tensor in state.items()}
+        head = {name: tensor.to(dtype) for name, tensor in self._unused.items()}
+        whole.save_pretrained(folder, state_dict=named | head)
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The JSON files by which sentence-transformers opens the folder and renders its chat template."""
+        files = sentence_files(self.spec, self.dim)
+        reads = {"method": "forward", "method_output_name": "last_hidden_state"}
+        settings = files["sentence_bert_config.json"]
+        settings["module_output_name"] = "token_embeddings"
+        settings["modality_config"] = {name: dict(reads) for name in ("text", "image")}
+        settings["modality_config"]["message"] = reads | {"format": "structured"}
+        settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
+        return files
+
+
+def _language_name(backbone: Backbone) -> str:
+    """The child of a vision-language model that holds the word embedding."""
+    words = backbone.get_input_embeddings()
+    for name, child in backbone.named_children():
+        if any(module is words for module in child.modules()) and len(list(backbone.children())) > 1:
+            return str(name)
+    raise ModelError(f"{type(backbone).__name__} has no language model beside its vision tower")
+
+
+def _last_hidden(output: Any) -> Tensor:  # Any: transformers is untyped here
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _language_head(folder: Path) -> dict[str, Tensor]:
+    """The language head in a folder's weights, where it has weights of its own. Read when it is saved, not before."""
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys() if name == "lm_head.weight"}  # noqa: SIM118
+    return found
+
+
+def _whole_model(backbone: Backbone) -> Backbone | None:
+    """The class that the config names, around the backbone and without weights; None if that is the backbone's own."""
+    named = (backbone.config.architectures or [type(backbone).__name__])[0]
+    whole = getattr(transformers, named, None)
+    if whole is None or isinstance(backbone, whole):
+        return None
+    with torch.device("meta"):
+        model = whole(backbone.config)
+    inner = getattr(model, model.base_model_prefix, None)
+    return model if type(inner) is type(backbone) else None

@@ -1,0 +1,79 @@
+"""A row as the text that a vision-language model was trained to read: by its chat template, else in a plain format."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import TemplateError
+
+from vembed.errors import ModelError
+
+_PROBE = "zyx"
+
+
+class Conversation:
+    """Renders a row's instruction, images and text, in this order, as one string with a placeholder for each image.
+
+    With a chat template: the instruction is a system message, images and text are one user message, and the beginning
+    of an answer follows. A template that takes no system message gets the instruction as the user's first words.
+
+    Without one, the plain format: the placeholders, the instruction and the text, one after the other, as the
+    processor completes them (PaliGemma's puts the beginning-of-text token before the words and a line's end after).
+    """
+
+    def __init__(self, processor: Any) -> None:  # Any: transformers is untyped here
+        self._processor = processor
+        self._image_token = str(processor.image_token)
+        template = getattr(processor, "chat_template", None) or None
+        self._template = template.get("default") if isinstance(template, dict) else template
+        self._with_parts = self._template is None or "type" in self._template
+        self._with_system = self._template is not None and self._takes_system()
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the processor brings a chat template."""
+        return self._template is not None
+
+    def render(self, instruction: str, text: str | None, num_images: int) -> str:
+        """The row as one string; its images stand in it as placeholders that the processor replaces."""
+        if self._template is None:
+            return self._plain(instruction + (text or ""), num_images)
+        messages = []
+        if instruction and self._with_system:
+            messages.append({"role": "system", "content": self._content(instruction, 0)})
+        elif instruction:
+            text = f"{instruction}\n{text or ''}"
+        messages.append({"role": "user", "content": self._content(text or "", num_images)})
+        rendered: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return rendered
+
+    def _content(self, text: str, num_images: int) -> object:
+        if not self._with_parts:
+            return self._image_token * num_images + text
+        words = [{"type": "text", "text": text}] if text or not num_images else []
+        return [{"type": "image"}] * num_images + words
+
+    def _plain(self, words: str, num_images: int) -> str:
+        if type(self._processor).__name__ == "PaliGemmaProcessor" and not num_images:
+            return f"{self._processor.tokenizer.bos_token}{words}\n"  # which its processor does beside images only
+        return self._image_token * num_images + words
+
+    def _takes_system(self) -> bool:
+        messages = [
+            {"role": "system", "content": self._content(_PROBE, 0)},
+            {"role": "user", "content": self._content("a", 0)},
+        ]
+        try:
+            return _PROBE in self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            return False
+
+
+def common_ending(encode: Callable[[str], list[int]], render: Callable[[str], str]) -> list[int]:
+    """The tokens that follow a row's text whatever it says: the end of the turn, the beginning of an answer."""
+    first, second = (encode(render(text)) for text in ("0", "1 2 3 4"))
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    if length == min(len(first), len(second)):
+        raise ModelError("the chat template leaves a row's text out: nothing of it reaches the model")
+    return first[len(first) - length :]

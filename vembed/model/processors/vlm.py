@@ -1,0 +1,259 @@
+"""The processor of vision-language models: a row is one sequence of tokens, its images among them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vembed.data.hashing import content_hash
+from vembed.data.images import read_image
+from vembed.errors import DataError, ModelError
+from vembed.model.backbones.pretrained import pretrained_processor, refuse_own_code
+from vembed.model.backbones.vlm_generic import IMAGE_TOKENS
+from vembed.model.files import ModelFolders
+from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
+from vembed.model.processors.conversation import Conversation, common_ending
+from vembed.model.processors.picture_parts import PictureParts
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+
+_NOT_READ = ("attention_mask", "labels")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row's tensors: those with an entry per token, and those of its images, slices first."""
+
+    tokens: Mapping[str, Tensor]
+    images: Mapping[str, Tensor]
+    was_cut: bool = False
+
+
+class VlmProcessor(ItemProcessor):
+    """Items to sequences by the model's own processor and chat template.
+
+    load: all pictures of an item to what the image processor makes of them, in uint8 where that loses nothing
+    (`PictureParts`). prepare: every row's tokens, one row after the other, without padding. finish: the tokens of a
+    chunk padded to its longest row, `attention_mask`, and the floats of the pixels.
+    """
+
+    def __init__(self, spec: ModelSpec, processor: Any, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
+        super().__init__(spec, max_image_pixels=max_image_pixels)
+        self._processor = processor  # Any above: transformers is untyped here
+        self._tokenizer = processor.tokenizer
+        _bound_pixels(processor.image_processor, spec)
+        self._pictures = PictureParts(processor)
+        self._conversation = Conversation(processor)
+        self._ending = common_ending(self._encode, lambda text: self._render("query", text, 0))
+        blank = self._pictures.read([PIL.Image.new("RGB", (32, 32))])
+        probe = self._pictures.call(blank, **self._text_arguments(self._render("query", "a", 1)))
+        length = probe["input_ids"].shape[1]
+        self._token_names = [
+            name for name, value in probe.items() if value.shape == (1, length) and name not in _NOT_READ
+        ]
+
+    @classmethod
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "VlmProcessor":
+        """The processor that the folder holds. Raises ModelError when its files are missing."""
+        assert folders.text is not None
+        refuse_own_code(folders.text, settings)
+        code = settings.trust_remote_code
+        loader = transformers.AutoProcessor
+        processor = pretrained_processor(loader, folders.text, trust_remote_code=code, kind="processor")
+        parts = ("tokenizer", "image_processor", "image_token")
+        missing = [part for part in parts if getattr(processor, part, None) is None]
+        if missing:
+            raise ModelError(
+                f"model folder {str(folders.text)!r}: its processor ({type(processor).__name__}) has no"
+                f" {' and no '.join(missing)}; a vision-language model needs tokenizer and image processor files"
+            )
+        return cls(spec, processor)
+
+    def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """What the image processor makes of one picture."""
+        return self._pictures.read([picture])
+
+    def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
+        """Decode and transform an item's images, and make of them what the model reads: one entry for all of them.
+
+        Raises DataError for an image that cannot be read, ModelError for an item that the model cannot read.
+        """
+        self._check(item)
+        self._refuse_placeholders(item)
+        pictures = [read_image(source, max_pixels=self.max_image_pixels) for source in item.images]
+        if transform is not None:
+            pictures = [transform(picture) for picture in pictures]
+        try:
+            images = (self._pictures.read(pictures),) if pictures else ()
+        except ValueError as error:  # a shape that the image processor refuses
+            raise DataError(f"{_where(item)}an image cannot be read by this model: {error}") from error
+        return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
+
+    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+        """Inputs of these rows: `input_ids` and what else there is per token, and the tensors of images."""
+        for item in items:
+            if isinstance(item, Item):
+                self._refuse_placeholders(item)
+        rows = self._rows(self.load_all(items), side)
+        if not rows:
+            return Inputs(0, {})
+        names = {name for row in rows for name in row.images}
+        tensors = {name: _joined([row.tokens[name] for row in rows]) for name in rows[0].tokens}
+        tensors |= {name: _joined([row.images.get(name) for row in rows]) for name in sorted(names)}
+        return Inputs(len(rows), tensors, sum(row.was_cut for row in rows))
+
+    def finish(self, inputs: Inputs) -> Inputs:
+        """The same inputs with tokens padded to the longest row and float32 pixels; on the device, per chunk."""
+        if inputs.num_rows == 0 or "attention_mask" in inputs.tensors:
+            return inputs
+        tensors = dict(inputs.tensors)
+        counts = tensors["input_ids"].counts
+        lengths = counts.tolist()
+        real = Ragged(torch.ones_like(tensors["input_ids"].values), counts)
+        for name, flat in [("attention_mask", real), *((name, tensors[name]) for name in self._padded_names())]:
+            padding = self._padding_token() if name == "input_ids" else 0
+            rows = torch.split(flat.values, lengths)
+            padded = pad_sequence(list(rows), True, padding, self.spec.padding_side)
+            tensors[name] = Ragged(padded, torch.ones_like(counts))
+        pixels = tensors.get("pixel_values")
+        if pixels is not None and pixels.values.dtype == torch.uint8 and len(pixels.values):
+            mask = tensors.get("pixel_attention_mask")
+            finished = self._pictures.finish(pixels.values, None if mask is None else mask.values)
+            tensors["pixel_values"] = replace(pixels, values=finished)
+        return replace(inputs, tensors=tensors)
+
+    def save(self, text_folder: Path, image_folder: Path) -> None:
+        """Write the files of the processor, its chat template among them."""
+        self._processor.save_pretrained(text_folder)
+
+    def instruction(self, side: Side) -> str:
+        """What is said of the side's rows before their content."""
+        return self.spec.prompt(side)
+
+    def _rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[_Row]:
+        """Rows of text alone are tokenised together, which is faster; rows with images one by one."""
+        texts = [item for item in loaded if not item.images]
+        encoded = iter(self._encode_all([self._render(side, item.text, 0) for item in texts]))
+        rows = []
+        for item in loaded:
+            if item.images:
+                rows.append(self._image_row(item, side))
+            else:
+                ids = torch.tensor(next(encoded))
+                zeros = torch.zeros_like(ids)
+                tokens = dict.fromkeys(self._padded_names(), zeros) | {"input_ids": ids}
+                rows.append(self._cut(_Row(tokens | {IMAGE_TOKENS: zeros.bool()}, {}), item))
+        return rows
+
+    def _image_row(self, item: LoadedItem, side: Side) -> _Row:
+        read = item.images[0]
+        text = self._render(side, item.text, int(read["num_images"]))
+        output = dict(self._pictures.call(read, **self._text_arguments(text)))
+        tokens = {name: output.pop(name)[0] for name in self._token_names}
+        image_ids = torch.tensor([token for token in self._processor.image_token_ids if token is not None])
+        tokens[IMAGE_TOKENS] = torch.isin(tokens["input_ids"], image_ids)
+        images = {name: self._pictures.by_slice(value) for name, value in output.items() if name not in _NOT_READ}
+        return self._cut(_Row(tokens, images), item)
+
+    def _cut(self, row: _Row, item: LoadedItem) -> _Row:
+        """The row with its text cut to the length limit; what follows the text, and the image tokens, stay."""
+        ids, limit = row.tokens["input_ids"], self.spec.max_length
+        excess = 0 if limit is None else len(ids) - limit
+        if excess <= 0:
+            return row
+        stop = len(ids) - len(self._ending)
+        num_text = len(self._encode_plain(item.text or ""))
+        if excess > num_text:
+            what = "its images and the chat template" if item.images else "the chat template"
+            raise DataError(
+                f"{_where(item)}max_length {limit}: {what} alone take {len(ids) - num_text} tokens; set a larger"
+                " max_length" + (", or a smaller max_pixels where the model has one" if item.images else "")
+            )
+        kept = torch.cat([torch.arange(stop - excess), torch.arange(stop, len(ids))])
+        return replace(row, tokens={name: value[kept] for name, value in row.tokens.items()}, was_cut=True)
+
+    def _render(self, side: Side, text: str | None, num_images: int) -> str:
+        return self._conversation.render(self.instruction(side), text, num_images)
+
+    def _text_arguments(self, text: str) -> dict[str, Any]:  # Any: arguments of the processor
+        return {"text": [text], **self._special_tokens(text)}
+
+    def _special_tokens(self, text: str) -> dict[str, bool]:
+        """No second beginning-of-text token where the chat template wrote one, as transformers does it."""
+        first = self._tokenizer.bos_token
+        has_own = self._conversation.has_template and first is not None and text.startswith(first)
+        return {"add_special_tokens": False} if has_own else {}
+
+    def _encode(self, text: str) -> list[int]:
+        return self._encode_all([text])[0]
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(list(texts), **self._special_tokens(texts[0]))["input_ids"]
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _padded_names(self) -> list[str]:
+        return [*self._token_names, IMAGE_TOKENS]
+
+    def _padding_token(self) -> int:
+        own = self._tokenizer.pad_token_id
+        return int(own if own is not None else self._tokenizer.eos_token_id or 0)
+
+    def _refuse_placeholders(self, item: Item) -> None:
+        """A text that holds the token which stands for a picture would be read as one."""
+        tokens = {str(self._processor.image_token), *self._image_tokens()}
+        found = sorted(token for token in tokens if item.text is not None and token in item.text)
+        if found:
+            raise DataError(f"{_where(item)}the text holds {found[0]!r}, which stands for an image in this model")
+
+    def _image_tokens(self) -> Iterable[str]:
+        ids = [token for token in self._processor.image_token_ids if token is not None]
+        names: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
+        return names
+
+
+def _joined(values: Sequence[Tensor | None]) -> Ragged:
+    """The rows' slices, one after the other; slices of other sizes are padded with zeros to the largest."""
+    given = [value for value in values if value is not None]
+    counts = torch.tensor([0 if value is None else len(value) for value in values])
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in given), strict=True)]
+    return Ragged(torch.cat([_padded(value, shape) for value in given]), counts)
+
+
+def _padded(value: Tensor, shape: Sequence[int]) -> Tensor:
+    missing = [wanted - size for wanted, size in zip(shape, value.shape[1:], strict=True)]
+    if not any(missing):
+        return value
+    return torch.nn.functional.pad(value, [side for size in reversed(missing) for side in (0, size)])
+
+
+def _bound_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
+    """Bound the pixels of images that keep their shape. Raises ModelError where the processor has no such bounds."""
+    if spec.min_pixels is None and spec.max_pixels is None:
+        return
+    if type(image_processor).__name__ not in _BOUNDED:
+        key = "max_pixels" if spec.max_pixels is not None else "min_pixels"
+        raise ModelError(f"{key}: this model's image processor ({type(image_processor).__name__}) has no such bound")
+    size = dict(image_processor.size)
+    size |= {"shortest_edge": spec.min_pixels} if spec.min_pixels is not None else {}
+    size |= {"longest_edge": spec.max_pixels} if spec.max_pixels is not None else {}
+    image_processor.size = type(image_processor.size)(**size)
+
+
+_BOUNDED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
+
+
+def _where(item: Item | LoadedItem) -> str:
+    return f"{item.origin}: " if item.origin else ""
