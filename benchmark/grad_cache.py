@@ -106,7 +106,7 @@ def build(chunk_size):
     from vembed.grad_cache.settings import GradCacheSettings  # noqa: PLC0415
     from vembed.losses.factory import LossFactory  # noqa: PLC0415
     from vembed.losses.settings import LossSettings  # noqa: PLC0415
-    from vembed.model.backbones.auto import DualModel  # noqa: PLC0415
+    from vembed.model.backbones.dual import DualModel  # noqa: PLC0415
     from vembed.model.processors.auto import TowerProcessor  # noqa: PLC0415
     from vembed.model.processors.pictures import TransformersImages  # noqa: PLC0415
     from vembed.model.spec import ModelSpec  # noqa: PLC0415

@@ -13,7 +13,7 @@ class Case:
     text, image: what it reads. opens_in_sentence_transformers: whether that can express it (then embeddings are equal).
     lora_target_modules: layers for adapters, where the default finds none. mixed: whether one row may hold both.
     auto_class: by which class of transformers the folder opens. exact: whether all of its code follows float64 weights
-    (Gemma's norms compute in float32).
+    (Gemma's norms and NaFlex positions are computed in float32).
     """
 
     name: str

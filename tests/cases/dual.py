@@ -1,5 +1,13 @@
 """Dual encoders beyond CLIP and SigLIP."""
 
 from tests.cases.case import Case
+from tests.tiny import dual
 
-CASES: list[Case] = []
+CASES = [
+    Case("siglip2", "siglip", dual.tiny_siglip2),
+    Case("naflex", "siglip", dual.tiny_naflex, exact=False),
+    Case("metaclip2", "clip", dual.tiny_metaclip2),
+    Case("chinese_clip", "clip", dual.tiny_chinese_clip),
+    Case("altclip", "clip", dual.tiny_altclip),
+    Case("own_code", "clip", dual.tiny_own_code, settings={"trust_remote_code": True}),
+]

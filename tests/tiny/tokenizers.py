@@ -9,9 +9,11 @@ from transformers import (
     BertTokenizer,
     CLIPTokenizer,
     GemmaTokenizer,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     SiglipTokenizer,
+    XLMRobertaTokenizer,
 )
 
 CORPUS = [
@@ -114,3 +116,29 @@ def modernvbert_tokenizer() -> PreTrainedTokenizerFast:
         {"additional_special_tokens": ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]}
     )
     return tokenizer
+
+
+def siglip2_tokenizer(tokenizer_class: type = GemmaTokenizer, **options: object) -> PreTrainedTokenizerBase:
+    """SigLIP 2's: byte-pair pieces with a fallback to bytes, an end token, padding on the right; cases kept."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokens = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=tokens, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    return tokenizer_class(
+        vocab=model["vocab"], merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right", **options
+    )
+
+
+def xlm_roberta_tokenizer(model_max_length: int = DUAL_LENGTH) -> XLMRobertaTokenizer:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    vocab = [tuple(entry) for entry in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    return XLMRobertaTokenizer(vocab=vocab, model_max_length=model_max_length)

@@ -41,6 +41,12 @@ class ModelFacts:
         """Whether the folder brings Python code that opens it."""
         return "auto_map" in self.config
 
+    @property
+    def own_class(self) -> str | None:
+        """The class in the folder's own .py files that it wants to be opened with ("modeling_eva.EvaCLIPModel")."""
+        named = (self.config.get("auto_map") or {}).get("AutoModel")
+        return None if named is None else str(named)
+
 
 def read_facts(name: str, folder: Path) -> ModelFacts:
     """The facts of the model in `folder`. Raises ModelError when it has no config.json, or a broken one."""

@@ -12,6 +12,7 @@ def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -
     """Every setting that a model of this spec cannot honour, in words."""
     checks: tuple[Callable[[ModelSpec, ModelSettings], list[str]], ...] = (
         _name_problems,
+        _code_problems,
         _text_problems,
         _image_problems,
         _projection_problems,
@@ -26,6 +27,15 @@ def _name_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     if settings.model_name is None or not pair:
         return []
     return [f"model_name and {' and '.join(pair)} exclude each other; keep one or the other"]
+
+
+def _code_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    if spec.own_code is None or settings.trust_remote_code:
+        return []
+    return [
+        f"this model runs code that comes with its checkpoint ({spec.own_code}); read that code, and set"
+        " trust_remote_code: true if you trust it"
+    ]
 
 
 def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:

@@ -284,6 +284,9 @@ def _transformer_file(spec: ModelSpec, gives_tokens: bool) -> Json:
     }
     if spec.max_length is not None:
         content |= {"max_seq_length": spec.max_length, "do_lower_case": spec.lower_case}
+    calls: Json = {}
     if spec.pad_to is not None:
-        content["processing_kwargs"] = {"text": {"padding": "max_length", "max_length": spec.pad_to}}
-    return content
+        calls["text"] = {"padding": "max_length", "max_length": spec.pad_to}
+    if spec.max_num_patches is not None:
+        calls["image"] = {"max_num_patches": spec.max_num_patches}
+    return content | {"processing_kwargs": calls} if calls else content

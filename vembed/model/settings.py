@@ -123,6 +123,13 @@ class ModelSettings(Section):
         description="Late interaction: leave out the tokens of prompts and instructions; default: the checkpoint's.",
         json_schema_extra=BY_FAMILY,
     )
+    max_num_patches: int | None = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="Patches that a picture is cut into at most, for models that keep its shape (SigLIP 2 NaFlex).",
+        json_schema_extra=BY_FAMILY,
+    )
     query_prompt: str | None = Field(None, description="Text put before every query; default: the checkpoint's own.")
     document_prompt: str | None = Field(
         None, description="Text put before every document; default: the checkpoint's own."

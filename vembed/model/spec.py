@@ -82,8 +82,10 @@ class ModelSpec(BaseModel):
     layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
     other_prompts: those that neither side uses, by name, kept for sentence-transformers.
     max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
-    models that were trained with one (SigLIP); image_size is the side of the square that images become; min_pixels and
-    max_pixels bound images that keep their shape. None: the image processor's own.
+    models that were trained with one (SigLIP); image_size is the side of the square that images become; of images that
+    keep their shape, min_pixels and max_pixels bound the size, max_num_patches the patches of NaFlex. None: those of the
+    image processor. own_code is the class in the checkpoint's own files that transformers runs, None when it has
+    the model itself.
 
     Of models with a vector per token (scoring "maxsim"): num_query_tokens is what queries are filled up to with mask
     tokens; a document keeps the topk_tokens that are most similar to the token that `pooling` names (cls, last), which
@@ -110,6 +112,8 @@ class ModelSpec(BaseModel):
     image_size: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    max_num_patches: int | None = None
+    own_code: str | None = None
     query_prompt: str = ""
     document_prompt: str = ""
     other_prompts: dict[str, str] = {}

@@ -37,6 +37,11 @@ def refusal(name: str | Path | None, **settings: object) -> str:
     [
         ("clip", "clip", "clip", ("text", "vision"), {"text": "own", "vision": "own"}),
         ("siglip", "siglip", "siglip", ("text", "vision"), {"text": "own", "vision": "own"}),
+        ("siglip2", "siglip", "siglip", ("text", "vision"), {"text": "own", "vision": "own"}),
+        ("naflex", "siglip", "siglip", ("text", "vision"), {"text": "own", "vision": "own"}),
+        ("metaclip2", "clip", "clip", ("text", "vision"), {"text": "own", "vision": "own"}),
+        ("chinese_clip", "clip", "clip", ("text", "vision"), {"text": "own", "vision": "own"}),
+        ("altclip", "clip", "clip", ("text", "vision"), {"text": "own", "vision": "own"}),
         ("bert", "text", "text", ("text",), {"text": "mean"}),
         ("vit", "vision", "dino", ("vision",), {"vision": "cls"}),
         ("dinov2", "vision", "dino", ("vision",), {"vision": "cls"}),

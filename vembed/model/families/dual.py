@@ -1,21 +1,70 @@
-"""Dual encoders: a text and a vision tower that were trained together. CLIP and its kin, SigLIP."""
+"""Dual encoders: a text and a vision tower that were trained together. CLIP and its kin, SigLIP, SigLIP 2."""
 
-from vembed.model.facts import ModelFacts
+from typing import Literal
+
+from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_pooling, describe_dual
+from vembed.model.files import read_json
+from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
-_MODEL = "vembed.model.backbones.auto:DualModel"
+_MODEL = "vembed.model.backbones.dual:DualModel"
+_NAFLEX_PATCHES = 256  # what the image processor takes where its file does not say
+# The model classes of transformers; a folder that names another one brings its own code (EVA-CLIP says "clip").
+_NATIVE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 
 
 def _describe_clip(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    return describe_dual("clip", facts, architecture)
+    spec = describe_dual("clip", facts, architecture)
+    return spec.model_copy(update={"own_code": _own_class(facts)})
+
+
+def _claim_clip(facts: ModelFacts) -> str | None:
+    """CLIP and its kin by model_type, and models with code of their own whose config has a tower of each kind."""
+    own = _own_class(facts)
+    if own is not None and "clip" in own.lower() and {"text_config", "vision_config"} <= facts.config.keys():
+        return f"config.json says {facts.model_type}, and names code of its own ({own})"
+    return f"config.json says {facts.model_type}" if facts.model_type in CLIP.architectures else None
+
+
+def _own_class(facts: ModelFacts) -> str | None:
+    """The folder's own class, None where transformers has the one that its weights are of."""
+    classes = facts.config.get("architectures") or []
+    native = facts.model_type in CLIP.architectures and all(name in _NATIVE for name in classes)
+    return None if native else facts.own_class
 
 
 def _describe_siglip(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """SigLIP was trained on texts of one length, padded."""
+    """SigLIP was trained on texts of one length, padded; SigLIP 2 (its tokenizer is Gemma's) on lower-case ones."""
     spec = describe_dual("siglip", facts, architecture)
-    return spec.model_copy(update={"pad_to": spec.text_limit})
+    tokenizer: Json = read_json(facts.model_folder / "tokenizer_config.json") or {}
+    is_naflex = facts.model_type == "siglip2"
+    is_second = is_naflex or str(tokenizer.get("tokenizer_class")).startswith(("Gemma", "Siglip2"))
+    side: Literal["left", "right"] = "left" if is_second and tokenizer.get("padding_side") == "left" else "right"
+    update = {
+        "pad_to": spec.text_limit,
+        "padding_side": side,
+        "lower_case": is_second,
+        "max_num_patches": _num_patches(facts) if is_naflex else None,
+    }
+    return spec.model_copy(update=update)
+
+
+def _num_patches(facts: ModelFacts) -> int:
+    """Into how many patches the folder's own image processor cuts a picture at most."""
+    whole: Json = read_json(facts.model_folder / "processor_config.json") or {}
+    images: Json = whole.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
+    return int(images.get("max_num_patches", _NAFLEX_PATCHES))
+
+
+def _check_siglip(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    problems = check_pooling(spec, settings)
+    if settings.max_num_patches is not None and spec.max_num_patches is None:
+        problems.append("max_num_patches: this model reads pictures of one size; only SigLIP 2 NaFlex reads patches")
+    if settings.image_size is not None and spec.max_num_patches is not None:
+        problems.append("image_size: a NaFlex model keeps the shape of a picture; set max_num_patches")
+    return problems
 
 
 CLIP = Family(
@@ -25,9 +74,22 @@ CLIP = Family(
     model=_MODEL,
     processor=PROCESSOR,
     describe=_describe_clip,
-    architectures={"clip": Architecture("own", 77)},
+    architectures={
+        "clip": Architecture("own", 77),
+        "altclip": Architecture("own", 514, offset_positions=True),
+        "chinese_clip": Architecture("own", 512),
+        "metaclip_2": Architecture("own", 77),
+    },
+    own_code=Architecture("own"),
+    claim=_claim_clip,
     check=check_pooling,
-    model_names={"clip": "openai/clip-vit-base-patch32"},
+    aliases=("altclip", "chinese_clip", "eva_clip", "metaclip_2"),
+    model_names={
+        "altclip": "BAAI/AltCLIP",
+        "chinese_clip": "OFA-Sys/chinese-clip-vit-base-patch16",
+        "clip": "openai/clip-vit-base-patch32",
+        "metaclip2": "facebook/metaclip-2-worldwide-huge-quickgelu",
+    },
 )
 
 SIGLIP = Family(
@@ -37,7 +99,13 @@ SIGLIP = Family(
     model=_MODEL,
     processor=PROCESSOR,
     describe=_describe_siglip,
-    architectures={"siglip": Architecture("own", 64)},
-    check=check_pooling,
-    model_names={"siglip": "google/siglip-base-patch16-224"},
+    architectures={"siglip": Architecture("own", 64), "siglip2": Architecture("own", 64)},
+    keys=frozenset({"max_num_patches"}),
+    check=_check_siglip,
+    aliases=("siglip2",),
+    model_names={
+        "siglip": "google/siglip-base-patch16-224",
+        "siglip2": "google/siglip2-base-patch16-224",
+        "siglip2_naflex": "google/siglip2-base-patch16-naflex",
+    },
 )

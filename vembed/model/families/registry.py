@@ -63,7 +63,18 @@ def family_for(facts: ModelFacts) -> tuple[Family, str]:
             return family, reason
     known = sorted({model_type for family in _FAMILIES.values() for model_type in family.architectures})
     raise ModelError(
-        f"{facts.folder}: models of type {facts.model_type!r} are not supported; supported are: {', '.join(known)}"
+        f"{facts.folder}: models of type {facts.model_type!r} are not supported{_own_code_hint(facts)}; supported are:"
+        f" {', '.join(known)}"
+    )
+
+
+def _own_code_hint(facts: ModelFacts) -> str:
+    able = [family.name for family in _FAMILIES.values() if family.own_code]
+    if facts.own_class is None or not able:
+        return ""
+    return (
+        f". It names code of its own ({facts.own_class}): set encoder_mode to the kind of model that it is"
+        f" ({', '.join(able)}) and trust_remote_code: true, if you trust that code"
     )
 
 

@@ -14,6 +14,7 @@ from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
+from vembed.model.processors.naflex import NaflexImages
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
 from vembed.model.processors.texts import TextReader
 from vembed.model.settings import ModelSettings
@@ -117,6 +118,8 @@ def image_reader(processor: object, spec: ModelSpec) -> ImageReader:
     """The reader that takes an image processor apart into its two halves."""
     if isinstance(processor, transformers.models.timm_wrapper.TimmWrapperImageProcessor):
         return TimmImages(processor, spec.image_size)
+    if spec.max_num_patches is not None:
+        return NaflexImages(processor, spec.max_num_patches)
     return TransformersImages(processor, spec.image_size)
 
 

@@ -47,11 +47,7 @@ class TransformersImages:
 
     def finish(self, images: Mapping[str, Tensor]) -> Tensor:
         """uint8 `pixel_values` [images, 3, height, width] -> float32 of the same shape."""
-        own, pixels = self._processor, images["pixel_values"]
-        normalized: Tensor = own.rescale_and_normalize(
-            pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
-        )
-        return normalized.float()
+        return normalized(self._processor, images["pixel_values"])
 
     def save(self, folder: Path) -> None:
         """Write preprocessor_config.json."""
@@ -86,11 +82,20 @@ class TimmImages:
     def finish(self, images: Mapping[str, Tensor]) -> Tensor:
         """uint8 `pixel_values` [images, 3, height, width] -> float32 of the same shape."""
         pixels = images["pixel_values"].float().div(255)
-        normalized: Tensor = functional.normalize(pixels, self._mean.tolist(), self._std.tolist())
-        return normalized
+        finished: Tensor = functional.normalize(pixels, self._mean.tolist(), self._std.tolist())
+        return finished
 
     def save(self, folder: Path) -> None:
         """Nothing: config.json holds what describes the transform."""
+
+
+def normalized(processor: Any, pixels: Tensor) -> Tensor:  # Any: transformers is untyped here
+    """uint8 pixels [images, 3, ...] as a transformers image processor rescales and normalises them, in float32."""
+    own = processor
+    floats: Tensor = own.rescale_and_normalize(
+        pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
+    )
+    return floats.float()
 
 
 def _set_size(processor: Any, image_size: int) -> None:

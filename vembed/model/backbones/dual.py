@@ -1,0 +1,133 @@
+"""Dual encoders: CLIP and its kin, SigLIP, SigLIP 2, and those that bring code of their own."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vembed.errors import ModelError
+from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.backbones.towers import fitted, interpolation, refuse_odd_size, refuse_unreadable_size
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.files import ModelFolders
+from vembed.model.parameters import Part
+from vembed.model.sentence_folder import JsonFiles
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import ModelSpec
+
+_SCALES = ("logit_scale", "logit_bias")
+
+
+class DualModel(BaseEmbeddingModel):
+    """A text and an image tower that were trained together. Projections belong to their tower.
+
+    Code that comes with a checkpoint fits when its model has `text_model`, `vision_model`, `get_text_features` and
+    `get_image_features`, the last two giving features, or an output whose `pooler_output` they are.
+    """
+
+    parts: ClassVar[Mapping[str, Part]] = {"backbone.text": "text", "backbone.vis": "vision"}
+    image_tensors: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
+        super().__init__(spec)
+        self.backbone = backbone
+        self._adopt_scale(backbone)
+        self._dim = _width(backbone.config)
+        self._gives_plain_features = spec.own_code is not None and _gives_plain_features(backbone)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "DualModel":
+        """The dual encoder in `folders.text` (which is also `folders.image`)."""
+        assert folders.text is not None
+        backbone = load_backbone(folders.text, settings)
+        _refuse_other_code(backbone)
+        refuse_odd_size(backbone.config.vision_config, spec.image_size)
+        model = cls(spec, backbone)
+        refuse_unreadable_size(lambda pixels: model.embed_images({"pixel_values": pixels}), spec.image_size)
+        return model
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self._dim
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """Both networks, without CLIP's projections."""
+        return {"text": self.backbone.text_model, "vision": self.backbone.vision_model}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The dual encoder, at the root of a checkpoint."""
+        return {"": self.backbone}
+
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[texts, tokens] twice -> [texts, dim]."""
+        return _features(self.backbone.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """`pixel_values` [images, 3, height, width] -> [images, dim].
+
+        NaFlex: `pixel_values` [images, patches, numbers], `pixel_attention_mask` [images, patches] and
+        `spatial_shapes` [images, 2].
+        """
+        call, config = self.backbone.get_image_features, self.backbone.config.vision_config
+        images = {**images, "pixel_values": fitted(images["pixel_values"], self.backbone.vision_model)}
+        return _features(call(**images, **interpolation(call, config, images["pixel_values"])))
+
+    def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
+        """The dual encoder's weights, its logit scale and bias among them."""
+        state = super().backbone_state(subfolder)
+        for name, shape in self._scale_shapes.items():
+            state[name] = getattr(self, name).detach().reshape(shape)
+        return state
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """As any model's, but that features of the checkpoint's own code may be the output itself."""
+        files = super().sentence_files(subfolder)
+        if self._gives_plain_features:
+            for method in files["sentence_bert_config.json"]["modality_config"].values():
+                method["method_output_name"] = None
+        return files
+
+    def _adopt_scale(self, backbone: Backbone) -> None:
+        """Move the checkpoint's logit scale and bias here, as [1]; the backbone's own forward is never called."""
+        own = {name: parameter for name, parameter in backbone.named_parameters(recurse=False) if name in _SCALES}
+        self._scale_shapes = {name: parameter.shape for name, parameter in own.items()}  # () in CLIP, [1] in SigLIP
+        for name, parameter in own.items():
+            setattr(self, name, nn.Parameter(parameter.detach().reshape(1).clone()))
+            delattr(backbone, name)
+        self.has_own_scale = "logit_scale" in own
+
+
+def _features(output: Any) -> Tensor:  # Any: transformers is untyped here
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features
+
+
+@torch.no_grad()
+def _gives_plain_features(backbone: Backbone) -> bool:
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    return isinstance(backbone.get_text_features(input_ids=token, attention_mask=torch.ones_like(token)), Tensor)
+
+
+def _width(config: Any) -> int:  # Any: transformers is untyped here
+    own = getattr(config, "projection_dim", None)
+    return int(own if own is not None else config.vision_config.hidden_size)
+
+
+def _refuse_other_code(backbone: Backbone) -> None:
+    """Raise ModelError for a class of a checkpoint's own that lacks what is used here."""
+    needed = ("text_model", "vision_model", "get_text_features", "get_image_features")
+    lacking = [name for name in needed if not hasattr(backbone, name)]
+    if lacking:
+        raise ModelError(
+            f"{type(backbone).__name__} cannot be used as a dual encoder: it has no {', '.join(lacking)}; write a"
+            " family for it (docs/add-a-model.md)"
+        )
+    known = tuple(name.removeprefix("backbone.") for name in DualModel.parts)
+    other = [name for name, _ in backbone.named_parameters() if name not in _SCALES and not name.startswith(known)]
+    if other:
+        raise ModelError(
+            f"{type(backbone).__name__} cannot be used as a dual encoder: {other[0]} belongs to neither tower; write a"
+            " family for it (docs/add-a-model.md)"
+        )
