@@ -107,6 +107,7 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
         ({"revision": "main"}, "revision: has an effect only with model_name"),
         ({"val_fraction": 0, "eval_steps": 5}, "eval_steps: has no effect without validation data"),
         ({"val_fraction": 0.0, "best_metric": "mrr"}, "best_metric: has no effect without validation data"),
+        ({"fusion": "gatd"}, "fusion: there is no fusion 'gatd'; did you mean gated? Known: attention, gated, mlp"),
         ({"exclude_query_image": True}, "exclude_query_image: has no effect: queries of t2i show no picture"),
         ({"best_metric": "ndcg@7"}, "best_metric: 7 is none of the cut-offs measured; add it to eval_k [1, 5, 10]"),
         ({"best_metric": "mrr@10"}, "best_metric: expected recall@K, hit_rate@K, ndcg@K, mrr or map; got 'mrr@10'"),
@@ -131,6 +132,7 @@ def test_keys_that_contradict_or_have_no_effect_are_refused(setting, text):
         {"global_batch_size": 64, "gradient_accumulation_steps": 4},
         {"best_metric": "recall@3", "eval_k": [3]},
         {"exclude_query_image": True, "retrieval_mode": "m2i"},
+        {"fusion": "gated"},
         {"exclude_query_image": True, "test_data_path": [{"path": "a/b"}, {"path": "c/d", "retrieval_mode": "m2i"}]},
     ],
 )

@@ -11,7 +11,9 @@ from vembed.configuration.sections import Catalogue
 from vembed.configuration.yaml_text import Location
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.evaluation.settings import EvaluationSettings
+from vembed.model.fusion_registry import fusion_names
 from vembed.model.settings import ModelSettings
+from vembed.registry import nearest_names
 from vembed.training.settings import TrainingSettings
 
 _METRIC = re.compile(r"(?:recall|hit_rate|ndcg)@(?P<k>\d+)|mrr|map")
@@ -100,6 +102,7 @@ def idle_keys(values: Mapping[str, object], keys: Mapping[str, Key]) -> dict[str
 def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
     """What must hold between values, beyond what the keys declare of themselves."""
     yield from _model_findings(sections.model)
+    yield from _fusion_findings(sections.model)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
     yield from _validation_findings(sections, user)
@@ -179,6 +182,13 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
         yield (present,), f"needs {absent[0]} too; a composed model has both towers"
     if model.revision is not None and model.model_name is not None and Path(model.model_name).is_dir():
         yield ("revision",), f"model_name {model.model_name} is a local folder, which has no revisions; take it out"
+
+
+def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:
+    if model.fusion is not None and model.fusion not in fusion_names():
+        near = nearest_names(model.fusion, fusion_names())
+        hint = f"; did you mean {near[0]}?" if near else "."
+        yield ("fusion",), f"there is no fusion {model.fusion!r}{hint} Known: {', '.join(fusion_names())}"
 
 
 def _training_findings(training: TrainingSettings) -> Iterator[Finding]:

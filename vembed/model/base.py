@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapted import is_adapter, merged_state
 from vembed.model.files import ModelFolders
+from vembed.model.fusion import Fusion
+from vembed.model.fusion_registry import SUM, FusionRegistry
 from vembed.model.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.pooling import pool
 from vembed.model.sentence_folder import JsonFiles, sentence_files, tower_spec
@@ -23,6 +25,7 @@ from vembed.types import Embeddings, Inputs, Ragged
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
+_FUSION = "fusion."
 TextEncoder = Callable[..., Tensor]
 ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -47,6 +50,8 @@ class BaseEmbeddingModel(nn.Module):
         self.frozen: frozenset[Tower] = frozenset()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / DEFAULT_TEMPERATURE)]))
         self.logit_bias: nn.Parameter | None = None
+        self.fusion: Fusion | None = None
+        self.has_new_fusion = False
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "BaseEmbeddingModel":
@@ -79,13 +84,25 @@ class BaseEmbeddingModel(nn.Module):
         """Embeddings [rows, dim] of finished inputs, in row order.
 
         A row with several images, or with text and image, gets the normalised mean of their unit vectors (first over
-        the images, then over text and image).
+        the images, then over text and image, unless the model has a fusion for that).
         """
-        return self._assemble(inputs, self.embed_text, self.embed_images)
+        return self._assemble(inputs, self.embed_text, self.embed_images, self.fusion)
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
-        """As forward, but without projection heads that were added to pretrained towers."""
-        return self.forward(inputs)
+        """As forward, but without projection heads and fusion that were added to pretrained towers."""
+        return (
+            self.forward(inputs) if self.fusion is None else self._assemble(inputs, self.embed_text, self.embed_images)
+        )
+
+    def fuse(self, name: str, seed: int) -> None:
+        """Join text and images of a row by the fusion of this name, new and drawn from `seed`; a sum has no weights."""
+        self.spec = self.spec.model_copy(update={"fusion": name})
+        self.fusion = None
+        if name != SUM:
+            with torch.random.fork_rng(devices=[]):
+                self.fusion = FusionRegistry.get(name)(self.dim)
+            self.fusion.initialize(torch.Generator().manual_seed(seed))
+        self.has_new_fusion = self.fusion is not None
 
     def takes_adapter(self, name: str) -> bool:
         """Whether a linear layer within a tower gets an adapter unless lora_target_modules says otherwise."""
@@ -111,7 +128,8 @@ class BaseEmbeddingModel(nn.Module):
             raise ModelError(
                 f"freeze: a {self.spec.family} model has no {absent[0]} tower; it reads {self.spec.reads()}"
             )
-        if set(towers) == set(self.spec.towers) and "heads" not in self.parts.values():
+        has_heads = "heads" in self.parts.values() or self.fusion is not None
+        if set(towers) == set(self.spec.towers) and not has_heads:
             raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")
         self.frozen = self.frozen | frozenset(towers)
         for info in self.parameter_infos():
@@ -189,19 +207,26 @@ class BaseEmbeddingModel(nn.Module):
         self.load_state_dict(dict(state), strict=False)
         self.has_own_scale = True
         self.has_new_heads = False
+        self.has_new_fusion = False
 
     def _part(self, name: str) -> Part:
         if name in ("logit_scale", "logit_bias"):
             return "scale"
+        if name.startswith(_FUSION):
+            return "heads"
         return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
 
     def _is_pretrained(self, name: str) -> bool:
         part = self._part(name)
         if part == "scale":
             return self.has_own_scale
+        if name.startswith(_FUSION):
+            return not self.has_new_fusion
         return not self.has_new_heads if part == "heads" else not is_adapter(name)
 
-    def _assemble(self, inputs: Inputs, embed_text: TextEncoder, embed_images: ImageEncoder) -> Embeddings:
+    def _assemble(
+        self, inputs: Inputs, embed_text: TextEncoder, embed_images: ImageEncoder, fusion: Fusion | None = None
+    ) -> Embeddings:
         texts, images = inputs.tensors.get("input_ids"), inputs.tensors.get("pixel_values")
         encoded = []
         if texts is not None and len(texts.values):
@@ -214,7 +239,7 @@ class BaseEmbeddingModel(nn.Module):
         if not encoded:
             assert inputs.num_rows == 0
             return Embeddings(self.logit_scale.new_zeros(0, self.dim))
-        return Embeddings(_one_vector_per_row(encoded, self.spec.normalize))
+        return Embeddings(_one_vector_per_row(encoded, self.spec.normalize, fusion))
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -230,14 +255,17 @@ def disable_kv_cache(model: nn.Module) -> None:
             config.use_cache = False
 
 
-def _one_vector_per_row(encoded: list[Ragged], normalize: bool) -> Tensor:
+def _one_vector_per_row(encoded: list[Ragged], normalize: bool, fusion: Fusion | None) -> Tensor:
     """Slices of one or two modalities, [slices, dim] each, to one vector per row [rows, dim]."""
     if len(encoded) == 1 and all(count == 1 for count in encoded[0].counts.tolist()):
         return unit_vectors(encoded[0].values) if normalize else encoded[0].values
     if {part.values.shape[1] for part in encoded} != {encoded[0].values.shape[1]}:
         raise ModelError("the towers' own features differ in width; texts and images need a batch each")
-    total = sum(_sum_by_row(part) for part in encoded)
-    assert isinstance(total, Tensor)
+    parts = [_sum_by_row(part) for part in encoded]
+    total = parts[0] + parts[1] if len(parts) > 1 else parts[0]
+    both = torch.stack([part.counts > 0 for part in encoded]).all(dim=0).nonzero()[:, 0].to(total.device)
+    if fusion is not None and len(parts) > 1 and len(both):
+        total = total.index_copy(0, both, fusion(parts[0][both], parts[1][both]))
     return unit_vectors(total)
 
 

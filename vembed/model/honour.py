@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
+from vembed.model.fusion_registry import SUM, fusion_names
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+from vembed.registry import nearest_names
 
 
 def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
@@ -16,6 +18,7 @@ def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -
         _text_problems,
         _image_problems,
         _projection_problems,
+        _fusion_problems,
     )
     problems = [problem for check in checks for problem in check(spec, settings)]
     problems += _family_problems(spec, family, settings)
@@ -74,6 +77,20 @@ def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
                 else f"{key}: a {spec.family} model has no projection; composed and late-interaction models have"
             )
     return problems
+
+
+def _fusion_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """A fusion that is not known, or other than the one that a checkpoint has learned."""
+    wanted = settings.fusion
+    if wanted is None:
+        return []
+    if wanted not in fusion_names():
+        near = nearest_names(wanted, fusion_names())
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return [f"fusion {wanted!r} is unknown{hint} Known: {', '.join(fusion_names())}"]
+    if spec.fusion not in (wanted, SUM):
+        return [f"fusion {wanted}: this checkpoint has learned {spec.fusion}, which cannot be exchanged; leave it out"]
+    return []
 
 
 def _family_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:

@@ -16,6 +16,7 @@ from vembed.model.checkpoint import (
     ModelSource,
     adapter_bases,
     find_folders,
+    open_heads,
     processor_folders,
     read_heads,
     write_checkpoint,
@@ -70,8 +71,7 @@ class VisualRetrievalModel:
         read_by = ProcessorRegistry.get(detected.spec.family)
         processor = read_by.from_folders(detected.spec, processor_folders(folders, settings), settings)
         model = ModelRegistry.model_class(detected.spec.family).load(detected.spec, folders, settings, seed)
-        if folders.root is not None:
-            read_heads(model, folders.root)
+        open_heads(model, folders.root, seed)
         if temperature is not None:
             model.set_temperature(temperature)
         model.logit_scale.requires_grad_(learn_temperature)

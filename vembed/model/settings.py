@@ -63,6 +63,12 @@ class ModelSettings(Section):
         description="Width of a composed model's embedding; default: the text tower's own width.",
         json_schema_extra=only_with("text_model_name"),
     )
+    fusion: str | None = Field(
+        None,
+        description="How text and images of one row become one vector: sum, gated, mlp, attention; default: the"
+        " checkpoint's own, else sum.",
+        json_schema_extra=BY_FAMILY,
+    )
     max_length: int | None = Field(
         None,
         ge=2,

@@ -91,6 +91,8 @@ class ModelSpec(BaseModel):
     tokens; a document keeps the topk_tokens that are most similar to the token that `pooling` names (cls, last), which
     are then pooled to a pool_factor-th of them, to document_tokens at most, and to what is no further apart than
     distance_threshold. mask_prompts leaves the tokens of prompts out.
+
+    fusion: how the text and the images of one row become one vector.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -126,6 +128,7 @@ class ModelSpec(BaseModel):
     distance_threshold: float | None = None
     document_tokens: int | None = None
     mask_prompts: bool = False
+    fusion: str = "sum"
 
     def prompt(self, side: Side) -> str:
         """The text put before every text of that side."""

@@ -39,6 +39,7 @@ COMPOSED = Family(
     model="vembed.model.backbones.composed:ComposedModel",
     processor=PROCESSOR,
     describe=_describe,
+    keys=frozenset({"fusion"}),
     check=check_pooling,
     subfolders={"text": "text", "vision": "image"},
 )

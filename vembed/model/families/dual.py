@@ -82,6 +82,7 @@ CLIP = Family(
     },
     own_code=Architecture("own"),
     claim=_claim_clip,
+    keys=frozenset({"fusion"}),
     check=check_pooling,
     aliases=("altclip", "chinese_clip", "eva_clip", "metaclip_2"),
     model_names={
@@ -100,7 +101,7 @@ SIGLIP = Family(
     processor=PROCESSOR,
     describe=_describe_siglip,
     architectures={"siglip": Architecture("own", 64), "siglip2": Architecture("own", 64)},
-    keys=frozenset({"max_num_patches"}),
+    keys=frozenset({"fusion", "max_num_patches"}),
     check=_check_siglip,
     aliases=("siglip2",),
     model_names={
