@@ -178,6 +178,20 @@ def test_a_further_stage_adds_a_fusion_to_any_checkpoint(fresh, items_for, tmp_p
             load(tmp_path / "second", fusion=other)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_fusion_stands_beside_saved_adapters(merge, fresh, items_for, tmp_path):
+    model = shake_fusion(fresh("clip", fusion="gated", use_lora=True))
+    adapters = [parameter for name, parameter in model.model.named_parameters() if ".lora_B" in name]
+    assert adapters
+    with torch.no_grad():
+        for parameter in adapters:
+            parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    items = items_for(model)
+    model.save_pretrained(tmp_path, merge_adapters=merge)
+    again = load(tmp_path)
+    torch.testing.assert_close(again.encode(items).vectors, model.encode(items).vectors, atol=1e-5, rtol=0)
+
+
 def test_a_checkpoint_from_before_there_were_fusions_is_a_sum(fresh, tmp_path):
     model = fresh("clip")
     model.save_pretrained(tmp_path)
