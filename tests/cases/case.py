@@ -12,6 +12,7 @@ class Case:
     a composed model joins, in the place of a folder. family: what it must be recognised as.
     text, image: what it reads. opens_in_sentence_transformers: whether that can express it (then embeddings are equal).
     lora_target_modules: layers for adapters, where the default finds none. mixed: whether one row may hold both.
+    checkpoints: whether transformers' class can recompute activations.
     auto_class: by which class of transformers the folder opens. exact: whether all of its code follows float64 weights
     (Gemma's norms and NaFlex positions are computed in float32).
     """
@@ -28,3 +29,4 @@ class Case:
     mixed: bool = True
     auto_class: str = "AutoModel"
     exact: bool = True
+    checkpoints: bool = True

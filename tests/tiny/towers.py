@@ -31,7 +31,9 @@ from tests.tiny.saving import IMAGE_SIZE, save, write_json
 from tests.tiny.tokenizers import BERT_LENGTH, DUAL_LENGTH, bert_tokenizer, clip_tokenizer, siglip_tokenizer
 
 
-def tiny_bert(folder: str | Path, pooling: str | None = None, seed: int = 0, width: int = 24) -> str:
+def tiny_bert(
+    folder: str | Path, pooling: str | None = None, seed: int = 0, width: int = 24, length: int = BERT_LENGTH
+) -> str:
     """BertModel; with `pooling` (mean | cls | ...) also the files of a sentence-transformers model."""
     config = BertConfig(
         vocab_size=300,
@@ -39,10 +41,11 @@ def tiny_bert(folder: str | Path, pooling: str | None = None, seed: int = 0, wid
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=40,
-        max_position_embeddings=BERT_LENGTH,
+        max_position_embeddings=length,
         pad_token_id=0,
     )
     tokenizer = bert_tokenizer(config.vocab_size)
+    tokenizer.model_max_length = length
     config.vocab_size = len(tokenizer)
     save(BertModel, config, folder, seed)
     tokenizer.save_pretrained(folder)

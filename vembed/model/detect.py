@@ -51,15 +51,21 @@ def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None
     saved = read_json(folder / SPEC_FILE)
     if saved is not None:
         return _saved_spec(saved, folder)
-    facts = read_facts(name, folder)
+    facts = read_facts(hub_id(name), folder)
     if encoder_mode in (None, "auto"):
         family, reason = family_for(facts)
     else:
+        facts = replace(facts, mode=encoder_mode)
         family, reason = _asked_family(str(encoder_mode), facts), f"encoder_mode is {encoder_mode}"
     architecture = family.architecture(facts)
     assert architecture is not None, f"{family.name} claims {facts.model_type}, which it cannot read"
     spec = family.describe(facts, architecture)
-    return Detected(spec, f"{reason}; {_pooling_words(spec, facts)}")
+    note = family.note(facts) if family.note is not None else None
+    source = (
+        "1_Pooling" if facts.sentence and facts.sentence.pooling else "its model card" if note else "its architecture"
+    )
+    words = [reason, *([note] if note else []), f"pooling {next(iter(spec.pooling.values()))} by {source}"]
+    return Detected(spec, "; ".join(words))
 
 
 def _asked_family(encoder_mode: str, facts: ModelFacts) -> Family:
@@ -74,11 +80,6 @@ def _asked_family(encoder_mode: str, facts: ModelFacts) -> Family:
     return family
 
 
-def _pooling_words(spec: ModelSpec, facts: ModelFacts) -> str:
-    source = "1_Pooling" if facts.sentence and facts.sentence.pooling else "its architecture"
-    return f"pooling {next(iter(spec.pooling.values()))} by {source}"
-
-
 def _detect_pair(settings: ModelSettings) -> Detected:
     if settings.text_model_name is None or settings.image_model_name is None:
         missing = "text_model_name" if settings.image_model_name else "image_model_name"
@@ -86,15 +87,16 @@ def _detect_pair(settings: ModelSettings) -> Detected:
         needed = f"{missing} as well" if one else "model_name, or text_model_name and image_model_name"
         raise ModelError(f"no model is named: set {needed}")
     text, vision = _tower(settings.text_model_name, "text"), _tower(settings.image_model_name, "vision")
-    return Detected(describe_composed(text, vision, settings), "text_model_name and image_model_name are given")
+    reason = f"text_model_name and image_model_name are given; text: {text.reason}; image: {vision.reason}"
+    return Detected(describe_composed(text.spec, vision.spec, settings), reason)
 
 
-def _tower(name: str, family: str) -> ModelSpec:
-    spec = _detect_one(name, None).spec
-    if spec.family != family:
+def _tower(name: str, family: str) -> Detected:
+    detected = _detect_one(name, None)
+    if detected.spec.family != family:
         key = "text_model_name" if family == "text" else "image_model_name"
-        raise ModelError(f"{key} {name!r} is a {spec.family} model; a {family} model is needed there")
-    return spec
+        raise ModelError(f"{key} {name!r} is a {detected.spec.family} model; a {family} model is needed there")
+    return detected
 
 
 def _saved_spec(saved: _Json, folder: Path) -> Detected:

@@ -13,8 +13,9 @@ Json = dict[str, Any]  # Any: config.json
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The files of one model. name: as the user gave it. config: config.json. sentence: sentence-transformers' files.
+    """The files of one model. name: its hub id or folder. config: config.json. sentence: sentence-transformers' files.
 
+    mode: the family or alias that `encoder_mode` asks for, None where it is left to the files.
     `folder` is where all files lie, `model_folder` where the transformers files do.
     """
 
@@ -22,11 +23,17 @@ class ModelFacts:
     folder: Path
     config: Json
     sentence: SentenceFolder | None = None
+    mode: str | None = None
 
     @property
     def model_folder(self) -> Path:
         """Where config.json lies."""
         return self.folder / self.sentence.model_path if self.sentence else self.folder
+
+    @property
+    def tokenizer(self) -> Json:
+        """What tokenizer_config.json says; nothing where there is none."""
+        return read_json(self.model_folder / "tokenizer_config.json") or {}
 
     @property
     def model_type(self) -> str:

@@ -80,11 +80,12 @@ class ModelSpec(BaseModel):
     """One record that training, evaluation, encoding and export all read, so that they cannot drift apart.
 
     layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
+    recipe: the line of text models (bge, e5, ...) whose model cards say what the files leave open.
     other_prompts: those that neither side uses, by name, kept for sentence-transformers.
     max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
     models that were trained with one (SigLIP); image_size is the side of the square that images become; of images that
-    keep their shape, min_pixels and max_pixels bound the size, max_num_patches the patches of NaFlex. None: those of the
-    image processor. own_code is the class in the checkpoint's own files that transformers runs, None when it has
+    keep their shape, min_pixels and max_pixels bound the size, max_num_patches the patches of NaFlex. None: those of
+    the image processor. own_code is the class in the checkpoint's own files that transformers runs, None when it has
     the model itself.
 
     Of models with a vector per token (scoring "maxsim"): num_query_tokens is what queries are filled up to with mask
@@ -119,6 +120,7 @@ class ModelSpec(BaseModel):
     query_prompt: str = ""
     document_prompt: str = ""
     other_prompts: dict[str, str] = {}
+    recipe: str | None = None
     projection_head: Literal["linear", "mlp"] | None = None
     projection_dim: int | None = None
     late: LateInteraction | None = None

@@ -68,6 +68,11 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
             " download them again"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error) and not settings.trust_remote_code:
+            raise ModelError(
+                f"model folder {str(folder)!r} needs code of its own, which config.json's auto_map names; read that"
+                " code, and set trust_remote_code: true if you trust it"
+            ) from error
         raise ModelError(f"model folder {str(folder)!r} cannot be loaded: {first_lines(error)}") from error
     missing = sorted(report["missing_keys"])
     pooler = [name for name in missing if name.startswith("pooler.")]

@@ -27,6 +27,7 @@ class Architecture:
 
 Describe = Callable[[ModelFacts, Architecture], ModelSpec]
 Claim = Callable[[ModelFacts], str | None]
+Note = Callable[[ModelFacts], str | None]
 Check = Callable[[ModelSpec, ModelSettings], list[str]]
 
 
@@ -40,6 +41,7 @@ class Family:
     bring code of their own, None where it does not. describe: from a folder's files to the spec.
     claim: the reason why a folder is of this family when no `encoder_mode` is given, None if it is not; without it
     every folder of one of its architectures is. keys: those settings of the by-family kind that it honours.
+    note: what decided the spec beyond files and architecture, for the printed reason.
     check: problems of settings that the keys alone do not tell. model_names: short names for `model_name` -> hub ids.
     subfolders: where a checkpoint keeps each tower, when they are not one model.
     """
@@ -53,6 +55,7 @@ class Family:
     architectures: Mapping[str, Architecture] = field(default_factory=dict)
     own_code: Architecture | None = None
     claim: Claim | None = None
+    note: Note | None = None
     keys: frozenset[str] = frozenset()
     check: Check | None = None
     aliases: tuple[str, ...] = ()

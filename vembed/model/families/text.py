@@ -1,13 +1,53 @@
-"""Text encoders."""
+"""Text encoders: BERT and its kin, and language models that were trained to embed."""
 
+from vembed.errors import ModelError
 from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
+from vembed.model.families.known_texts import LINES, known_text, with_recipe, words_of
 from vembed.model.families.towers import PROCESSOR, check_pooling, describe_text
+from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+
+_ENCODERS = {
+    "albert": Architecture("mean", 512),
+    "bert": Architecture("mean", 512),
+    "camembert": Architecture("mean", 514, offset_positions=True),
+    "deberta-v2": Architecture("mean", 512),
+    "distilbert": Architecture("mean", 512),
+    "electra": Architecture("mean", 512),
+    "eurobert": Architecture("mean", tested=False),
+    "gte": Architecture("cls"),
+    "modernbert": Architecture("mean"),
+    "mpnet": Architecture("mean", 514, offset_positions=True),
+    "new": Architecture("cls"),  # GTE's own code on the hub, before transformers had it as `gte`
+    "nomic_bert": Architecture("mean", 8192),
+    "roberta": Architecture("mean", 514, offset_positions=True),
+    "xlm-roberta": Architecture("mean", 514, offset_positions=True),
+    "xlm-roberta-xl": Architecture("mean", 514, offset_positions=True, tested=False),
+}
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    return describe_text("text", facts, architecture)
+    if facts.mode == "modernbert" and facts.model_type != "modernbert":
+        raise ModelError(f"encoder_mode 'modernbert' does not fit: this is a {facts.model_type} model")
+    known = known_text(facts)
+    spec = describe_text("text", facts, architecture)
+    return spec if known is None else with_recipe(spec, facts, known)
+
+
+def _note(facts: ModelFacts) -> str | None:
+    known = known_text(facts)
+    return None if known is None else words_of(known, facts)
+
+
+def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """A problem when `encoder_mode` names another line than the one that a checkpoint was tuned as."""
+    mode = settings.encoder_mode
+    problems = check_pooling(spec, settings)
+    if mode in LINES and spec.recipe != mode:
+        own = f"was tuned as a model of {spec.recipe}" if spec.recipe else "says itself how it is used"
+        problems.append(f"encoder_mode {mode!r} does not fit: this checkpoint {own}")
+    return problems
 
 
 TEXT = Family(
@@ -17,20 +57,28 @@ TEXT = Family(
     model="vembed.model.backbones.auto:TextModel",
     processor=PROCESSOR,
     describe=_describe,
-    architectures={
-        "albert": Architecture("mean", 512),
-        "bert": Architecture("mean", 512),
-        "camembert": Architecture("mean", 514, offset_positions=True),
-        "distilbert": Architecture("mean", 512),
-        "electra": Architecture("mean", 512),
-        "mpnet": Architecture("mean", 514, offset_positions=True),
-        "roberta": Architecture("mean", 514, offset_positions=True),
-        "xlm-roberta": Architecture("mean", 514, offset_positions=True),
-    },
-    check=check_pooling,
-    aliases=("bert",),
+    note=_note,
+    architectures=_ENCODERS,
+    own_code=Architecture("mean", tested=False),
+    check=_check,
+    aliases=("bert", "modernbert", *LINES),
     model_names={
-        "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+        "arctic": "Snowflake/snowflake-arctic-embed-m-v1.5",
         "bert": "google-bert/bert-base-uncased",
+        "bge": "BAAI/bge-base-en-v1.5",
+        "bge_m3": "BAAI/bge-m3",
+        "distilbert": "distilbert/distilbert-base-uncased",
+        "e5": "intfloat/e5-base-v2",
+        "e5_instruct": "intfloat/multilingual-e5-large-instruct",
+        "embeddinggemma": "google/embeddinggemma-300m",
+        "gte": "thenlper/gte-base",
+        "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+        "modernbert": "answerdotai/ModernBERT-base",
+        "mpnet": "sentence-transformers/all-mpnet-base-v2",
+        "multilingual_e5": "intfloat/multilingual-e5-base",
+        "nomic": "nomic-ai/nomic-embed-text-v1.5",
+        "qwen3_embedding": "Qwen/Qwen3-Embedding-0.6B",
+        "roberta": "FacebookAI/roberta-base",
+        "xlm_roberta": "FacebookAI/xlm-roberta-base",
     },
 )

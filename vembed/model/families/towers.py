@@ -7,13 +7,14 @@ from vembed.model.sentence_folder import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
+_NO_LIMIT = 1_000_000  # a tokenizer without a limit names a number beyond all texts
 PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
 
 
 def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a text encoder: what its sentence-transformers files say, else what its architecture does."""
     sentence = sentence_of(facts)
-    asked = sentence.max_length if sentence else None
+    asked = (sentence.max_length if sentence else None) or facts.tokenizer.get("model_max_length")
     limit = text_limit(facts, architecture)
     return ModelSpec(
         family=family,
@@ -24,7 +25,7 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
         layers=sentence.layers if sentence else (),
         normalize=sentence.normalize if sentence else True,
         similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
-        max_length=min((length for length in (asked, limit) if length), default=None),
+        max_length=min((int(length) for length in (asked, limit) if length and length < _NO_LIMIT), default=None),
         text_limit=limit,
         lower_case=sentence.lower_case if sentence else False,
         query_prompt=(sentence.query_prompt if sentence else None) or "",
