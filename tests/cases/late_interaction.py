@@ -5,6 +5,8 @@ from tests.cases.case import Case
 
 _NATIVE = "AutoModelForPreTraining"
 
+_COLBERT = {"encoder_mode": "colbert", "projection_dim": 16}
+
 CASES = [
     Case("colpali", "late_interaction", tiny.tiny_colpali, auto_class=_NATIVE, exact=False),
     Case("colqwen2", "late_interaction", tiny.tiny_colqwen2, auto_class=_NATIVE),
@@ -14,5 +16,13 @@ CASES = [
         tiny.tiny_colmodernvbert,
         auto_class=_NATIVE,
         opens_in_sentence_transformers=False,
+    ),
+    Case("colbert", "late_interaction", tiny.tiny_bert, settings=_COLBERT, image=False),
+    Case(
+        "colbert_filled",
+        "late_interaction",
+        tiny.tiny_bert,
+        settings=_COLBERT | {"num_query_tokens": 14},
+        image=False,
     ),
 ]

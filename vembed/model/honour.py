@@ -70,6 +70,8 @@ def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     problems = []
     for key, value in asked.items():
         own = getattr(spec, key)
+        if key == "projection_dim" and own is None and spec.late is not None:
+            continue  # a new projection is as wide as asked
         if value is not None and value != own:
             problems.append(
                 f"{key} {value}: this checkpoint was built with {own}"

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from vembed.model.sentence_layers import TOKENS, layer_config
 from vembed.model.spec import LateInteraction, ModelSpec
 
 JsonFiles = dict[str, Any]  # path inside the folder -> JSON
 
+_BASE = "sentence_transformers.base.modules"
+_TRANSFORMER = f"{_BASE}.transformer.Transformer"
 _PACKAGE = "sentence_transformers.multi_vector_encoder.modules"
 # Named in modules.json where no module of theirs does the same: opening fails there instead of giving other vectors.
 _NOT_THEIRS = "only_vembed_can_open_this_model"
@@ -21,13 +24,44 @@ def retrieval_files(spec: ModelSpec, added_length: int = 0) -> JsonFiles:
     transformer: dict[str, Any] = {
         "transformer_task": "retrieval",
         "modality_config": {"text": output, "image": output},
-        "module_output_name": "token_embeddings",
+        "module_output_name": TOKENS,
     }
     if spec.max_length is not None:
         transformer["processing_kwargs"] = {"text": {"max_length": max(1, spec.max_length - added_length)}}
-    modules = [("", "sentence_transformers.base.modules.transformer.Transformer")]
-    modules += [("1_MultiVectorMask", f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
+    modules = [("", _TRANSFORMER), ("1_MultiVectorMask", f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
     return _with_pooling(spec, spec.late, transformer, modules, {"1_MultiVectorMask/config.json": _mask(spec.late)})
+
+
+def projection_files(spec: ModelSpec) -> JsonFiles:
+    """The files of a text encoder whose token vectors are projected."""
+    assert spec.late is not None
+    output = {"method": "forward", "method_output_name": "last_hidden_state"}
+    transformer: dict[str, Any] = {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": output},
+        "module_output_name": TOKENS,
+        "max_seq_length": spec.max_length,
+        "do_lower_case": spec.lower_case,
+        "query_length": spec.late.query_limit,
+    }
+    if spec.num_query_tokens:
+        transformer["query_expansion"] = {
+            "strategy": "fixed" if spec.late.query_limit == spec.num_query_tokens else "min",
+            "attend": spec.late.attends_to_fill,
+            "token": spec.late.fill_token,
+            "length": spec.num_query_tokens,
+        }
+    between = {"module_input_name": TOKENS, "module_output_name": TOKENS}
+    files = {f"{layer.path}/config.json": layer_config(layer) | between for layer in spec.layers}
+    modules = [("", _TRANSFORMER), *((layer.path, f"{_BASE}.dense.Dense") for layer in spec.layers)]
+    mask = f"{len(modules)}_MultiVectorMask"
+    modules += [(mask, f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
+    files[f"{mask}/config.json"] = _mask(spec.late)
+    if spec.normalize:
+        path = f"{len(modules)}_Normalize"
+        modules += [(path, f"{_BASE}.normalize.Normalize")]
+        files[f"{path}/config.json"] = between
+    return _with_pooling(spec, spec.late, transformer, modules, files)
 
 
 def expressible(spec: ModelSpec) -> bool:

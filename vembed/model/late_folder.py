@@ -8,6 +8,8 @@ from typing import Any
 
 from vembed.errors import ModelError
 from vembed.model.files import read_json
+from vembed.model.sentence_layers import TOKENS, read_layer
+from vembed.model.spec import LayerSpec
 
 Json = dict[str, Any]  # Any: JSON
 
@@ -18,10 +20,11 @@ _CLASSIC_LENGTH = 32
 
 @dataclass(frozen=True)
 class LateFolder:
-    """projections: the folders of the linear layers after the encoder, in order. fill_tokens: what queries are filled
-    up to. query_limit, document_limit: tokens that are kept. The rest as in ModelSpec and its LateInteraction."""
+    """layers: those after the encoder, in order. fill_tokens: what queries are filled up to. query_limit,
+    document_limit: tokens that are kept. The rest as in ModelSpec and its LateInteraction."""
 
-    projections: tuple[str, ...] = ()
+    layers: tuple[LayerSpec, ...] = ()
+    normalize: bool = True
     skipped_words: tuple[str, ...] = ()
     fill_tokens: int | None = None
     fill_token: str | None = None
@@ -55,7 +58,8 @@ def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: 
     skipped = general.get("skiplist_words") or list(string.punctuation) if pylate else mask.get("skiplist_words")
     fill: Json = transformer.get("query_expansion") or {}
     return LateFolder(
-        projections=tuple(path for kind, path in modules if kind == "Dense"),
+        layers=tuple(read_layer(folder, kind, path, TOKENS) for kind, path in modules if kind == "Dense"),
+        normalize=pylate or any(kind == "Normalize" for kind, _ in modules),
         skipped_words=tuple(skipped or ()),
         fill_tokens=fill.get("length"),
         fill_token=fill.get("token"),

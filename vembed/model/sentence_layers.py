@@ -15,16 +15,19 @@ Json = dict[str, Any]  # Any: JSON
 LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm", "Normalize": "normalize", "Dropout": "dropout"}
 KIND_OF_LAYER = {layer: kind for kind, layer in LAYER_KINDS.items()}
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "Mish", "Softsign", "LeakyReLU", "ELU")
-_VECTOR = "sentence_embedding"
+VECTOR = "sentence_embedding"
+TOKENS = "token_embeddings"
 
 
-def read_layer(folder: Path, kind: str, path: str) -> LayerSpec:
-    """One module of modules.json that follows the pooling. Raises ModelError when it cannot be expressed here."""
+def read_layer(folder: Path, kind: str, path: str, works_on: str = VECTOR) -> LayerSpec:
+    """One module of modules.json that follows the pooling, or the encoder where there is a vector per token (works_on
+    TOKENS). Raises ModelError when it cannot be expressed here."""
     file = folder / path / "config.json"
     config: Json = read_json(file) or {}
     for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, _VECTOR):
-            raise ModelError(f"{file}: {kind} works on {config[key]}; only layers on the pooled vector are supported")
+        if config.get(key) not in (None, works_on):
+            able = "the pooled vector" if works_on == VECTOR else works_on
+            raise ModelError(f"{file}: {kind} works on {config[key]}; only layers on {able} are supported")
     if kind == "Normalize":
         return LayerSpec(kind="normalize", path=path)
     if not config:

@@ -60,8 +60,7 @@ class ModelSettings(Section):
         None,
         ge=1,
         le=65536,
-        description="Width of a composed model's embedding; default: the text tower's own width.",
-        json_schema_extra=only_with("text_model_name"),
+        description="Width of a composed model's vectors (default: its text tower's), or of new token vectors (128).",
     )
     fusion: str | None = Field(
         None,

@@ -147,7 +147,7 @@ def test_the_loss_sees_pooled_documents_with_cached_gradients_too(kind, settings
 
 
 def test_max_pixels_bounds_the_tokens_of_a_page_and_is_saved(fresh, pictures, tmp_path):
-    model = fresh("colqwen2", max_pixels=16 * 32)
+    model = fresh("colqwen2", min_pixels=16 * 16, max_pixels=16 * 32)
     pages = [image(picture) for picture in pictures]
     rows = rows_of(model.encode(pages))
     assert max(map(len, rows)) < max(map(len, rows_of(fresh("colqwen2").encode(pages))))

@@ -7,24 +7,17 @@ pad again                 -> Embeddings [rows, tokens, dim] with mask
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
-from vembed.model.backbones.pretrained import Backbone, load_backbone
-from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
+from vembed.model.base import BaseEmbeddingModel
 from vembed.model.files import ModelFolders
-from vembed.model.late_files import retrieval_files
-from vembed.model.parameters import Part
-from vembed.model.sentence_folder import JsonFiles
-from vembed.model.settings import ModelSettings, Tower
-from vembed.model.spec import LateInteraction, ModelSpec
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
 from vembed.model.token_pooling import Reduction
-from vembed.types import Embeddings, Inputs, Ragged
+from vembed.types import Embeddings, Inputs
 
 START_TEMPERATURE = 1.0  # scores are sums over a query's tokens, as ColBERT was trained with
 
@@ -45,15 +38,27 @@ class LateInteractionModel(BaseEmbeddingModel):
         self.set_temperature(START_TEMPERATURE)
         self._reduction = Reduction.of(spec)
 
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateInteractionModel":
+        """The model in the folders, by its kind."""
+        # The kinds build on this module.
+        from vembed.model.backbones.late_projection import LateTextModel  # noqa: PLC0415
+        from vembed.model.backbones.late_retrieval import LateRetrievalModel  # noqa: PLC0415
+
+        assert spec.late is not None
+        kind: type[LateInteractionModel] = LateRetrievalModel if spec.late.native else LateTextModel
+        return kind.load(spec, folders, settings, seed)
+
     @abstractmethod
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """The vectors of every token of every sequence, padding included."""
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, tokens, dim] of finished inputs: the vectors of a row's text, then of its images."""
-        return self._rows(inputs, self.encode_tokens(inputs))
+        return self.rows_of(inputs, self.encode_tokens(inputs))
 
-    def _rows(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
+    def rows_of(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
+        """The vectors of each row's tokens that are scored, those of documents reduced."""
         scored = inputs.tensors["scored"]
         vectors = _widened(tokens.vectors)[scored.values]  # [all tokens, dim]
         lengths = _sums(scored.values.sum(dim=1), scored.counts)  # [rows]
@@ -75,100 +80,6 @@ class LateInteractionModel(BaseEmbeddingModel):
         place = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1) if last else mask.argmax(dim=1)
         summary = vectors[torch.arange(len(vectors), device=vectors.device), place]  # [sequences, dim]
         return torch.einsum("std,sd->st", vectors, summary)
-
-
-class LateRetrievalModel(LateInteractionModel):
-    """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
-
-    parts: ClassVar[Mapping[str, Part]] = {
-        "backbone.vlm.vis": "vision",
-        "backbone.vlm.multi_modal_projector": "vision",
-        "backbone.vlm.connector": "vision",
-        "backbone.": "text",
-    }
-
-    def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
-        super().__init__(spec)
-        self.backbone = backbone
-
-    @classmethod
-    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":
-        """The model in `folders.text`."""
-        assert folders.text is not None
-        loader = getattr(transformers, _CLASSES[_late(spec).architecture])
-        backbone = load_backbone(folders.text, settings, loader=loader)
-        disable_kv_cache(backbone)
-        return cls(spec, backbone)
-
-    @property
-    def dim(self) -> int:
-        """Width of a token's vector."""
-        return int(self.backbone.config.embedding_dim)
-
-    def towers(self) -> dict[Tower, nn.Module]:
-        """The language model and the vision model, without projections."""
-        parts = dict(self.backbone.vlm.named_children())
-        text = next(parts[name] for name in ("language_model", "text_model") if name in parts)
-        vision = next(parts[name] for name in ("vision_tower", "vision_model", "visual") if name in parts)
-        return {"text": text, "vision": vision}
-
-    def backbones(self) -> dict[str, Backbone]:
-        """The whole model, at the root of a checkpoint."""
-        return {"": self.backbone}
-
-    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
-        """Text and image sequences of all rows in one pass."""
-        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
-        images = _IMAGE_INPUTS[_late(self.spec).architecture](inputs.tensors, ids)
-        output = self.backbone(input_ids=ids, attention_mask=mask, **images)
-        return TokenVectors(output.embeddings, mask.bool())
-
-    def sentence_files(self, subfolder: str) -> JsonFiles:
-        """The files of a MultiVectorEncoder."""
-        config = self.backbone.config.vlm_config
-        in_text = _late(self.spec).architecture == "colpali"  # its processor makes room for a picture in every text
-        return retrieval_files(self.spec, int(config.text_config.num_image_tokens) if in_text else 0)
-
-
-def _colpali_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """token_type_ids of zeros: every token sees every other, as in training."""
-    inputs = {"token_type_ids": torch.zeros_like(input_ids)}
-    if "pixel_values" in tensors and len(tensors["pixel_values"].values):
-        inputs["pixel_values"] = tensors["pixel_values"].values
-    return inputs
-
-
-def _colqwen2_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """The patches of each image padded to the most, [images, patches, numbers], which the model cuts again."""
-    if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
-        return {}
-    grids = tensors["image_grid_thw"].values
-    patches = torch.split(tensors["pixel_values"].values, grids.prod(dim=1).tolist())
-    return {"pixel_values": nn.utils.rnn.pad_sequence(list(patches), batch_first=True), "image_grid_thw": grids}
-
-
-def _colmodernvbert_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """All tiles as if they were of one row: the model takes them in order."""
-    if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
-        return {}
-    return {name: tensors[name].values[None] for name in ("pixel_values", "pixel_attention_mask")}
-
-
-_CLASSES = {
-    "colpali": "ColPaliForRetrieval",
-    "colqwen2": "ColQwen2ForRetrieval",
-    "colmodernvbert": "ColModernVBertForRetrieval",
-}
-_IMAGE_INPUTS: Mapping[str, Any] = {  # Any: all three have the same signature
-    "colpali": _colpali_inputs,
-    "colqwen2": _colqwen2_inputs,
-    "colmodernvbert": _colmodernvbert_inputs,
-}
-
-
-def _late(spec: ModelSpec) -> LateInteraction:
-    assert spec.late is not None
-    return spec.late
 
 
 def _padded(vectors: Tensor, lengths: Tensor) -> Embeddings:

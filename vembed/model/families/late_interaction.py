@@ -1,7 +1,11 @@
 """Late interaction: a vector per token, scored by MaxSim."""
 
+from dataclasses import replace
+
 from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
+from vembed.model.families.text import TEXT
+from vembed.model.families.towers import text_limit
 from vembed.model.late_folder import LateFolder
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LateInteraction, ModelSpec
@@ -13,9 +17,15 @@ _NATIVE = {
     "colpali": Architecture("last"),
     "colqwen2": Architecture("last"),
 }
+_TEXT = {name: replace(architecture, pooling="cls") for name, architecture in TEXT.architectures.items()}
+_QUERY_MARKER, _DOCUMENT_MARKER = "[Q] ", "[D] "
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    return _describe_native(facts, architecture) if facts.model_type in _NATIVE else _describe_text(facts, architecture)
+
+
+def _describe_native(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a model that transformers has a class of its own for."""
     limit = _text_config(facts.config).get("max_position_embeddings")
     sentence = facts.sentence
@@ -33,13 +43,54 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         query_prompt=(sentence.query_prompt if sentence else None) or "",
         document_prompt=(sentence.document_prompt if sentence else None) or "",
         pool_factor=found.pool_factor,
-        late=LateInteraction(
-            native=True,
-            architecture=facts.model_type,
-            protected_tokens=found.protected_tokens,
-            skipped_words=found.skipped_words,
-            normalizes_pools=found.normalizes_pools,
-        ),
+        late=_late(found, facts, native=True),
+    )
+
+
+def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """The spec of a text encoder with a projection, or one that is to get a new one: a ColBERT."""
+    sentence = facts.sentence
+    found = sentence.late if sentence else None
+    prompts = (sentence.query_prompt, sentence.document_prompt) if sentence else (None, None)
+    if found is None and prompts == (None, None):
+        prompts = (_QUERY_MARKER, _DOCUMENT_MARKER)
+    found = found or LateFolder()
+    layers = found.layers or tuple(layer for layer in (sentence.layers if sentence else ()) if layer.kind == "dense")
+    limit = text_limit(facts, architecture)
+    lengths = (limit, sentence.max_length if sentence else None, found.document_limit)
+    return ModelSpec(
+        family="late_interaction",
+        preset="colpali",
+        towers=("text",),
+        pooling={"text": architecture.pooling},
+        layers=layers,
+        normalize=found.normalize,
+        similarity="dot",
+        scoring="maxsim",
+        max_length=min((length for length in lengths if length), default=None),
+        text_limit=limit,
+        lower_case=sentence.lower_case if sentence else False,
+        query_prompt=prompts[0] or "",
+        document_prompt=prompts[1] or "",
+        projection_dim=layers[-1].outputs if layers else None,
+        num_query_tokens=found.fill_tokens,
+        pool_factor=found.pool_factor,
+        late=_late(found, facts, native=False),
+    )
+
+
+def _late(found: LateFolder, facts: ModelFacts, *, native: bool) -> LateInteraction:
+    # The first token of a text encoder is [CLS], which sums the text up: it is not joined with others.
+    own = found.protected_tokens if found.pool_factor is not None else int(not native)
+    return LateInteraction(
+        native=native,
+        architecture=facts.model_type,
+        protected_tokens=own,
+        skipped_words=found.skipped_words,
+        query_limit=found.query_limit,
+        attends_to_fill=found.attends_to_fill,
+        fill_token=found.fill_token,
+        normalizes_pools=found.normalizes_pools,
     )
 
 
@@ -49,7 +100,10 @@ def _text_config(config: Json) -> Json:
 
 
 def _claim(facts: ModelFacts) -> str | None:
-    return f"config.json says {facts.model_type}" if facts.model_type in _NATIVE else None
+    if facts.model_type in _NATIVE:
+        return f"config.json says {facts.model_type}"
+    late = facts.sentence is not None and facts.sentence.late is not None
+    return "modules.json describes a vector per token" if late else None
 
 
 def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
@@ -64,22 +118,34 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
         )
     if settings.num_query_tokens is not None and late.native:
         problems.append(f"num_query_tokens: {late.architecture} adds its own ten tokens to every query")
+    if settings.num_query_tokens is not None and not late.native:
+        problems += _query_problems(spec, late, settings.num_query_tokens)
     if settings.image_size is not None and late.native:
         hint = "; max_pixels limits it" if late.architecture == "colqwen2" else ""
         problems.append(f"image_size: {late.architecture} reads pictures at the size of its checkpoint{hint}")
-    if settings.max_pixels is not None and late.architecture != "colqwen2":
-        problems.append(f"max_pixels: {late.architecture} does not read pictures at their native resolution")
+    bounds = [key for key in ("min_pixels", "max_pixels") if getattr(settings, key) is not None]
+    if bounds and late.architecture != "colqwen2":
+        problems.append(f"{', '.join(bounds)}: {late.architecture} does not read pictures at their native resolution")
     return problems
+
+
+def _query_problems(spec: ModelSpec, late: LateInteraction, num_query_tokens: int) -> list[str]:
+    limits = {"this model reads": spec.text_limit, "this checkpoint cuts queries to": late.query_limit}
+    return [
+        f"num_query_tokens {num_query_tokens}: {words} at most {limit} tokens"
+        for words, limit in limits.items()
+        if limit is not None and num_query_tokens > limit
+    ]
 
 
 LATE_INTERACTION = Family(
     name="late_interaction",
     preset="colpali",
     towers=("text", "vision"),
-    model="vembed.model.backbones.late_interaction:LateRetrievalModel",
-    processor="vembed.model.processors.late_retrieval:LateRetrievalProcessor",
+    model="vembed.model.backbones.late_interaction:LateInteractionModel",
+    processor="vembed.model.processors.late_interaction:LateProcessor",
     describe=_describe,
-    architectures=_NATIVE,
+    architectures=_NATIVE | _TEXT,
     claim=_claim,
     keys=frozenset(
         {
@@ -87,6 +153,7 @@ LATE_INTERACTION = Family(
             "document_tokens",
             "mask_prompts",
             "max_pixels",
+            "min_pixels",
             "num_query_tokens",
             "pool_factor",
             "topk_tokens",

@@ -18,7 +18,8 @@ from torch import Tensor
 from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
-from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
+from vembed.model.processors.base import MAX_IMAGE_PIXELS
+from vembed.model.processors.late_interaction import LateProcessor
 from vembed.model.processors.token_rows import encode_texts, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -128,7 +129,7 @@ _READERS: Mapping[str, type[_Reader]] = {
 }
 
 
-class LateRetrievalProcessor(ItemProcessor):
+class LateRetrievalProcessor(LateProcessor):
     """Items to `input_ids` and `attention_mask` per sequence, `pixel_values` per patch, tile or image.
 
     `scored` says which tokens become vectors, `is_document` which rows are reduced as documents are.
@@ -148,8 +149,8 @@ class LateRetrievalProcessor(ItemProcessor):
             transformers.AutoProcessor, folders.text, trust_remote_code=settings.trust_remote_code, kind="processor"
         )
         processor.tokenizer.padding_side = spec.padding_side
-        if settings.max_pixels is not None:
-            _limit_pixels(processor.image_processor, settings.max_pixels)
+        if spec.min_pixels is not None or spec.max_pixels is not None:
+            _limit_pixels(processor.image_processor, spec)
         return cls(spec, _READERS[spec.late.architecture](processor))
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
@@ -217,8 +218,9 @@ def join_images(loaded: Sequence[LoadedItem]) -> dict[str, Ragged]:
     }
 
 
-def _limit_pixels(image_processor: Any, max_pixels: int) -> None:  # Any: transformers is untyped here
-    least = int(image_processor.size["shortest_edge"])
-    if max_pixels < least:
-        raise ModelError(f"max_pixels {max_pixels}: this model reads pictures of at least {least} pixels")
-    image_processor.size = type(image_processor.size)(shortest_edge=least, longest_edge=max_pixels)
+def _limit_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
+    least = spec.min_pixels or int(image_processor.size["shortest_edge"])
+    most = spec.max_pixels or int(image_processor.size["longest_edge"])
+    if most < least:
+        raise ModelError(f"max_pixels {most}: this model reads pictures of at least {least} pixels; set min_pixels too")
+    image_processor.size = type(image_processor.size)(shortest_edge=least, longest_edge=most)

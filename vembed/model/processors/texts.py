@@ -35,7 +35,7 @@ class TextReader:
         self._pools_prompt = spec.pool_prompt
         tokenizer.padding_side = spec.padding_side
         if spec.lower_case:
-            _lower_case(tokenizer)
+            lower_case(tokenizer)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> EncodedTexts:
         """Tokens of prompt + text, padded to the longest of these texts, or to the model's fixed length.
@@ -73,7 +73,7 @@ class TextReader:
         return sum(length > self._max_length for length in lengths)
 
 
-def _lower_case(tokenizer: Any) -> None:
+def lower_case(tokenizer: Any) -> None:
     """Put lower-casing before the tokenizer's own normalisation, as sentence-transformers does."""
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a":

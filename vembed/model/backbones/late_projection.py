@@ -1,0 +1,104 @@
+"""ColBERT: a text encoder whose token vectors are projected to a small width each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vembed.model.backbones.late_interaction import LateInteractionModel, TokenVectors
+from vembed.model.backbones.layers import DenseLayer, VectorLayers, load_layers
+from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.base import disable_kv_cache, unit_vectors
+from vembed.model.files import ModelFolders
+from vembed.model.late_files import projection_files
+from vembed.model.parameters import Part
+from vembed.model.sentence_folder import JsonFiles, modules_folder
+from vembed.model.sentence_layers import width_after
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import LayerSpec, ModelSpec
+from vembed.types import Embeddings, Inputs
+
+DEFAULT_WIDTH = 128  # as in ColBERT
+
+
+class LateTextModel(LateInteractionModel):
+    """BERT, ModernBERT or another text encoder, with the projection of its checkpoint or a new one."""
+
+    parts: ClassVar[Mapping[str, Part]] = {"backbone.": "text", "heads.": "heads"}
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone, heads: VectorLayers, *, has_new_heads: bool) -> None:
+        super().__init__(spec, has_new_heads=has_new_heads)
+        self.backbone = backbone
+        self.heads = heads
+        self._dim = width_after(int(backbone.config.hidden_size), heads.specs, Path())
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateTextModel":
+        """The encoder in `folders.text`, with the layers of its spec; without any, with a new projection."""
+        assert folders.text is not None
+        backbone = load_backbone(folders.text, settings)
+        disable_kv_cache(backbone)
+        width = int(backbone.config.hidden_size)
+        if spec.layers:
+            heads = load_layers(spec.layers, modules_folder(folders.text), width)
+            return cls(spec, backbone, heads, has_new_heads=False)
+        spec = with_new_projection(spec, width)
+        return cls(spec, backbone, new_projection(spec.layers, seed), has_new_heads=True)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's vector."""
+        return self._dim
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """The text encoder, without the projection."""
+        return {"text": self.backbone}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The text encoder, at the root of a checkpoint."""
+        return {"": self.backbone}
+
+    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
+        """Every token's vector, projected."""
+        return self._encode(inputs, self.heads)
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without a projection that is new."""
+        if not self.has_new_heads:
+            return self.forward(inputs)
+        return self.rows_of(inputs, self._encode(inputs, nn.Identity()))
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The files of a MultiVectorEncoder."""
+        return projection_files(self.spec)
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the projection, by its subfolder."""
+        return self.heads.states()
+
+    def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
+        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
+        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
+        return TokenVectors(unit_vectors(vectors) if self.spec.normalize else vectors, mask.bool())
+
+
+def with_new_projection(spec: ModelSpec, width: int) -> ModelSpec:
+    """The spec with one linear layer after an encoder of that width."""
+    dim = spec.projection_dim or DEFAULT_WIDTH
+    layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
+    return spec.model_copy(update={"layers": (layer,), "projection_dim": dim})
+
+
+def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
+    """The layers with orthogonal weights drawn from `seed`, so that a new projection keeps angles as far as it can."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        heads = VectorLayers(layers)
+    for layer in heads:
+        assert isinstance(layer, DenseLayer)
+        with torch.no_grad():
+            nn.init.orthogonal_(layer.linear.weight, generator=generator)
+    return heads

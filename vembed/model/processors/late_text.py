@@ -1,0 +1,120 @@
+"""The processor of ColBERT-like text models: markers before texts, and queries filled up with mask tokens."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+
+from vembed.errors import ModelError
+from vembed.model.files import ModelFolders
+from vembed.model.processors.auto import load_tokenizer
+from vembed.model.processors.late_interaction import LateProcessor
+from vembed.model.processors.texts import lower_case
+from vembed.model.processors.token_rows import encode_texts, side_flags, skipped_ids
+from vembed.model.settings import ModelSettings
+from vembed.model.spec import ModelSpec
+from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
+
+
+class LateTextProcessor(LateProcessor):
+    """Items to `input_ids`, `attention_mask` and `scored` (which tokens become vectors), each per row."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Any) -> None:  # Any: transformers is untyped here
+        super().__init__(spec)
+        self._tokenizer = tokenizer
+        self._skipped = skipped_ids(tokenizer, spec.late.skipped_words if spec.late else ())
+        self._fill = _fill_token(tokenizer, spec) if spec.num_query_tokens else 0
+
+    @classmethod
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateTextProcessor":
+        """The tokenizer of the folder. Raises ModelError when its files are missing."""
+        assert folders.text is not None
+        tokenizer = load_tokenizer(folders.text, settings)
+        tokenizer.padding_side = spec.padding_side
+        if spec.lower_case:
+            lower_case(tokenizer)
+        _keep_markers_whole(tokenizer, (spec.query_prompt, spec.document_prompt))
+        return cls(spec, tokenizer)
+
+    def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """Never called: the spec says that the model reads texts only."""
+        raise ModelError("a text model reads no images")
+
+    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+        """Inputs of these rows: prompts put before texts, padded to the longest; queries filled up."""
+        texts = [item.text or "" for item in self.load_all(items)]
+        prompt, late = self.spec.prompt(side), self.spec.late
+        assert late is not None
+        limits = [self.spec.max_length, late.query_limit if side == "query" else None]
+        limit = min((length for length in limits if length), default=None)
+        encoded = encode_texts(self._tokenizer, [prompt + text for text in texts], limit)
+        ids, mask = encoded.input_ids, encoded.attention_mask
+        scored = mask.bool()
+        if self.spec.mask_prompts:
+            scored &= encoded.starts >= len(prompt)
+        if side == "document":
+            scored &= ~torch.isin(ids, self._skipped)
+        if side == "query" and self.spec.num_query_tokens:
+            ids, mask, scored = self._filled(ids, mask, scored)
+        counts = torch.ones(len(texts), dtype=torch.int64)
+        tensors = {
+            "input_ids": Ragged(ids, counts),
+            "attention_mask": Ragged(mask, counts),
+            "scored": Ragged(scored, counts),
+            "is_document": side_flags(len(texts), side),
+        }
+        return Inputs(len(texts), tensors, encoded.num_truncated)
+
+    def finish(self, inputs: Inputs) -> Inputs:
+        """The same inputs: there are no pictures."""
+        return inputs
+
+    def save(self, text_folder: Path, image_folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(text_folder)
+
+    def _filled(self, ids: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [rows, tokens] with mask tokens in the place of padding up to num_query_tokens; those are scored."""
+        length = self.spec.num_query_tokens or 0
+        missing = (0, max(0, length - ids.shape[1]))
+        ids, mask, scored = (torch.nn.functional.pad(tensor, missing) for tensor in (ids, mask, scored))
+        fill = (mask == 0) & (torch.arange(ids.shape[1]) < length)
+        assert self.spec.late is not None
+        seen = mask.masked_fill(fill, 1) if self.spec.late.attends_to_fill else mask
+        return ids.masked_fill(fill, self._fill), seen, scored | fill
+
+
+def _fill_token(tokenizer: Any, spec: ModelSpec) -> int:  # Any: transformers is untyped here
+    """The number of the token that queries are filled up with. Raises ModelError when there is none."""
+    assert spec.late is not None
+    if spec.late.fill_token is not None:
+        number = tokenizer.convert_tokens_to_ids(spec.late.fill_token)
+        if number in (None, tokenizer.unk_token_id):
+            raise ModelError(f"num_query_tokens: the tokenizer does not know the token {spec.late.fill_token!r}")
+        return int(number)
+    for number in (tokenizer.mask_token_id, tokenizer.eos_token_id):
+        if number is not None:
+            return int(number)
+    raise ModelError(
+        "num_query_tokens: the tokenizer has neither a mask token nor an end-of-text token to fill up with"
+    )
+
+
+def _keep_markers_whole(tokenizer: Any, prompts: Sequence[str]) -> None:  # Any: transformers is untyped here
+    """Let markers such as [unused0] or [Q] that the vocabulary holds be one token, as the model was trained."""
+    markers = [AddedToken(marker, normalized=False, special=True) for marker in _cut_markers(tokenizer, prompts)]
+    if markers:
+        tokenizer.add_special_tokens({"additional_special_tokens": markers}, replace_extra_special_tokens=False)
+
+
+def _cut_markers(tokenizer: Any, prompts: Sequence[str]) -> Iterator[str]:
+    vocabulary = tokenizer.get_vocab()
+    for prompt in prompts:
+        words = [prompt, *prompt.split(maxsplit=1)[:1]]
+        known = next((word for word in words if word.startswith("[") and word in vocabulary), None)
+        if known is not None and tokenizer.tokenize(known) != [known]:
+            yield known
