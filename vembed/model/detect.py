@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vembed.errors import ModelError
+from vembed.model.adapter_base import read_base
 from vembed.model.facts import ModelFacts, read_facts
 from vembed.model.families.composed import describe_composed
 from vembed.model.families.family import Family
@@ -51,6 +52,10 @@ def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None
     saved = read_json(folder / SPEC_FILE)
     if saved is not None:
         return _saved_spec(saved, folder)
+    base = read_base(folder)
+    if base is not None:  # a folder that peft wrote: its base says how it is used
+        below = _detect_one(base.model_name, base.revision, encoder_mode)
+        return replace(below, reason=f"an adapter of {base.model_name}: {below.reason}")
     facts = read_facts(hub_id(name), folder)
     if encoder_mode in (None, "auto"):
         family, reason = family_for(facts)

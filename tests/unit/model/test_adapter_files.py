@@ -313,3 +313,28 @@ def test_a_fingerprint_tells_weights_apart_however_they_lie(tmp_path):
     file.unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
         fingerprint(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+@pytest.mark.parametrize("name", ["bert", "vit", "clip"])
+def test_a_folder_that_peft_wrote_opens_with_its_base(name, folder_of, model_of, items_for, tmp_path):
+    base = transformers.AutoModel.from_pretrained(folder_of(name))
+    targets = ["query", "value"] if name == "bert" else ["q_proj", "v_proj"]
+    config = peft.LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(base, config)
+    adapted.save_pretrained(tmp_path)
+    opened = load(tmp_path)
+    assert opened.spec == model_of(name).spec
+    assert "an adapter of" in opened.reason
+    items = items_for(opened)
+    vectors = opened.encode(items).vectors
+    assert not close(vectors, model_of(name).encode(items).vectors, 1e-3)
+    merged = adapted.merge_and_unload().state_dict()
+    assert all(
+        close(merged[key], tensor) for key, tensor in opened.model.backbone_state("").items() if "logit" not in key
+    )
+    stage = load(tmp_path, use_lora=True)
+    train_a_step(stage, items)
+    stage.save_pretrained(tmp_path / "more", merge_adapters=False)
+    assert close(load(tmp_path / "more").encode(items).vectors, stage.encode(items).vectors)
