@@ -141,6 +141,30 @@ def _encode(
     typer.echo(entrypoint.encode(request, _show_progress).text())
 
 
+@app.command("export")
+def _export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a checkpoint (RUN/checkpoint-10) or hub id.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="New folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into plain weights.")] = False,
+    torch_dtype: Annotated[
+        str, typer.Option("--torch_dtype", "--torch-dtype", help="float32, bfloat16, float16, or auto: the base's own.")
+    ] = "float32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run the model's own code.")
+    ] = False,
+    plugins: Annotated[
+        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as plain weights that need no adapter."""
+    from vembed.entrypoints import export as entrypoint
+
+    request = entrypoint.ExportRequest(model, output, merge, torch_dtype, trust_remote_code, plugins or ())
+    typer.echo(entrypoint.export(request).text())
+
+
 @app.command("models")
 def _models(
     check: Annotated[

@@ -40,13 +40,17 @@ class Predictor:
         batch_size: int = 64,
         dtype: str | None = None,
         trust_remote_code: bool = False,
+        torch_compile: bool = False,
     ) -> None:
         """device: auto | cpu | cuda (or cuda:1) | mps. dtype: float32 (default) | bfloat16 | float16.
 
-        Raises ModelError, UsageError for a device that torch does not have here.
+        torch_compile: compile the towers, which pays for many items. A folder of adapters is opened with its base.
+        Raises ModelError, CheckpointError, UsageError for a device that torch does not have here.
         """
         where, number_type = _device(device), _dtype(dtype)
-        settings = ModelSettings(model_name=str(folder), trust_remote_code=trust_remote_code)
+        settings = ModelSettings(
+            model_name=str(folder), trust_remote_code=trust_remote_code, torch_compile=torch_compile
+        )
         self.model = VisualRetrievalModel.from_pretrained(None, settings)
         self.batch_size = batch_size
         self.model.model.requires_grad_(False).to(device=where, dtype=number_type)

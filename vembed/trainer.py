@@ -33,7 +33,7 @@ from vembed.training.measure import Measurement, measure
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.overview import Overview
 from vembed.training.plan import make_plan, rows_per_batch
-from vembed.training.precision import Precision, choose_precision
+from vembed.training.precision import Precision, choose_precision, settle_dtypes
 from vembed.training.run_data import RunData, check_every_set_teaches, read_run_data
 from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
 from vembed.training.run_report import ReportSettings, RunReport, report_run
@@ -193,6 +193,7 @@ def _load(config: Config) -> _Loaded:
         for dataset in sets:
             model.check_mode(dataset.mode)
     frozen = freeze_by_rate(model.model, config.optimizer)
+    settle_dtypes(model.model, config.model, precision)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
     return _Loaded(data, model, frozen, precision)

@@ -4,6 +4,7 @@ import json
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +145,41 @@ def test_bf16_keeps_parameters_in_float32(tmp_path, settings):
     assert weights.model_name is not None
     tuned = VisualRetrievalModel.from_pretrained(str(tmp_path / "run" / "final")).model
     assert {parameter.dtype for parameter in tuned.parameters()} == {torch.float32}
+
+
+def test_frozen_weights_may_be_bf16_and_final_is_the_best_adapter_merged(tmp_path, settings):
+    run = tmp_path / "run"
+    Trainer(settings).train(torch_dtype="bfloat16", use_lora=True, use_dora=True, max_steps=4, eval_steps=2)
+    assert {path.name for path in (run / "best").iterdir()} >= {"adapter_model.safetensors", "vembed_base.json"}
+    assert len(list(run.glob("checkpoint-*/adapter_model.safetensors"))) == 2
+    assert (run / "final" / "model.safetensors").is_file()
+    best, final = Predictor(run / "best"), Predictor(run / "final")
+    texts = ["a red circle", "two blue squares"]
+    assert np.allclose(best.encode_text(texts), final.encode_text(texts), atol=1e-6)
+    records = [json.loads((run / name / "vembed_config.json").read_text()) for name in ("best", "final")]
+    assert records[0] == records[1]
+
+
+def test_a_run_of_adapters_may_leave_them_alone(tmp_path, settings):
+    Trainer(settings).train(use_lora=True, save_adapter_only=True, max_steps=2)
+    assert read_bytes(tmp_path / "run" / "final") == read_bytes(tmp_path / "run" / "best")
+    assert Predictor(tmp_path / "run" / "final")
+    second = {**settings, "model_name": str(tmp_path / "run" / "final"), "output_dir": str(tmp_path / "second")}
+    Trainer(second).train(use_lora=True, max_steps=2)
+    assert (tmp_path / "second" / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"torch_dtype": "bfloat16"}, "torch_dtype: bfloat16 would have no effect"),
+        ({"torch_dtype": "float16", "use_lora": True}, "gradients that pass through float16 weights vanish"),
+    ],
+)
+def test_a_dtype_in_which_nothing_would_learn_is_refused(tmp_path, settings, change, words):
+    with pytest.raises(ConfigError, match=words):
+        Trainer(settings).train(**change)
+    assert not (tmp_path / "run").exists()
 
 
 def test_global_batch_size_is_shared_by_accumulation(tmp_path, settings):

@@ -40,7 +40,8 @@ def test_help_names_the_commands(run):
     result = run("--help")
     assert result.exit_code == 0
     assert all(
-        f"\n  {command} " in result.stdout for command in ("train", "evaluate", "encode", "models", "demo", "config")
+        f"\n  {command} " in result.stdout
+        for command in ("train", "evaluate", "encode", "export", "models", "demo", "config")
     )
 
 
@@ -104,6 +105,10 @@ def test_a_value_that_equals_the_config_files_name_stays_a_value(run, tmp_path):
         (["evaluate"], "name what to measure"),
         (["evaluate", "a", "b"], "unexpected argument 'b' after 'a'"),
         (["encode", "model"], "--input"),
+        (["export", "model", "--output", "new"], "say what to write: --merge writes plain weights"),
+        (["export", "model", "--merge", "--output", "new", "--torch_dtype", "int8"], "known are: float32, bfloat16"),
+        (["export", "model", "--merge", "--output", "."], "--output . is there already; name a new folder"),
+        (["export", "./nowhere", "--merge", "--output", "new"], "there is no model folder './nowhere'"),
         (["train", "--bacth-size=3", "--dry_run"], "bacth_size: unknown key; did you mean batch_size?"),
     ],
 )
@@ -150,6 +155,7 @@ def test_an_interrupt_exits_with_130(tmp_path):
         ["train", "--help-all"],
         ["evaluate", "--help"],
         ["encode", "--help"],
+        ["export", "--help"],
         ["config", "show", "preset=clip"],
         ["config", "schema"],
         ["train", "--batch_sze", "8"],

@@ -6,7 +6,8 @@ from pathlib import Path
 from vembed.errors import CheckpointError
 from vembed.model.adapter_base import plain_folder, read_base
 from vembed.model.checkpoint import ModelSource
-from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json
+from vembed.model.families.registry import hub_id
+from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
@@ -14,15 +15,16 @@ _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 _OURS = {ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, Path(TRAINING_FILE).with_suffix(".json").name}
 
 
-def merge_folder(folder: Path, target: Path, settings: ModelSettings | None = None) -> VisualRetrievalModel:
-    """Write the model in `folder` with its adapters merged into plain weights; gives that model.
+def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None = None) -> VisualRetrievalModel:
+    """Write the model of a folder or hub id with its adapters merged into plain weights; gives that model.
 
     Raises CheckpointError for adapters that were trained beside 4-bit weights: merged into others they would embed
     differently. settings: those for opening it.
     """
     settings = settings or ModelSettings()
+    folder = weights_folder(hub_id(str(name)), with_code=settings.trust_remote_code)
     _refuse_quantized(folder)
-    opened = VisualRetrievalModel.from_pretrained(str(folder), settings)
+    opened = VisualRetrievalModel.from_pretrained(str(name), settings)
     record = read_json(folder / SPEC_FILE) or {}
     base = ModelSource(**record["base_model"]) if "base_model" in record else opened.base
     model = VisualRetrievalModel(opened.model, opened.processor, base, opened.reason)

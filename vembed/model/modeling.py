@@ -21,7 +21,9 @@ from vembed.model.checkpoint import (
     read_heads,
     write_checkpoint,
 )
+from vembed.model.compilation import compile_towers
 from vembed.model.detect import detect
+from vembed.model.dtypes import join_dtypes
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.items import Picture, image_source
 from vembed.model.processors.base import ItemProcessor
@@ -78,6 +80,7 @@ class VisualRetrievalModel:
         _set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
         source = ModelSource(name, settings.revision, *pair)
+        join_dtypes(model)
         bases = adapter_bases(model, source, folders, settings) if has_adapters(model) else None
         return cls(model.eval(), processor, source, detected.reason, bases)
 
@@ -158,3 +161,5 @@ def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: i
         add_adapters(model, settings, seed)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if settings.torch_compile:
+        compile_towers(model)

@@ -9,6 +9,9 @@ from vembed.utils.settings import BY_FAMILY, COMMON, Section, instead_of, only_w
 Tower = Literal["text", "vision"]
 
 
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
 class ModelSettings(Section):
     """The model: where it comes from, how it is built, which parts learn."""
 
@@ -40,12 +43,20 @@ class ModelSettings(Section):
         False,
         description="Read weights from .bin files where no safetensors are; tensors only, no code in them is run.",
     )
+    torch_dtype: Dtype = Field(
+        "float32",
+        description="Dtype of the weights that do not learn (auto: the checkpoint's own); what learns is float32.",
+    )
     quantization: Literal["none", "4bit"] | None = Field(
         None,
         description="Hold weights that do not learn in 4 bits (CUDA); default: as an adapter was trained, else none.",
     )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="How attention is computed; default: the fastest that needs nothing installed."
+    )
+    torch_compile: bool = Field(
+        False,
+        description="Compile the towers: slow for the first batches, then faster; needs a C++ compiler.",
     )
     pooling: Literal["cls", "mean", "last", "max", "pooler"] | None = Field(
         None,

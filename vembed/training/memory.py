@@ -48,7 +48,7 @@ def estimate_memory(
     used = used_memory_bytes(device)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sides = (batch.queries, batch.documents)
-    with rng_unmoved(), _training_mode(model):
+    with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
         activations = [_activations(model, processor, side, settings, precision) for side in sides]
     one_chunk = all(side.num_rows <= _chunk_size(side, settings) for side in sides)
     kept = sum(activations) if one_chunk else max(activations)

@@ -9,6 +9,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from vembed.errors import ConfigError
+from vembed.model.adapters import has_adapters
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.dtypes import has_low_weights, hold_learning_in_float32
+from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
 
 
@@ -33,6 +37,28 @@ def choose_precision(settings: TrainingSettings) -> Precision:
         raise ConfigError("mixed_precision: fp16 needs a CUDA device; use bf16, or no")
     accelerator = Accelerator(cpu=settings.device == "cpu", mixed_precision=dtype)
     return Precision(accelerator.device, dtype, accelerator.autocast, accelerator.scaler)
+
+
+def settle_dtypes(model: BaseEmbeddingModel, settings: ModelSettings, precision: Precision) -> None:
+    """Hold what learns in float32, beside weights that do not learn and stay as they were loaded.
+
+    Raises ConfigError when `torch_dtype` or `quantization` asks for what cannot learn.
+    """
+    trained = [name for name in model.spec.towers if name not in model.frozen]
+    quantized = any(not p.is_floating_point() for name in trained for p in model.towers()[name].parameters())
+    if quantized and not has_adapters(model):
+        raise ConfigError("quantization: weights of 4 bits cannot learn; set use_lora: true, or freeze the towers")
+    hold_learning_in_float32(model)
+    if settings.torch_dtype in ("bfloat16", "float16") and not any(map(has_low_weights, model.backbones().values())):
+        raise ConfigError(
+            f"torch_dtype: {settings.torch_dtype} would have no effect, since what learns is held in float32 and every"
+            " weight of this model learns; set use_lora or freeze, or mixed_precision: bf16 to compute in less"
+        )
+    if settings.torch_dtype == "float16" and has_adapters(model) and precision.scaler is None:
+        raise ConfigError(
+            "torch_dtype: gradients that pass through float16 weights vanish unless they are scaled; set torch_dtype:"
+            " bfloat16, or mixed_precision: fp16 (CUDA)"
+        )
 
 
 def _cuda_has_bf16() -> bool:

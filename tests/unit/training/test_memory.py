@@ -9,6 +9,7 @@ from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
 from vembed.training.memory import estimate_memory
 from vembed.training.precision import choose_precision
 from vembed.training.settings import TrainingSettings
@@ -87,3 +88,14 @@ def test_estimating_changes_nothing(clip_folder, batch_of):
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.model.training
     assert all(parameter.grad is None for parameter in model.model.parameters())
+
+
+def test_weights_count_in_the_dtype_that_they_are_held_in(clip_folder, batch_of):
+    def weights(**settings):
+        model = VisualRetrievalModel.from_pretrained(clip_folder, ModelSettings(use_lora=True, **settings))
+        parts = estimate(model, batch_of(model))
+        return parts["weights"], parts["AdamW"]
+
+    (whole, moments), (half, same_moments) = weights(), weights(torch_dtype="bfloat16")
+    assert whole / 2 < half < 0.8 * whole  # adapters, and projections that learn, are float32 in both
+    assert moments > 0.9 * same_moments > 0

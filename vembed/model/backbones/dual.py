@@ -94,7 +94,7 @@ class DualModel(BaseEmbeddingModel):
         own = {name: parameter for name, parameter in backbone.named_parameters(recurse=False) if name in _SCALES}
         self._scale_shapes = {name: parameter.shape for name, parameter in own.items()}  # () in CLIP, [1] in SigLIP
         for name, parameter in own.items():
-            setattr(self, name, nn.Parameter(parameter.detach().reshape(1).clone()))
+            setattr(self, name, nn.Parameter(parameter.detach().reshape(1).float().clone()))
             delattr(backbone, name)
         self.has_own_scale = "logit_scale" in own
 

@@ -10,11 +10,17 @@ from vembed.model.settings import ModelSettings
 
 FOUR_BIT = "4bit"
 _FLASH = "flash_attention_2"
+_DTYPES: dict[str, torch.dtype | str] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
 
 
 def weight_options(settings: ModelSettings) -> dict[str, Any]:  # Any: transformers' own types
     """What transformers' `from_pretrained` is told of dtype, quantisation and attention. Raises ModelError."""
-    options: dict[str, Any] = {"dtype": torch.float32}
+    options: dict[str, Any] = {"dtype": _DTYPES[settings.torch_dtype]}
     if settings.quantization == FOUR_BIT:
         options |= _four_bit_options()
     if settings.attn_implementation is not None:
@@ -62,3 +68,5 @@ def _refuse_missing_flash(settings: ModelSettings) -> None:
         raise ModelError(f"attn_implementation {_FLASH} needs the package flash-attn, which is not installed; use sdpa")
     if not torch.cuda.is_available():
         raise ModelError(f"attn_implementation {_FLASH} needs a CUDA device, and torch sees none; use sdpa")
+    if settings.torch_dtype == "float32":
+        raise ModelError(f"attn_implementation {_FLASH} computes in bfloat16 or float16; set torch_dtype, or use sdpa")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import transformers
@@ -67,6 +68,8 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
             f"model folder {str(folder)!r} cannot be loaded: its weights are damaged or cut short ({error}); copy or"
             " download them again"
         ) from error
+    except UnpicklingError as error:
+        raise ModelError(f"model folder {str(folder)!r} holds a pickle of more than tensors; it was not run") from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         if "trust_remote_code" in str(error) and not settings.trust_remote_code:
             raise ModelError(
