@@ -268,7 +268,7 @@ def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) ->
         yield ("model_name",), "is not set; name a model, or two towers with text_model_name and image_model_name"
     if "data_path" in purpose.required and config.data.data_path is None:
         yield ("data_path",), "is not set; name the training data (a file, a folder or a hub name)"
-    yield from findings(Sections(config.model, config.data, config.training, config.evaluation), valid)
+    yield from findings(Sections(config.model, config.data, config.loss, config.training, config.evaluation), valid)
     for key in purpose.existing:
         yield from missing_data(key, config.data)
     if config.loss.loss_type not in LossRegistry:

@@ -40,7 +40,7 @@ def cosine(queries: Embeddings, documents: Embeddings) -> Tensor:
     >>> cosine(Embeddings(torch.tensor([[3.0, 4.0]])), Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor([[0.6000, 0.8000]])
     """
-    return _products(_unit(_single(queries)), _unit(_single(documents)))
+    return inner_products(_unit(_single(queries)), _unit(_single(documents)))
 
 
 def dot(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -49,7 +49,7 @@ def dot(queries: Embeddings, documents: Embeddings) -> Tensor:
     >>> dot(Embeddings(torch.tensor([[3.0, 4.0]])), Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor([[3., 8.]])
     """
-    return _products(_single(queries), _single(documents))
+    return inner_products(_single(queries), _single(documents))
 
 
 def maxsim(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -95,6 +95,23 @@ def get_scorer(similarity: str, scoring: str = "single") -> Scorer:
     return ScorerRegistry.get(similarity if scoring == "single" else scoring)
 
 
+def inner_product_vectors(scorer: Scorer, queries: Embeddings, documents: Embeddings) -> tuple[Tensor, Tensor] | None:
+    """Vectors [queries, dim] and [documents, dim] whose inner products are the scores; None where there are none such.
+
+    >>> inner_product_vectors(maxsim, Embeddings(torch.ones(1, 2, 3)), Embeddings(torch.ones(1, 2, 3))) is None
+    True
+    """
+    if scorer is cosine:
+        return _unit(_single(queries)), _unit(_single(documents))
+    return (_single(queries), _single(documents)) if scorer is dot else None
+
+
+def inner_products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """[rows, dim] and [others, dim] to [rows, others], in the dtype given even under autocast."""
+    with torch.autocast(left.device.type, enabled=False):
+        return torch.mm(left, right.T, out=out)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in the dtype of score maths: float64 stays, everything else becomes float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
@@ -117,12 +134,6 @@ def _real_tokens(embeddings: Embeddings) -> Tensor:
     if embeddings.mask is not None:
         return embeddings.mask
     return torch.ones(embeddings.vectors.shape[:2], dtype=torch.bool, device=embeddings.vectors.device)
-
-
-def _products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """[rows, dim] and [others, dim] to [rows, others], in the dtype given even under autocast."""
-    with torch.autocast(left.device.type, enabled=False):
-        return torch.mm(left, right.T, out=out)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -223,7 +234,7 @@ class _TileScores(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, documents: Tensor, room: Tensor) -> Tensor:  # Any: torch exports no type
         query_tokens, document_tokens = queries.flatten(0, 1), documents.flatten(0, 1)
         products = room[: len(query_tokens) * len(document_tokens)].view(len(query_tokens), len(document_tokens))
-        _products(query_tokens, document_tokens, out=products)
+        inner_products(query_tokens, document_tokens, out=products)
         products = products.view(len(products), *documents.shape[:2])  # [queries * tokens, documents, tokens]
         if any(ctx.needs_input_grad):
             best, places = products.max(dim=2)
@@ -243,7 +254,7 @@ class _TileScores(torch.autograd.Function):
         )
         weights = weights.flatten(1)  # [queries * tokens, documents * tokens]
         return (
-            _products(weights, documents.flatten(0, 1).T).view_as(queries),
-            _products(weights.T, queries.flatten(0, 1).T).view_as(documents),
+            inner_products(weights, documents.flatten(0, 1).T).view_as(queries),
+            inner_products(weights.T, queries.flatten(0, 1).T).view_as(documents),
             None,
         )

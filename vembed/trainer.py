@@ -24,6 +24,10 @@ from vembed.errors import DataError, UsageError
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
+from vembed.losses.objective import Objective
+from vembed.losses.registry import LossRegistry
+from vembed.losses.settings import LossSettings
+from vembed.model.base import BaseEmbeddingModel
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
@@ -123,6 +127,7 @@ class _Loaded:
 
     data: RunData
     model: VisualRetrievalModel
+    objective: Objective
     frozen: Sequence[Part]
     precision: Precision
 
@@ -145,7 +150,7 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     evaluate = _evaluation(config, loaded)
     run = open_run_folder(config.training)
     session = _assemble(config, loaded, BadSamples(config.data, run.path))
-    checkpoints = _checkpoints(config, session, run)
+    checkpoints = _checkpoints(config, loaded, session, run)
     state = _start(config, session, checkpoints)
     try:
         train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
@@ -196,7 +201,17 @@ def _load(config: Config) -> _Loaded:
     settle_dtypes(model.model, config.model, precision)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
-    return _Loaded(data, model, frozen, precision)
+    return _Loaded(data, model, _objective(config, model), frozen, precision)
+
+
+def _objective(config: Config, model: VisualRetrievalModel) -> Objective:
+    return LossFactory.create(
+        config.loss,
+        config.loss_options,
+        scorer=get_scorer(model.spec.similarity, model.spec.scoring),
+        dim=model.model.dim,
+        normalize=model.spec.normalize,
+    )
 
 
 def _load_model(config: Config) -> VisualRetrievalModel:
@@ -210,7 +225,16 @@ def _load_model(config: Config) -> VisualRetrievalModel:
         seed=config.training.seed,
     )
     model.model.train_batch_norm = config.training.train_batch_norm
+    if LossRegistry.get(config.loss.loss_type).learns_bias:
+        _add_bias(model.model, config.loss)
     return model.with_image_limit(config.data.max_image_pixels)
+
+
+def _add_bias(model: BaseEmbeddingModel, settings: LossSettings) -> None:
+    """Give the model the bias that the loss learns; a temperature that the user set stays."""
+    model.add_bias()
+    if settings.temperature is not None:
+        model.set_temperature(settings.temperature)
 
 
 def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:
@@ -225,11 +249,10 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
         bad_samples=bad_samples,
     )
     plan = make_plan(config.training, loader)
-    scorer = get_scorer(model.spec.similarity, model.spec.scoring)
     trainer = GradientCacheTrainer(
         model.model,
         model.processor,
-        LossFactory.create(config.loss, config.loss_options, scorer=scorer),
+        loaded.objective,
         settings=config.grad_cache,
         autocast=precision.autocast,
         device=precision.device,
@@ -249,11 +272,15 @@ def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None
     return lambda: evaluator.measure(loaded.model).metrics
 
 
-def _checkpoints(config: Config, session: Session, run: RunFolder) -> Checkpoints:
+def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFolder) -> Checkpoints:
     facts = RunFacts(
         settings=config.to_flat(),
         rows=session.data.rows["train"],
-        provenance={"loss": config.loss.loss_type, "seed": config.training.seed},
+        provenance={
+            "loss": config.loss.loss_type,
+            "widths": list(loaded.objective.widths),
+            "seed": config.training.seed,
+        },
     )
     precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only

@@ -63,6 +63,14 @@ class Example:
 
 
 @dataclass(frozen=True)
+class RowNeeds:
+    """What a loss needs of every row: explicit negatives; a score of its documents, any number or 0 and 1."""
+
+    negatives: bool = False
+    scores: Literal["none", "any", "binary"] = "none"
+
+
+@dataclass(frozen=True)
 class LoadedExample:
     """An Example with its items loaded."""
 
@@ -112,6 +120,8 @@ class Targets:
 
     query_groups, query_hashes: [queries]. document_groups, document_hashes: [documents].
     positives, negatives: explicit columns per query (values [pairs], counts [queries]).
+    ignored: per query the content hashes that are neither. scored, scores: per query the columns that its row gives a
+    score, and the scores (float), the row's positives first.
     """
 
     query_groups: Tensor
@@ -120,6 +130,9 @@ class Targets:
     document_hashes: Tensor
     positives: Ragged
     negatives: Ragged
+    ignored: Ragged | None = None
+    scored: Ragged | None = None
+    scores: Ragged | None = None
 
 
 @dataclass(frozen=True)

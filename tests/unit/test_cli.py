@@ -45,11 +45,11 @@ def test_help_names_the_commands(run):
     )
 
 
-def test_train_help_shows_25_settings_and_help_all_shows_every_one(run):
+def test_train_help_shows_26_settings_and_help_all_shows_every_one(run):
     short, full = run("train", "--help"), run("train", "--help-all")
     assert (short.exit_code, full.exit_code) == (0, 0)
     settings = [line.split()[0].removeprefix("--") for line in short.stdout.splitlines() if line.startswith("  --")]
-    assert len([name for name in settings if name in every_key()]) == 25
+    assert len([name for name in settings if name in every_key()]) == 26
     assert settings[:3] == ["dry_run", "measure", "help,"]
     assert all(f"  --{name}" in full.stdout for name in every_key())
     assert "--help-all shows every one" in short.stdout

@@ -7,7 +7,7 @@ import pytest
 
 from vembed.config import TRAIN, Config, load_config
 from vembed.configuration.layers import preset_names, read_preset
-from vembed.configuration.sections import SECTIONS, every_key
+from vembed.configuration.sections import SECTIONS, catalogue_for, every_key
 from vembed.data.settings import DataEntry
 from vembed.errors import ConfigError, UsageError
 from vembed.losses.registry import LossRegistry
@@ -39,7 +39,9 @@ def test_without_anything_every_key_has_its_default():
     flat = config.to_flat()
     assert (flat["batch_size"], flat["learning_rate"], flat["epochs"], flat["model_name"]) == (32, 2e-5, 3, None)
     assert {config.origin(key) for key in flat} == {"default"}
-    assert flat.keys() | config.idle.keys() == every_key().keys()
+    of_other_losses = catalogue_for(config.loss.loss_type).idle.keys()
+    assert flat.keys() | config.idle.keys() | of_other_losses == every_key().keys()
+    assert not flat.keys() & of_other_losses
 
 
 def test_command_line_wins_over_yaml_over_preset_over_default(write_yaml):
@@ -220,7 +222,10 @@ def test_a_plugin_brings_a_loss_with_keys_of_its_own(write_yaml, tmp_path):
     assert config.loss_options.hinge_width == 0.5
     with pytest.raises(ConfigError, match=r"my.yaml:2: hinge_width: only loss_type: hinge has this key"):
         load_config(write_yaml("plugins: [my_losses]\nhinge_width: 0.5\n"))
-    with pytest.raises(ConfigError, match=r"my.yaml:3: loss_direction: only loss_type: infonce has this key"):
+    with pytest.raises(
+        ConfigError,
+        match=r"my.yaml:3: loss_direction: only loss_type: colbert or infonce or mrl or supcon has this key",
+    ):
         load_config(write_yaml("plugins: [my_losses]\nloss_type: hinge\nloss_direction: both\n"))
 
 
@@ -236,7 +241,7 @@ def test_a_plugin_brings_a_loss_with_keys_of_its_own(write_yaml, tmp_path):
         (
             "clash_with_loss",
             "loss_direction: int = Field(3)",
-            "loss_type: infonce both declare the key loss_direction",
+            "loss_type: colbert both declare the key loss_direction",
         ),
     ],
 )

@@ -68,17 +68,8 @@ LATER = {
     "vembed/model/encoders_factory.py": "families",
     "vembed.model.encoders_factory:SimpleTextEncoder": "families",
     "vembed.model.encoders_factory:SimpleImageEncoder": "families",
-    "vembed/losses/functions/triplet.py": "objectives",
-    "vembed/losses/functions/cosent.py": "objectives",
-    "vembed/losses/functions/colbert.py": "objectives",
-    "vembed/losses/functions/mrl.py": "objectives",
     "vembed/losses/functions/distillation.py": "objectives",
-    "loss triplet": "objectives",
-    "loss cosent": "objectives",
-    "loss colbert": "objectives",
-    "loss mrl": "objectives",
     "loss distillation": "objectives",
-    "key use_mrl": "objectives",
     "vembed/training/dpo.py": "objectives",
     "vembed/grad_cache/grad_cache.py": "gradient cache",
     "vembed/grad_cache/functional.py": "gradient cache",
@@ -93,7 +84,7 @@ LATER = {
     "notebooks": "documents",
     "Dockerfile": "documents",
 }
-LATER_AT_MOST = 27
+LATER_AT_MOST = 18
 
 
 def path_exists(path: str) -> bool:

@@ -11,6 +11,7 @@ from vembed.configuration.sections import Catalogue
 from vembed.configuration.yaml_text import Location
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.evaluation.settings import EvaluationSettings
+from vembed.losses.settings import LossSettings
 from vembed.model.fusion_registry import fusion_names
 from vembed.model.settings import ModelSettings
 from vembed.registry import nearest_names
@@ -29,6 +30,7 @@ class Sections:
 
     model: ModelSettings
     data: DataSettings
+    loss: LossSettings
     training: TrainingSettings
     evaluation: EvaluationSettings
 
@@ -103,6 +105,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     """What must hold between values, beyond what the keys declare of themselves."""
     yield from _model_findings(sections.model)
     yield from _fusion_findings(sections.model)
+    yield from _matryoshka_findings(sections.loss)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
     yield from _validation_findings(sections, user)
@@ -189,6 +192,17 @@ def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:
         near = nearest_names(model.fusion, fusion_names())
         hint = f"; did you mean {near[0]}?" if near else "."
         yield ("fusion",), f"there is no fusion {model.fusion!r}{hint} Known: {', '.join(fusion_names())}"
+
+
+def _matryoshka_findings(loss: LossSettings) -> Iterator[Finding]:
+    keys = {"mrl_dims": loss.mrl_dims, "mrl_weights": loss.mrl_weights, "mrl_tokens": loss.mrl_tokens}
+    if not loss.use_mrl and loss.loss_type != "mrl":
+        for key in (key for key, value in keys.items() if value):
+            yield (key,), f"has an effect only with use_mrl: true or loss_type: mrl; set one, or take {key} out"
+    elif loss.mrl_weights and len(loss.mrl_weights) != len(loss.mrl_dims):
+        yield ("mrl_weights",), f"{len(loss.mrl_weights)} weights for {len(loss.mrl_dims)} mrl_dims; each needs one"
+    if len(set(loss.mrl_dims)) != len(loss.mrl_dims):
+        yield ("mrl_dims",), f"{list(loss.mrl_dims)} names a width twice"
 
 
 def _training_findings(training: TrainingSettings) -> Iterator[Finding]:

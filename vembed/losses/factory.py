@@ -3,29 +3,89 @@
 from functools import partial
 
 from vembed.errors import ConfigError
-from vembed.losses.objective import Objective
+from vembed.losses.functions.mrl import Cut, matryoshka
+from vembed.losses.objective import LossFunction, Objective
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.scoring import Scorer, cosine
+from vembed.scoring import Scorer, ScorerRegistry, cosine, maxsim
 from vembed.utils.settings import Section
+
+_SMALLEST_WIDTH = 32
 
 
 class LossFactory:
     """Builds objectives."""
 
     @staticmethod
-    def create(settings: LossSettings, options: Section | None = None, *, scorer: Scorer = cosine) -> Objective:
+    def create(
+        settings: LossSettings,
+        options: Section | None = None,
+        *,
+        scorer: Scorer = cosine,
+        dim: int | None = None,
+        normalize: bool = True,
+    ) -> Objective:
         """The objective for `settings.loss_type`, with that loss's own `options` (None: its defaults).
 
-        Raises ConfigError for an unknown loss, naming the nearest, and for options of another loss.
+        scorer, dim, normalize: of the model; its similarity, its width, and whether its vectors are of length 1 (so
+        that they are again where Matryoshka cuts them). Raises ConfigError for an unknown loss, naming the nearest, for
+        options of another loss, and for what the model cannot do.
 
         >>> LossFactory.create(LossSettings(loss_type="infonse"))
         Traceback (most recent call last):
-        vembed.errors.ConfigError: unknown loss_type 'infonse'; did you mean 'infonce'? Known: infonce
+        vembed.errors.ConfigError: unknown loss_type 'infonse'; did you mean 'infonce'? Known: ...
         """
         loss = LossRegistry.get(settings.loss_type)
         chosen = loss.settings() if options is None else options
         if not isinstance(chosen, loss.settings):
             right, wrong = loss.settings.__name__, type(chosen).__name__
             raise ConfigError(f"loss_type {settings.loss_type!r} takes {right} as its options, not {wrong}")
-        return Objective(partial(loss.load(), settings=chosen), scorer)
+        if loss.scorers and scorer not in [ScorerRegistry.get(name) for name in loss.scorers]:
+            raise ConfigError(_no_meaning(settings.loss_type, loss.scorers))
+        function: LossFunction = partial(loss.load(), settings=chosen)
+        if not (settings.use_mrl or loss.matryoshka):
+            return Objective(function, scorer)
+        cuts = choose_cuts(settings, dim, late_interaction=scorer is maxsim)
+        widths = tuple(cut.width for cut in cuts if cut.width is not None)
+        return Objective(partial(matryoshka, loss=function, cuts=cuts, normalize=normalize), scorer, widths)
+
+
+def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bool) -> tuple[Cut, ...]:
+    """The levels at which Matryoshka applies the loss. Raises ConfigError for those that a model of width `dim` lacks.
+
+    >>> [cut.width for cut in choose_cuts(LossSettings(use_mrl=True), 100, late_interaction=False)]
+    [100, 50]
+    """
+    widths = settings.mrl_dims or _halves(dim)
+    weights = settings.mrl_weights or (1.0,) * len(widths)
+    if len(weights) != len(widths):
+        raise ConfigError(f"mrl_weights: {len(weights)} weights for {len(widths)} widths {list(widths)}; one each")
+    if len(set(widths)) != len(widths):
+        raise ConfigError(f"mrl_dims: {list(widths)} names a width twice")
+    if dim is not None and max(widths) > dim:
+        raise ConfigError(f"mrl_dims: {max(widths)} is wider than the model's embeddings ({dim})")
+    if settings.mrl_tokens and not late_interaction:
+        raise ConfigError("mrl_tokens: the model gives one vector per row, not one per token; take it out")
+    return (
+        *(Cut(width=width, weight=weight) for width, weight in zip(widths, weights, strict=True)),
+        *(Cut(tokens=tokens) for tokens in settings.mrl_tokens),
+    )
+
+
+def _halves(dim: int | None) -> tuple[int, ...]:
+    """The width and its halves down to 32."""
+    if dim is None:
+        raise ConfigError("mrl_dims: name the widths; that of the model is not known here")
+    widths = [dim]
+    while widths[-1] % 2 == 0 and widths[-1] // 2 >= _SMALLEST_WIDTH:
+        widths.append(widths[-1] // 2)
+    return tuple(widths)
+
+
+def _no_meaning(loss_type: str, scorers: tuple[str, ...]) -> str:
+    reasons: dict[tuple[str, ...], str] = {
+        ("maxsim",): "is late interaction and needs one vector per token; choose infonce for single vectors",
+        ("cosine",): "is defined on cosine distance, which neither inner products nor late interaction have",
+    }
+    reason = reasons.get(scorers, f"reads scores of {' or '.join(scorers)} only")
+    return f"loss_type {loss_type} {reason}"

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vembed.grad_cache.cachex.tree_utils import num_rows, take_rows
-from vembed.scoring import Scorer, at_least_float32
+from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
+from vembed.scoring import Scorer, at_least_float32, inner_product_vectors
 from vembed.types import Embeddings, Targets
 
 MAX_SCALE = 100.0
 MAX_LOG_SCALE = math.log(MAX_SCALE)
+_PAIRS_AT_ONCE = 8  # pairs of multi-vector rows: all of their sides are scored against each other
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,44 @@ class ScoreView:
     scale: Tensor
     bias: Tensor | None = None
 
+    @property
+    def num_scores(self) -> int:
+        """Queries times documents."""
+        return num_rows(self.queries) * num_rows(self.documents)
+
     def dense(self) -> Tensor:
         """All scores, [queries, documents]."""
-        return self._scores(self.queries)
+        return self.shifted(self.scorer(self.queries, self.documents))
 
-    def strips(self, rows: int) -> Iterator[Tensor]:
-        """The scores of `rows` queries after the other, each [rows, documents], the last strip perhaps smaller."""
+    def strips(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The scores of `rows` queries after the other, each [rows, documents], the last strip perhaps smaller.
+
+        Each with a bool of the same shape: False where a side has no real token, so that its score says nothing.
+        """
         for start in range(0, num_rows(self.queries), rows):
-            yield self._scores(take_rows(self.queries, start, start + rows))
+            queries = take_rows(self.queries, start, start + rows)
+            yield self.shifted(self.scorer(queries, self.documents)), real_scores(queries, self.documents)
 
-    def _scores(self, queries: Embeddings) -> Tensor:
-        scores = self.scorer(queries, self.documents) * self.scale
-        return scores if self.bias is None else scores + self.bias
+    def pairs(self, queries: Tensor, documents: Tensor) -> Tensor:
+        """The scores [pairs] of a query and a document each, by their numbers (int64 [pairs])."""
+        return self.shifted(paired_scores(self, queries, documents))
+
+    def unscaled(self) -> "ScoreView":
+        """The scores as the scorer gives them: neither temperature nor bias."""
+        return replace(self, scale=torch.ones_like(self.scale), bias=None)
+
+    def among_queries(self) -> "ScoreView":
+        """The scores of all queries against all queries."""
+        return replace(self, documents=self.queries)
+
+    def among_documents(self) -> "ScoreView":
+        """The scores of all documents against all documents."""
+        return replace(self, queries=self.documents)
+
+    def shifted(self, scores: Tensor) -> Tensor:
+        """Scores as the scorer gives them, of any shape, times the scale and plus the bias."""
+        scaled = scores * self.scale
+        return scaled if self.bias is None else scaled + self.bias
 
 
 LossFunction = Callable[[ScoreView, Targets], Tensor]
@@ -47,10 +74,14 @@ LossFunction = Callable[[ScoreView, Targets], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the scorer whose scores it reads. It owns no parameters: temperature and bias are the model's."""
+    """A loss and the scorer whose scores it reads. It owns no parameters: temperature and bias are the model's.
+
+    widths: those that Matryoshka trains; none without it.
+    """
 
     loss: LossFunction
     scorer: Scorer
+    widths: tuple[int, ...] = ()
 
     def __call__(
         self,
@@ -64,6 +95,24 @@ class Objective:
         """The loss, a scalar. logit_scale: [1], log of the inverse temperature; logit_bias: [1], added to scores."""
         view = ScoreView(queries, documents, self.scorer, scale_of(logit_scale), logit_bias)
         return self.loss(view, targets)
+
+
+def real_scores(queries: Embeddings, documents: Embeddings) -> Tensor:
+    """Bool [queries, documents]: both sides have a real token (a single vector always is one)."""
+    return _has_tokens(queries)[:, None] & _has_tokens(documents)
+
+
+def paired_scores(view: ScoreView, queries: Tensor, documents: Tensor) -> Tensor:
+    """The scores [pairs] as the scorer gives them, of the queries and documents with these numbers (int64 [pairs])."""
+    vectors = inner_product_vectors(view.scorer, view.queries, view.documents)
+    if vectors is not None:
+        return (vectors[0][queries] * vectors[1][documents]).sum(dim=1)
+    parts = zip(torch.split(queries, _PAIRS_AT_ONCE), torch.split(documents, _PAIRS_AT_ONCE), strict=True)
+    scores = [
+        view.scorer(select_rows(view.queries, some), select_rows(view.documents, others)).diagonal()
+        for some, others in parts
+    ]
+    return torch.cat(scores) if scores else at_least_float32(view.queries.vectors).new_zeros(0)
 
 
 def scale_of(logit_scale: Tensor) -> Tensor:
@@ -84,3 +133,10 @@ def scale_of(logit_scale: Tensor) -> Tensor:
 def limit_scale(logit_scale: Tensor) -> None:
     """Bring the parameter [1] back to the log of 100 in place; to be called after each step of the optimiser."""
     logit_scale.clamp_(max=MAX_LOG_SCALE)
+
+
+def _has_tokens(embeddings: Embeddings) -> Tensor:
+    """Bool [rows]."""
+    if embeddings.mask is not None:
+        return embeddings.mask.any(dim=1)
+    return torch.ones(len(embeddings.vectors), dtype=torch.bool, device=embeddings.vectors.device)

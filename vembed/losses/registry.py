@@ -3,25 +3,46 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vembed.losses.settings import InfoNCESettings
+from vembed.losses.settings import (
+    ColBERTSettings,
+    ContrastiveSettings,
+    CoSENTSettings,
+    HardNegativeSettings,
+    InfoNCESettings,
+    MarginMSESettings,
+    SigmoidSettings,
+    SupConSettings,
+    TripletSettings,
+)
 from vembed.registry import Registry
+from vembed.types import RowNeeds
 from vembed.utils.settings import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _nothing(_settings: Section) -> RowNeeds:
+    return RowNeeds()
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss: the section with its options, and its function or where that is ("package.module:function").
 
-    The function takes (ScoreView, Targets, the section) and returns a scalar.
+    The function takes (ScoreView, Targets, the section) and returns a scalar. scorers: the names of those that it has
+    a meaning for (none: all). needs: the section -> what rows must have. learns_bias: the model gets a bias that is
+    added to scores, if it has none. matryoshka: applies at several widths, as with use_mrl.
     """
 
     settings: type[Section]
     function: "str | Callable[..., Tensor]"
+    scorers: tuple[str, ...] = ()
+    needs: Callable[[Any], RowNeeds] = _nothing  # Any: each loss has a section of its own
+    learns_bias: bool = False
+    matryoshka: bool = False
 
     def load(self) -> "Callable[..., Tensor]":
         """The function, imported if need be."""
@@ -32,5 +53,39 @@ class Loss:
         return function
 
 
+def _triplet_needs(settings: TripletSettings) -> RowNeeds:
+    return RowNeeds(negatives=settings.triplet_mining == "explicit")
+
+
+def _cosent_needs(settings: CoSENTSettings) -> RowNeeds:
+    return RowNeeds(scores="any" if settings.cosent_pairs == "graded" else "none")
+
+
+def _contrastive_needs(_settings: ContrastiveSettings) -> RowNeeds:
+    return RowNeeds(scores="binary")
+
+
+def _margin_mse_needs(_settings: MarginMSESettings) -> RowNeeds:
+    return RowNeeds(negatives=True, scores="any")
+
+
+_FUNCTIONS = "vembed.losses.functions"
+_HARD_NEGATIVE = Loss(HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative")
+_LOSSES = {
+    "infonce": Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce"),
+    "mrl": Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce", matryoshka=True),
+    "colbert": Loss(ColBERTSettings, f"{_FUNCTIONS}.colbert:colbert", scorers=("maxsim",)),
+    "supcon": Loss(SupConSettings, f"{_FUNCTIONS}.supcon:supcon"),
+    "sigmoid": Loss(SigmoidSettings, f"{_FUNCTIONS}.sigmoid:sigmoid", learns_bias=True),
+    "hard_negative": _HARD_NEGATIVE,
+    "in_batch_hard": _HARD_NEGATIVE,
+    "triplet": Loss(TripletSettings, f"{_FUNCTIONS}.triplet:triplet", needs=_triplet_needs),
+    "cosent": Loss(CoSENTSettings, f"{_FUNCTIONS}.cosent:cosent", needs=_cosent_needs),
+    "contrastive": Loss(
+        ContrastiveSettings, f"{_FUNCTIONS}.contrastive:contrastive", scorers=("cosine",), needs=_contrastive_needs
+    ),
+    "margin_mse": Loss(MarginMSESettings, f"{_FUNCTIONS}.margin_mse:margin_mse", needs=_margin_mse_needs),
+}
 LossRegistry: Registry[Loss] = Registry("loss_type")
-LossRegistry.register("infonce", Loss(InfoNCESettings, "vembed.losses.functions.infonce:infonce"))
+for _name, _loss in _LOSSES.items():
+    LossRegistry.register(_name, _loss)

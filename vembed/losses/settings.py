@@ -1,14 +1,16 @@
-"""Settings of the training objective."""
+"""Settings of the training objective: what all losses share, and one section of options per loss."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, Section, instead_of, only_with
+
+Direction = Literal["both", "query_to_document", "document_to_query"]
 
 
 class LossSettings(Section):
-    """Which loss, and what every softmax loss shares."""
+    """Which loss, and what every loss shares."""
 
     loss_type: str = Field(
         "infonce", description="Name of the loss; docs/losses.md says which fits your data.", json_schema_extra=COMMON
@@ -23,11 +25,131 @@ class LossSettings(Section):
     learn_temperature: bool = Field(
         True, description="Train the temperature (as the log of its inverse, scale kept at most 100)."
     )
+    use_mrl: bool = Field(
+        False, description="Matryoshka: apply the loss at several widths of the embeddings.", json_schema_extra=COMMON
+    )
+    mrl_dims: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="Widths that Matryoshka trains; default: the model's width and its halves down to 32.",
+    )
+    mrl_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (),
+        description="Weight of the loss at each of mrl_dims, in their order; default: 1 each.",
+    )
+    mrl_tokens: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="Matryoshka over each document's first so many tokens too (late interaction).",
+    )
 
 
 class InfoNCESettings(Section):
-    """Options of loss_type: infonce."""
+    """Options of InfoNCE."""
 
-    loss_direction: Literal["both", "query_to_document", "document_to_query"] = Field(
+    loss_direction: Direction = Field(
         "both", description="Whether queries pick their documents, documents their queries, or both."
     )
+    joint_denominator: bool = Field(
+        False,
+        description="Both directions share one denominator per positive pair.",
+        json_schema_extra=only_with("loss_direction", "both"),
+    )
+    query_to_query: bool = Field(
+        False,
+        description="Other queries of the batch are negatives of a query too.",
+        json_schema_extra=only_with("loss_direction", "both", "query_to_document"),
+    )
+    document_to_document: bool = Field(
+        False,
+        description="Other documents of the batch are negatives of a document too.",
+        json_schema_extra=only_with("loss_direction", "both", "document_to_query"),
+    )
+    private_negatives: bool = Field(
+        False, description="Explicit negatives stand against the query of their row only, not against the whole batch."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the target spread over a positive and its negatives."
+    )
+    hardness_strength: float | None = Field(
+        None, gt=0, description="A negative of score c (before temperature) weighs exp(strength * c); default: all 1."
+    )
+    hardness_on: Literal["all", "in_batch", "explicit"] = Field(
+        "all",
+        description="Which negatives hardness_strength weighs.",
+        json_schema_extra=only_with("hardness_strength"),
+    )
+    false_negative_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Leave out negatives of the batch that score above the query's best positive minus this.",
+    )
+    false_negative_relative_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Leave out negatives of the batch that score above this share below the query's best positive.",
+    )
+
+
+class ColBERTSettings(InfoNCESettings):
+    """Options of InfoNCE over late interaction."""
+
+    maxsim_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="Whether a query's token scores are summed or averaged."
+    )
+
+
+class SupConSettings(Section):
+    """Options of SupCon."""
+
+    loss_direction: Direction = Field(
+        "both", description="Whether queries pick their documents, documents their queries, or both."
+    )
+
+
+class SigmoidSettings(Section):
+    """Options of the sigmoid loss."""
+
+    private_negatives: bool = Field(
+        False, description="Explicit negatives stand against the query of their row only, not against the whole batch."
+    )
+
+
+class HardNegativeSettings(Section):
+    """Options of the hardest negatives."""
+
+    num_hardest: int = Field(8, ge=1, description="Negatives that each query keeps, the highest-scoring of the batch.")
+
+
+class TripletSettings(Section):
+    """Options of triplets."""
+
+    triplet_mining: Literal["batch_all", "batch_hard", "batch_semi_hard", "explicit"] = Field(
+        "batch_hard", description="Which triplets count; explicit: only negatives that rows name."
+    )
+    margin: float = Field(
+        0.2,
+        gt=0,
+        description="By how much positives must lead their negatives.",
+    )
+    soft_margin: bool = Field(
+        False,
+        description="log(1 + exp(difference)) in the place of a margin.",
+        json_schema_extra=instead_of("margin"),
+    )
+
+
+class CoSENTSettings(Section):
+    """Options of CoSENT."""
+
+    cosent_pairs: Literal["graded", "in_batch"] = Field(
+        "graded", description="Compare pairs by the rows' `score`, or all positives of the batch with all negatives."
+    )
+
+
+class ContrastiveSettings(Section):
+    """Options of labelled pairs."""
+
+    margin: float = Field(0.5, gt=0, description="Cosine distance that pairs of label 0 need at least.")
+
+
+class MarginMSESettings(Section):
+    """Nothing to set."""

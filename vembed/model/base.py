@@ -26,6 +26,7 @@ __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
 _FUSION = "fusion."
+NEW_SCALE = 10.0  # of SigLIP before training, and the negative of its bias: https://arxiv.org/abs/2303.15343
 TextEncoder = Callable[..., Tensor]
 ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -120,6 +121,12 @@ class BaseEmbeddingModel(nn.Module):
         """Start the logit scale at log(1 / temperature)."""
         with torch.no_grad():
             self.logit_scale.fill_(math.log(1 / temperature))
+
+    def add_bias(self) -> None:
+        """Give a model without a bias of its scores one, and the scale that goes with it: SigLIP's start of both."""
+        if self.logit_bias is None:
+            self.set_temperature(1 / NEW_SCALE)
+            self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale, -NEW_SCALE))
 
     def freeze(self, towers: Collection[Tower]) -> None:
         """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""

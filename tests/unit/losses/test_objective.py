@@ -24,8 +24,21 @@ def test_strips_together_are_the_dense_scores(scorer, tokens, rows, bias):
     queries, documents = random_embeddings(7, 1, tokens=tokens), random_embeddings(5, 2, tokens=tokens)
     view = ScoreView(queries, documents, scorer, torch.tensor([3.0], dtype=torch.float64), bias)
     strips = list(view.strips(rows))
-    assert torch.allclose(torch.cat(strips), view.dense(), rtol=1e-14, atol=0)
-    assert [len(strip) for strip in strips[:-1]] == [rows] * (len(strips) - 1)
+    assert torch.allclose(torch.cat([scores for scores, _ in strips]), view.dense(), rtol=1e-14, atol=0)
+    assert [len(scores) for scores, _ in strips[:-1]] == [rows] * (len(strips) - 1)
+    has_tokens = [
+        torch.ones(len(side.vectors)) if side.mask is None else side.mask.any(1) for side in (queries, documents)
+    ]
+    assert torch.equal(torch.cat([real for _, real in strips]), torch.outer(*has_tokens).bool())
+
+
+@pytest.mark.parametrize(("scorer", "tokens"), [(cosine, None), (dot, None), (maxsim, 3)])
+def test_pairs_are_picked_from_the_matrix(scorer, tokens):
+    queries, documents = random_embeddings(7, 1, tokens=tokens), random_embeddings(5, 2, tokens=tokens)
+    view = ScoreView(queries, documents, scorer, torch.tensor([3.0], dtype=torch.float64))
+    rows, columns = torch.arange(7).repeat(5), torch.arange(5).repeat_interleave(7)
+    assert torch.allclose(view.pairs(rows, columns), view.dense()[rows, columns], rtol=1e-13, atol=1e-14)
+    assert view.pairs(rows[:0], columns[:0]).shape == (0,)
 
 
 def test_scores_are_scaled_and_shifted():

@@ -1,0 +1,139 @@
+"""Batches of random embeddings and keys, and every loss with the options that change what it does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tests.targets import ragged, random_targets
+from vembed.losses.factory import LossFactory
+from vembed.losses.objective import Objective
+from vembed.losses.registry import LossRegistry
+from vembed.losses.settings import LossSettings
+from vembed.scoring import Scorer, cosine, maxsim
+from vembed.types import Embeddings, Ragged, Targets
+
+DIM = 5
+
+# loss_type, options, settings that all losses share
+CASES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
+    "infonce": ("infonce", {}, {}),
+    "infonce query_to_document": ("infonce", {"loss_direction": "query_to_document"}, {}),
+    "infonce document_to_query": ("infonce", {"loss_direction": "document_to_query"}, {}),
+    "infonce own sides": ("infonce", {"query_to_query": True, "document_to_document": True}, {}),
+    "infonce joint": ("infonce", {"joint_denominator": True, "query_to_query": True}, {}),
+    "infonce private": ("infonce", {"private_negatives": True}, {}),
+    "infonce smoothed": ("infonce", {"label_smoothing": 0.2, "document_to_document": True}, {}),
+    "infonce hard": ("infonce", {"hardness_strength": 3.0, "hardness_on": "in_batch"}, {}),
+    "infonce explicit hard": ("infonce", {"hardness_strength": 3.0, "hardness_on": "explicit"}, {}),
+    "infonce margin": ("infonce", {"false_negative_margin": 0.1}, {}),
+    "infonce margins": ("infonce", {"false_negative_relative_margin": 0.2, "false_negative_margin": 0.05}, {}),
+    "supcon": ("supcon", {}, {}),
+    "supcon query_to_document": ("supcon", {"loss_direction": "query_to_document"}, {}),
+    "supcon document_to_query": ("supcon", {"loss_direction": "document_to_query"}, {}),
+    "sigmoid": ("sigmoid", {}, {}),
+    "sigmoid private": ("sigmoid", {"private_negatives": True}, {}),
+    "hard_negative": ("hard_negative", {"num_hardest": 2}, {}),
+    "in_batch_hard": ("in_batch_hard", {"num_hardest": 3}, {}),
+    "triplet hard": ("triplet", {}, {}),
+    "triplet soft": ("triplet", {"soft_margin": True}, {}),
+    "triplet all": ("triplet", {"triplet_mining": "batch_all", "margin": 0.5}, {}),
+    "triplet all soft": ("triplet", {"triplet_mining": "batch_all", "soft_margin": True}, {}),
+    "triplet semi-hard": ("triplet", {"triplet_mining": "batch_semi_hard"}, {}),
+    "triplet explicit": ("triplet", {"triplet_mining": "explicit"}, {}),
+    "cosent": ("cosent", {}, {}),
+    "cosent in_batch": ("cosent", {"cosent_pairs": "in_batch"}, {}),
+    "contrastive": ("contrastive", {}, {}),
+    "margin_mse": ("margin_mse", {}, {}),
+    "colbert": ("colbert", {}, {}),
+    "colbert mean": ("colbert", {"maxsim_reduction": "mean", "query_to_query": True}, {}),
+    "mrl": ("mrl", {}, {"mrl_dims": (2, 5, 3), "mrl_weights": (0.5, 1.0, 0.25)}),
+}
+
+
+@dataclass(frozen=True)
+class RandomBatch:
+    """Both sides as leaves in float64, targets full of equal keys, a log scale and a bias."""
+
+    queries: Embeddings
+    documents: Embeddings
+    targets: Targets
+    logit_scale: Tensor
+    logit_bias: Tensor
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.queries.vectors, self.documents.vectors, self.logit_scale, self.logit_bias]
+
+    def to(self, dtype: torch.dtype) -> "RandomBatch":
+        """The same numbers in another dtype, as leaves of their own; the scale is at least float32."""
+        scale_dtype = dtype if dtype.itemsize >= 4 else torch.float32
+        queries, documents = (
+            replace(side, vectors=side.vectors.detach().to(dtype).requires_grad_())
+            for side in (self.queries, self.documents)
+        )
+        numbers = (part.detach().to(scale_dtype).requires_grad_() for part in (self.logit_scale, self.logit_bias))
+        return RandomBatch(queries, documents, self.targets, *numbers)
+
+
+def make_objective(name: str, scorer: Scorer, dim: int = DIM) -> Objective:
+    loss_type, options, shared = CASES[name]
+    section = LossRegistry.get(loss_type).settings.model_validate(dict(options))
+    settings = LossSettings.model_validate({"loss_type": loss_type, **shared})
+    return LossFactory.create(settings, section, scorer=scorer, dim=dim)
+
+
+def has_meaning(name: str, scorer: Scorer) -> bool:
+    """Whether the loss is defined for this scorer."""
+    allowed = {"colbert": [maxsim], "contrastive": [cosine]}.get(CASES[name][0])
+    return allowed is None or scorer in allowed
+
+
+def evaluate(name: str, batch: RandomBatch, scorer: Scorer) -> Tensor:
+    return make_objective(name, scorer)(
+        batch.queries, batch.documents, batch.targets, logit_scale=batch.logit_scale, logit_bias=batch.logit_bias
+    )
+
+
+def value_and_gradients(name: str, batch: RandomBatch, scorer: Scorer) -> tuple[Tensor, list[Tensor]]:
+    """The loss and its gradients with respect to both sides, scale and bias."""
+    value = evaluate(name, batch, scorer)
+    if not value.requires_grad:  # a batch without anything to compare
+        return value, [torch.zeros_like(leaf) for leaf in batch.leaves]
+    return value, list(torch.autograd.grad(value, batch.leaves, materialize_grads=True))
+
+
+def random_batch(seed: int, *, tokens: int | None = None, num_keys: int = 6) -> RandomBatch:
+    """A batch of up to 7 queries and 8 documents; of up to `tokens` tokens each, if given."""
+    targets = graded(random_targets(seed, num_keys=num_keys), seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(rows: int) -> Embeddings:
+        shape = (rows, DIM) if tokens is None else (rows, tokens, DIM)
+        vectors = torch.randn(shape, generator=generator, dtype=torch.float64)
+        mask = None
+        if tokens is not None:
+            lengths = torch.randint(1, tokens + 1, (rows, 1), generator=generator)
+            mask = torch.arange(tokens) < lengths
+        return Embeddings(vectors.requires_grad_(), mask)
+
+    queries, documents = side(len(targets.query_hashes)), side(len(targets.document_hashes))
+    logit_scale = torch.tensor([1.2], dtype=torch.float64, requires_grad=True)
+    return RandomBatch(
+        queries, documents, targets, logit_scale, torch.tensor([-0.7], dtype=torch.float64).requires_grad_()
+    )
+
+
+def graded(targets: Targets, seed: int) -> Targets:
+    """The targets with a score of 0 or 1 for every named document, and a few ignored contents."""
+    generator = torch.Generator().manual_seed(seed + 77)
+    positives, negatives = (part.values.split(part.counts.tolist()) for part in (targets.positives, targets.negatives))
+    columns = [
+        positive.tolist() + [column for column in negative.tolist() if column not in positive.tolist()]
+        for positive, negative in zip(positives, negatives, strict=True)
+    ]
+    scored = ragged(columns)
+    grades = torch.randint(0, 2, (len(scored.values),), generator=generator).double()
+    ignored = [[seed % 5] if row % 3 == 2 else [] for row in range(len(columns))]
+    return replace(targets, ignored=ragged(ignored), scored=scored, scores=Ragged(grades, scored.counts))

@@ -1,0 +1,267 @@
+"""What softmax losses read of all scores: the positives, and per row and column what the negatives add up to.
+
+A softmax loss compares a positive's score with the log-sum-exp of negatives: along the query's row, along the
+document's column, or both. So all it needs is
+
+    the scores of the positive pairs                   [pairs]
+    log sum exp (and sum) of the negatives of a row    [queries]
+    log sum exp (and sum) of those of a column         [documents]
+
+which `contrasts` makes in one sweep over strips of rows; a column's log-sum-exp grows from strip to strip. Whatever
+differentiable function of these a loss is, its gradient with respect to a score is then known from the score alone,
+
+    d/d s_qd = w_qd ( a_q exp(s_qd - row_q) + b_d exp(s_qd - column_d) + ... )
+
+with a, b the gradients of the row's and column's log-sum-exps, so that a second sweep over the strips forms it. The
+idea of keeping sums and making scores anew is that of FlashAttention, Dao et al. 2022, https://arxiv.org/abs/2205.14135.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vembed.grad_cache.cachex.tree_utils import num_rows
+from vembed.losses.masks import Masks, MaskStrips
+from vembed.losses.objective import ScoreView
+from vembed.losses.strips import ScoreStrips, is_small, masked_real, strip_rows, strip_vectors
+
+# The log of a sum of nothing: far below any score, but finite, so that no gradient is NaN.
+NOTHING = -1e30
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What stands against the positives in a strip: bool [rows, documents], and what is added to the scores there.
+
+    added: [rows, documents] without gradient, or None.
+    """
+
+    negative: Tensor
+    added: Tensor | None = None
+
+
+# Scores [rows, documents] as the scorer gives them, without gradient, and their masks -> the candidates.
+Choose = Callable[[Tensor, Masks], Candidates]
+
+
+@dataclass(frozen=True)
+class Against:
+    """What stands against each row or column: [queries] or [documents] each.
+
+    log_sum: of the negatives' scores, NOTHING without any. total: their sum. count: how many they are (float).
+    """
+
+    log_sum: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: "Against") -> "Against":
+        """What stands in either."""
+        log_sum = torch.logaddexp(self.log_sum, other.log_sum)
+        return Against(log_sum, self.total + other.total, self.count + other.count)
+
+    def at(self, numbers: Tensor) -> "Against":
+        """The rows or columns with these numbers."""
+        return Against(self.log_sum[numbers], self.total[numbers], self.count[numbers])
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """The positive pairs in order of queries, int64 [pairs] each, their scores, and what stands against both sides."""
+
+    queries: Tensor
+    documents: Tensor
+    scores: Tensor
+    by_query: Against
+    by_document: Against
+
+
+def all_negatives(_scores: Tensor, masks: Masks) -> Candidates:
+    """Every negative is a candidate, as it is."""
+    return Candidates(masks.negative)
+
+
+def contrasts(
+    view: ScoreView,
+    masks: MaskStrips,
+    choose: Choose = all_negatives,
+    *,
+    columns: bool = True,
+    totals: bool = False,
+) -> Contrasts:
+    """The contrasts of a batch; what is not asked for, columns or totals, may be nothing and 0."""
+    if is_small(view):
+        return _dense_contrasts(view, masks, choose, totals=totals)
+    plan = _Plan(view, masks, choose, columns, totals)
+    return Contrasts(*_with_sides(_Sums(*_StripContrasts.apply(*strip_vectors(view), view.scale, view.bias, plan))))
+
+
+class _Sums(NamedTuple):
+    """What one sweep gives."""
+
+    queries: Tensor
+    documents: Tensor
+    scores: Tensor
+    row_log_sum: Tensor
+    row_total: Tensor
+    row_count: Tensor
+    column_log_sum: Tensor
+    column_total: Tensor
+    column_count: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    view: ScoreView
+    masks: MaskStrips
+    choose: Choose
+    columns: bool
+    totals: bool
+
+
+def _with_sides(sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Against, Against]:
+    by_query = Against(sums.row_log_sum, sums.row_total, sums.row_count)
+    by_document = Against(sums.column_log_sum, sums.column_total, sums.column_count)
+    return sums.queries, sums.documents, sums.scores, by_query, by_document
+
+
+def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, totals: bool) -> Contrasts:
+    raw = view.scorer(view.queries, view.documents)
+    kinds = masked_real(next(masks(max(1, num_rows(view.queries)))), view)
+    candidates = choose(raw.detach(), kinds)
+    scores = view.shifted(raw)
+    logits = scores if candidates.added is None else scores + candidates.added
+    queries, documents = kinds.positive.nonzero(as_tuple=True)
+    negative = candidates.negative
+    return Contrasts(
+        queries,
+        documents,
+        scores[queries, documents],
+        _against(scores, logits, negative, totals=totals),
+        _against(scores.T, logits.T, negative.T, totals=totals),
+    )
+
+
+def _against(scores: Tensor, logits: Tensor, negative: Tensor, *, totals: bool) -> Against:
+    """Along the rows of [anchors, others] tensors."""
+    some = negative.any(dim=1)
+    kept = logits.masked_fill(~negative, float("-inf"))
+    log_sum = kept.masked_fill(~some[:, None], 0).logsumexp(dim=1)
+    total = scores.masked_fill(~negative, 0).sum(dim=1) if totals else torch.zeros_like(log_sum)
+    count = negative.sum(dim=1).to(scores.dtype) if totals else torch.zeros_like(log_sum)
+    return Against(torch.where(some, log_sum, NOTHING), total, count)
+
+
+class _StripContrasts(torch.autograd.Function):
+    """(queries, documents, scale [1], bias [1] or None, plan) -> `_Sums`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # Any: torch exports no type
+        queries: Tensor,
+        documents: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        plan: _Plan,
+    ) -> tuple[Tensor, ...]:
+        sweep = _Sweep(plan, scale, bias)
+        for strip, masks in zip(
+            ScoreStrips(plan.view, queries, documents, learn=False), plan.masks(strip_rows(plan.view)), strict=True
+        ):
+            sweep.add(strip.start, strip.scores, masked_real(masks, plan.view))
+        sums = sweep.sums()
+        ctx.plan, ctx.has_bias = plan, bias is not None
+        ctx.save_for_backward(
+            queries, documents, scale, bias, sums.queries, sums.documents, sums.row_log_sum, sums.column_log_sum
+        )
+        ctx.mark_non_differentiable(sums.queries, sums.documents, sums.row_count, sums.column_count)
+        return tuple(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # Any: as above
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        of = _Sums(*gradients)
+        plan: _Plan = ctx.plan
+        queries, documents, scale, bias, pair_queries, pair_documents, row_log_sum, column_log_sum = ctx.saved_tensors
+        strips = ScoreStrips(plan.view, queries, documents, learn=True)
+        of_scale, of_bias = torch.zeros_like(scale), torch.zeros_like(scale)
+        rows = strip_rows(plan.view)
+        starts = torch.arange(0, len(queries) + rows, rows, device=scale.device)
+        bounds: list[int] = torch.searchsorted(pair_queries, starts).tolist()
+        for number, (strip, masks) in enumerate(zip(strips, plan.masks(rows), strict=True)):
+            part = slice(strip.start, strip.start + len(strip.scores))
+            candidates = plan.choose(strip.scores, masked_real(masks, plan.view))
+            logits = _logits(strip.scores, candidates, scale, bias)
+            gradient = (logits - row_log_sum[part, None]).exp_().mul_(of.row_log_sum[part, None])
+            if plan.columns:
+                gradient += logits.sub_(column_log_sum).exp_().mul_(of.column_log_sum)
+            if plan.totals:
+                gradient += (of.row_total[part, None] + of.column_total) * candidates.negative
+            pairs = slice(bounds[number], bounds[number + 1])
+            gradient[pair_queries[pairs] - strip.start, pair_documents[pairs]] += of.scores[pairs]
+            of_bias += gradient.sum()
+            of_scale += torch.dot(gradient.flatten(), strip.scores.flatten())
+            strip.pull(gradient.mul_(scale))
+        return *strips.gradients, of_scale, of_bias if ctx.has_bias else None, None
+
+
+def _logits(raw: Tensor, candidates: Candidates, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The candidates' scores [rows, documents] with temperature and bias, -inf elsewhere."""
+    logits = raw * scale
+    if bias is not None:
+        logits += bias
+    if candidates.added is not None:
+        logits += candidates.added
+    return logits.masked_fill_(~candidates.negative, float("-inf"))
+
+
+class _Sweep:
+    """Adds up the sums of a batch, strip by strip."""
+
+    def __init__(self, plan: _Plan, scale: Tensor, bias: Tensor | None) -> None:
+        self._plan, self._scale, self._bias = plan, scale, bias
+        num_documents = num_rows(plan.view.documents)
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._column_log_sum = scale.new_full((num_documents,), float("-inf"))
+        self._column_total, self._column_count = scale.new_zeros(num_documents), scale.new_zeros(num_documents)
+
+    def add(self, start: int, raw: Tensor, masks: Masks) -> None:
+        """The strip of scores [rows, documents] from query `start` on."""
+        candidates = self._plan.choose(raw, masks)
+        queries, documents = masks.positive.nonzero(as_tuple=True)
+        self._pairs.append((queries + start, documents, self._shifted(raw[queries, documents])))
+        logits = _logits(raw, candidates, self._scale, self._bias)
+        self._rows.append((logits.logsumexp(dim=1).clamp(min=NOTHING), *self._totals(raw, candidates, dim=1)))
+        if self._plan.columns:
+            self._column_log_sum = torch.logaddexp(self._column_log_sum, logits.logsumexp(dim=0))
+            total, count = self._totals(raw, candidates, dim=0)
+            self._column_total += total
+            self._column_count += count
+
+    def sums(self) -> _Sums:
+        """What all strips add up to."""
+        queries, documents, scores = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        log_sum, total, count = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
+        columns = (self._column_log_sum.clamp(min=NOTHING), self._column_total, self._column_count)
+        return _Sums(queries, documents, scores, log_sum, total, count, *columns)
+
+    def _totals(self, raw: Tensor, candidates: Candidates, dim: int) -> tuple[Tensor, Tensor]:
+        """Sum and number of the negatives' scores along an axis, or zeros."""
+        negative = candidates.negative
+        if not self._plan.totals:
+            nothing = raw.new_zeros(raw.shape[1 - dim])
+            return nothing, nothing
+        total = self._shifted(raw).masked_fill_(~negative, 0).sum(dim=dim)
+        return total, negative.sum(dim=dim).to(raw.dtype)
+
+    def _shifted(self, raw: Tensor) -> Tensor:
+        scaled = raw * self._scale
+        return scaled if self._bias is None else scaled + self._bias

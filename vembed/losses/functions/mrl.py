@@ -1,0 +1,57 @@
+"""Matryoshka: a loss at several widths of the same embeddings, so that their first numbers are good alone.
+
+    loss = sum over widths m of  weight_m * loss(first m numbers of every vector, of length 1 again)
+
+The feature axis is cut, of single vectors and of tokens alike. Late interaction can be cut in tokens too: the first n
+real tokens of each document. Kusupati et al. 2022, https://arxiv.org/abs/2205.13147; tokens as in Xiao et al. 2025
+(MetaEmbed), https://arxiv.org/abs/2509.18095.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vembed.losses.objective import LossFunction, ScoreView
+from vembed.types import Embeddings, Targets
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is left of embeddings at one level, None: all of it; and the weight of the loss there."""
+
+    width: int | None = None
+    tokens: int | None = None
+    weight: float = 1.0
+
+
+def matryoshka(
+    view: ScoreView, targets: Targets, loss: LossFunction, cuts: Sequence[Cut], *, normalize: bool
+) -> Tensor:
+    """The weighted sum of the loss over all cuts, a scalar. normalize: cut vectors are of length 1 again."""
+    parts = [cut.weight * loss(cut_view(view, cut, normalize=normalize), targets) for cut in cuts]
+    return sum(parts[1:], parts[0])
+
+
+def cut_view(view: ScoreView, cut: Cut, *, normalize: bool) -> ScoreView:
+    """The scores of what a cut leaves of the embeddings; queries keep all of their tokens."""
+    queries, documents = view.queries, view.documents
+    if cut.width is not None and cut.width < queries.vectors.shape[-1]:
+        queries, documents = (_narrow(side, cut.width, normalize=normalize) for side in (queries, documents))
+    if cut.tokens is not None:
+        documents = first_tokens(documents, cut.tokens)
+    return replace(view, queries=queries, documents=documents)
+
+
+def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
+    """The first real tokens of each row, whichever side its padding is on."""
+    mask = embeddings.mask
+    if mask is None:
+        return Embeddings(embeddings.vectors[:, :tokens])
+    return Embeddings(embeddings.vectors, mask & (mask.cumsum(dim=1) <= tokens))
+
+
+def _narrow(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
+    vectors = embeddings.vectors[..., :width]
+    return Embeddings(torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors, embeddings.mask)

@@ -1,0 +1,39 @@
+"""The pairs to which the rows of a batch give a score."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vembed.errors import DataError
+from vembed.types import Ragged, Targets
+
+
+@dataclass(frozen=True)
+class GradedPairs:
+    """Query and document numbers (int64), grades (float) and whether the row names the document as a negative (bool).
+
+    Each [pairs], in order of queries.
+    """
+
+    queries: Tensor
+    documents: Tensor
+    grades: Tensor
+    is_negative: Tensor
+
+
+def graded_pairs(targets: Targets, loss_type: str) -> GradedPairs:
+    """The pairs with a score. Raises DataError when the batch has none."""
+    scored, scores = targets.scored, targets.scores
+    if scored is None or scores is None or len(scored.values) == 0:
+        raise DataError(f"loss_type {loss_type} compares with scores; rows need a `score` (column_mapping tells where)")
+    queries = _owners(scored)
+    num_documents = len(targets.document_hashes)
+    negatives = _owners(targets.negatives) * num_documents + targets.negatives.values
+    is_negative = torch.isin(queries * num_documents + scored.values, negatives)
+    return GradedPairs(queries, scored.values, scores.values, is_negative)
+
+
+def _owners(ragged: Ragged) -> Tensor:
+    """Int64 [slices]: the row of each."""
+    return torch.arange(len(ragged.counts), device=ragged.counts.device).repeat_interleave(ragged.counts)
