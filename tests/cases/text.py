@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests import tiny
 from tests.cases.case import Case
-from tests.tiny import text
+from tests.tiny import language, text
 from tests.tiny.saving import write_json
 from tests.tiny.sentence import Dense, LayerNorm, Normalize, Pooling, sentence_folder
 
@@ -41,4 +41,9 @@ CASES: list[Case] = [
     Case("gte", "text", text.tiny_gte, image=False),
     Case("gte_own_code", "text", text.tiny_new, {"trust_remote_code": True}, image=False),
     Case("nomic_bert", "text", text.tiny_nomic_bert, image=False),
+    Case("qwen3_embedding", "text", language.tiny_qwen3_embedding, image=False),
+    Case("embeddinggemma", "text", language.tiny_embeddinggemma, image=False, exact=False),
+    Case("llama", "text", language.tiny_llama, {"encoder_mode": "text"}, image=False),
+    Case("mistral", "text", language.tiny_mistral, {"encoder_mode": "text"}, image=False),
+    Case("qwen2", "text", language.tiny_qwen2, {"encoder_mode": "text"}, image=False),
 ]

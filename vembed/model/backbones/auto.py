@@ -101,7 +101,7 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
     disable_kv_cache(backbone)
     layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
-    return TextTower(backbone, pooling, layers)
+    return TextTower(backbone, pooling, layers, left_padded=spec.padding_side == "left")
 
 
 def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> VisionTower:

@@ -17,12 +17,18 @@ from vembed.model.spec import Pooling
 
 
 class TextTower(nn.Module):
-    """A text model whose token vectors are pooled, and the layers that follow the pooling."""
+    """A text model whose token vectors are pooled, and the layers that follow the pooling.
 
-    def __init__(self, model: Backbone, pooling: Pooling, layers: VectorLayers | None = None) -> None:
+    left_padded: texts begin behind their padding; their tokens are then numbered from 0, as they are without it.
+    """
+
+    def __init__(
+        self, model: Backbone, pooling: Pooling, layers: VectorLayers | None = None, *, left_padded: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.pooling = pooling
+        self.left_padded = left_padded
         self.layers_after = layers if layers is not None else VectorLayers()
         self.width = width_after(pooled_width(model.config, pooling), self.layers_after.specs, Path())
 
@@ -31,7 +37,8 @@ class TextTower(nn.Module):
 
         pooled_tokens: those of the real tokens that the pooling reads, None for all.
         """
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        positions = {"position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0)} if self.left_padded else {}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **positions)
         real = attention_mask.bool()
         if self.pooling == "pooler":
             pooled = _tensor(output.pooler_output)

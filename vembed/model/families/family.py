@@ -16,12 +16,15 @@ class Architecture:
     """What transformers' `model_type` tells: pooling, and the text length when config.json does not say.
 
     offset_positions: positions are numbered from pad_token_id + 1, so that fewer tokens fit than config.json says.
+    causal: a language model, whose tokens see only those before them unless its config.json says otherwise; an embedder
+    only where its files or `encoder_mode` say so.
     tested: the package's own tests compare this architecture with plain transformers; else it is opened generically.
     """
 
     pooling: Pooling
     max_positions: int | None = None
     offset_positions: bool = False
+    causal: bool = False
     tested: bool = True
 
 

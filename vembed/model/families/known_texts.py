@@ -21,6 +21,7 @@ _TASK = "Instruct: Given a web search query, retrieve relevant passages that ans
 class Recipe:
     """How one line of models is used. line: what `encoder_mode` calls it; types: its `model_type`s.
 
+    pads_left: padding goes on the left, unless the tokenizer's files name a side.
     needs_layers: the pooled vector goes through layers that only the sentence-transformers files hold.
     """
 
@@ -30,6 +31,7 @@ class Recipe:
     hub_ids: tuple[str, ...]
     query_prompt: str = ""
     document_prompt: str = ""
+    pads_left: bool = False
     needs_layers: bool = False
 
 
@@ -108,6 +110,7 @@ RECIPES = (
         "last",
         _named("Qwen/Qwen3-Embedding-{}", "0.6B", "4B", "8B"),
         query_prompt=_TASK,
+        pads_left=True,
     ),
     Recipe(
         "embeddinggemma",
@@ -169,6 +172,8 @@ def with_recipe(spec: ModelSpec, facts: ModelFacts, known: Known) -> ModelSpec:
     update: dict[str, object] = {"recipe": recipe.line}
     if own is None:
         update["pooling"] = {"text": recipe.pooling}
+    if recipe.pads_left and "padding_side" not in facts.tokenizer:
+        update["padding_side"] = "left"
     if names_no_prompt(facts):
         update |= {"query_prompt": recipe.query_prompt, "document_prompt": recipe.document_prompt}
     return spec.model_copy(update=update)

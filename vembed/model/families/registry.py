@@ -61,6 +61,12 @@ def family_for(facts: ModelFacts) -> tuple[Family, str]:
         reason = family.claims(facts)
         if reason is not None:
             return family, reason
+    able = [family.name for family in _FAMILIES.values() if facts.model_type in family.architectures]
+    if able:
+        raise ModelError(
+            f"{facts.folder}: nothing in its files says that this {facts.model_type} model embeds; encoder_mode:"
+            f" {able[0]} uses it as a {able[0]} model"
+        )
     known = sorted({model_type for family in _FAMILIES.values() for model_type in family.architectures})
     raise ModelError(
         f"{facts.folder}: models of type {facts.model_type!r} are not supported{_own_code_hint(facts)}; supported are:"

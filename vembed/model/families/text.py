@@ -25,6 +25,31 @@ _ENCODERS = {
     "xlm-roberta": Architecture("mean", 514, offset_positions=True),
     "xlm-roberta-xl": Architecture("mean", 514, offset_positions=True, tested=False),
 }
+# Those of one direction, as language models have it; EmbeddingGemma's config.json switches that off.
+_DECODERS = {
+    "gemma": Architecture("last", causal=True, tested=False),
+    "gemma2": Architecture("last", causal=True, tested=False),
+    "gemma3_text": Architecture("last", causal=True),
+    "llama": Architecture("last", causal=True),
+    "mistral": Architecture("last", causal=True),
+    "phi3": Architecture("last", causal=True, tested=False),
+    "qwen2": Architecture("last", causal=True),
+    "qwen3": Architecture("last", causal=True),
+}
+
+
+def _claim(facts: ModelFacts) -> str | None:
+    """Encoders by model_type; language models where sentence-transformers' files or the table say that they embed."""
+    says = f"config.json says {facts.model_type}"
+    if facts.model_type in _ENCODERS:
+        return says
+    if facts.model_type not in _DECODERS:
+        return None
+    if facts.sentence is not None:
+        return f"{says}, and modules.json that it embeds"
+    if facts.config.get("use_bidirectional_attention") is True:
+        return f"{says}, and that it attends in both directions"
+    return says if known_text(facts) is not None else None
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
@@ -32,6 +57,8 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         raise ModelError(f"encoder_mode 'modernbert' does not fit: this is a {facts.model_type} model")
     known = known_text(facts)
     spec = describe_text("text", facts, architecture)
+    if facts.config.get("use_bidirectional_attention") is True and facts.sentence is None:
+        spec = spec.model_copy(update={"pooling": {"text": "mean"}})
     return spec if known is None else with_recipe(spec, facts, known)
 
 
@@ -58,7 +85,8 @@ TEXT = Family(
     processor=PROCESSOR,
     describe=_describe,
     note=_note,
-    architectures=_ENCODERS,
+    architectures=_ENCODERS | _DECODERS,
+    claim=_claim,
     own_code=Architecture("mean", tested=False),
     check=_check,
     aliases=("bert", "modernbert", *LINES),

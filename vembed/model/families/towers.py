@@ -1,5 +1,7 @@
 """How models of one or two transformers towers are described: texts by a tokenizer, images at one size."""
 
+from typing import Literal
+
 from vembed.errors import ModelError
 from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture
@@ -27,6 +29,7 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
         similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
         max_length=min((int(length) for length in (asked, limit) if length and length < _NO_LIMIT), default=None),
         text_limit=limit,
+        padding_side=_padding_side(facts) if architecture.causal else "right",
         lower_case=sentence.lower_case if sentence else False,
         query_prompt=(sentence.query_prompt if sentence else None) or "",
         document_prompt=(sentence.document_prompt if sentence else None) or "",
@@ -69,6 +72,12 @@ def refuse_layers(facts: ModelFacts, family: str) -> None:
     if facts.sentence is not None and (facts.sentence.layers or not facts.sentence.pool_prompt):
         path = facts.sentence.layers[0].path if facts.sentence.layers else "the pooling without the prompt"
         raise ModelError(f"{facts.folder / 'modules.json'}: {path} is for text models; this is a {family} model")
+
+
+def _padding_side(facts: ModelFacts) -> Literal["left", "right"]:
+    """The side that a language model's files name; the embedding is the same under either."""
+    asked = (facts.sentence.padding_side if facts.sentence else None) or facts.tokenizer.get("padding_side")
+    return "left" if asked == "left" else "right"
 
 
 def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:

@@ -34,6 +34,8 @@ class TextReader:
         self._pad_to = spec.pad_to
         self._pools_prompt = spec.pool_prompt
         tokenizer.padding_side = spec.padding_side
+        if tokenizer.pad_token is None:  # Llama's has none; what pads is masked, so any token will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if spec.lower_case:
             lower_case(tokenizer)
 
