@@ -2,11 +2,14 @@
 
 import os
 import socket
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where transformers copies the code that a checkpoint brings before it runs.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="vembed_tests_")
 
 import pytest
 import torch

@@ -13,7 +13,17 @@ from tests.tiny.towers import (
     tiny_vit,
     write_sentence_transformers_files,
 )
-from tests.tiny.vlm import tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
+from tests.tiny.vlm import (
+    tiny_gemma3,
+    tiny_idefics3,
+    tiny_llava_onevision,
+    tiny_paligemma,
+    tiny_plain_llava,
+    tiny_qwen2_5_vl,
+    tiny_qwen2_vl,
+    tiny_qwen3_vl,
+    tiny_smolvlm,
+)
 
 __all__ = [
     "tiny_bert",
@@ -22,10 +32,16 @@ __all__ = [
     "tiny_colpali",
     "tiny_colqwen2",
     "tiny_dinov2",
+    "tiny_gemma3",
+    "tiny_idefics3",
+    "tiny_llava_onevision",
+    "tiny_paligemma",
+    "tiny_plain_llava",
     "tiny_qwen2_5_vl",
     "tiny_qwen2_vl",
     "tiny_qwen3_vl",
     "tiny_siglip",
+    "tiny_smolvlm",
     "tiny_timm",
     "tiny_vit",
     "write_sentence_transformers_files",

@@ -1,6 +1,7 @@
 """Real tokenizers with small vocabularies, trained on a few sentences."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import sentencepiece
@@ -71,14 +72,15 @@ def siglip_tokenizer(folder: str | Path) -> SiglipTokenizer:
     )
 
 
-def gemma_tokenizer() -> GemmaTokenizer:
-    """Characters, a few merges, and bytes for everything else."""
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<image>"]
+def gemma_tokenizer(special: Mapping[str, str] | None = None) -> GemmaTokenizer:
+    """Characters, a few merges, and bytes for everything else. `special`: names of tokens (PaliGemma's <image>)."""
+    special = special or {"image_token": "<image>"}
+    first = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *special.values()]
     characters = sorted({character for text in CORPUS for character in text.replace(" ", "▁")} | {"\n"})
     merges = [("▁", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
-    tokens = special + [f"<0x{byte:02X}>" for byte in range(256)] + characters + ["".join(pair) for pair in merges]
+    tokens = first + [f"<0x{byte:02X}>" for byte in range(256)] + characters + ["".join(pair) for pair in merges]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, extra_special_tokens={"image_token": "<image>"})
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=merges, extra_special_tokens=dict(special))
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -142,3 +144,21 @@ def xlm_roberta_tokenizer(model_max_length: int = DUAL_LENGTH) -> XLMRobertaToke
     tokenizer.train_from_iterator(CORPUS, trainer)
     vocab = [tuple(entry) for entry in json.loads(tokenizer.to_str())["model"]["vocab"]]
     return XLMRobertaTokenizer(vocab=vocab, model_max_length=model_max_length)
+
+
+def smolvlm_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte, a few merges, and the tokens that stand for tiles of a picture and for turns."""
+    merges = [("Ġ", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: index for index, token in enumerate([*first, *alphabet, *("".join(pair) for pair in merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tiles = [f"<row_{row + 1}_col_{column + 1}>" for row in range(6) for column in range(6)]
+    others = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*others, *tiles]})
+    return tokenizer

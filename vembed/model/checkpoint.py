@@ -21,7 +21,7 @@ from vembed.model.families.registry import family_named, hub_id
 from vembed.model.files import HEADS_FILE, SPEC_FILE, ModelFolders, read_json, weights_folder
 from vembed.model.fusion_registry import SUM
 from vembed.model.processors.base import ItemProcessor
-from vembed.model.sentence_folder import model_path
+from vembed.model.sentence_folder import model_path, refusing
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
@@ -137,7 +137,7 @@ def write_checkpoint(
             _write_backbones(folder, model)
         else:
             _write_adapters(folder, model, adapter_bases)
-        _write_sentence_files(folder, model)
+        _write_sentence_files(folder, model, processor)
         with quiet():
             subfolders = family_named(model.spec.family).subfolders
             processor.save(folder / subfolders.get("text", ""), folder / subfolders.get("vision", ""))
@@ -167,9 +167,12 @@ def _write_backbones(folder: Path, model: BaseEmbeddingModel) -> None:
             model.save_backbone(subfolder, folder / subfolder)
 
 
-def _write_sentence_files(folder: Path, model: BaseEmbeddingModel) -> None:
+def _write_sentence_files(folder: Path, model: BaseEmbeddingModel, processor: ItemProcessor) -> None:
     for subfolder in model.backbones():
-        for name, content in model.sentence_files(subfolder).items():
+        files = model.sentence_files(subfolder)
+        if not processor.is_read_alike_elsewhere():
+            files = refusing(files)
+        for name, content in files.items():
             _write_json(folder / subfolder / name, content)
         for name, state in model.layer_states(subfolder).items():
             save_file(state, folder / subfolder / name / WEIGHTS_FILE, metadata={"format": "pt"})

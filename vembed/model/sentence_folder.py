@@ -146,6 +146,15 @@ def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
     return files | {f"{layer.path}/config.json": layer_config(layer) for layer in spec.layers}
 
 
+def refusing(files: JsonFiles) -> JsonFiles:
+    """The files of a model that sentence-transformers would read otherwise: opening fails, for want of a module."""
+    entries = files["modules.json"]
+    number = len(entries)
+    kind = "only_vembed_can_open_this_model.Conversation"
+    entry = {"idx": number, "name": str(number), "path": f"{number}_Conversation", "type": kind}
+    return {**files, "modules.json": [*entries, entry]}
+
+
 def tower_spec(spec: ModelSpec, subfolder: str) -> ModelSpec:
     """How the model in a subfolder is used by itself: a composed model's tower; without subfolder, the whole model."""
     if not subfolder:

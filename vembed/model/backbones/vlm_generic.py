@@ -14,13 +14,15 @@ from vembed.errors import ModelError
 from vembed.model.adapter_base import plain_folder
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache, pool, unit_vectors
-from vembed.model.files import ModelFolders
+from vembed.model.files import ModelFolders, read_json
 from vembed.model.parameters import Part
 from vembed.model.sentence_folder import JsonFiles, sentence_files
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs
 
+_HEAD = "lm_head.weight"
+_WITH_HEAD = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
 IMAGE_TOKENS = "image_tokens"  # tells the tokens that stand for pictures; ours, the backbone does not read it
 
 
@@ -50,6 +52,10 @@ class VlmModel(BaseEmbeddingModel):
         self.backbone = backbone
         self._unused = dict(unused or {})  # a language head of its own weights: not run, and saved again
         self._language = _language_name(backbone)
+        self._has_head = type(backbone).__name__.endswith(_WITH_HEAD)  # code of its own may offer no class without
+        self._arguments = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
+        if self._has_head and backbone.get_output_embeddings() is not None:
+            _stop_head(backbone)
         disable_kv_cache(backbone)
 
     @classmethod
@@ -58,7 +64,7 @@ class VlmModel(BaseEmbeddingModel):
         assert folders.text is not None
         refuse_own_code(folders.text, settings)
         plain = plain_folder(folders.text, settings)
-        return cls(spec, load_backbone(folders.text, settings), _language_head(plain))
+        return cls(spec, load_backbone(folders.text, settings, loader=_loader(plain)), _language_head(plain))
 
     @property
     def dim(self) -> int:
@@ -67,7 +73,9 @@ class VlmModel(BaseEmbeddingModel):
 
     def towers(self) -> dict[Tower, nn.Module]:
         """The language model, and the largest network beside it."""
-        others = [child for name, child in self.backbone.named_children() if name != self._language]
+        others = [
+            child for name, child in self.backbone.named_children() if self._part(f"backbone.{name}.") == "vision"
+        ]
         vision = max(others, key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
         return {"text": self.backbone.get_submodule(self._language), "vision": vision}
 
@@ -89,8 +97,9 @@ class VlmModel(BaseEmbeddingModel):
         is_image = tensors.pop(IMAGE_TOKENS)
         dtype = self.backbone.get_input_embeddings().weight.dtype
         tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-        output = self.backbone(**tensors, use_cache=False, return_dict=True)
-        return TokenStates(_last_hidden(output), tensors["attention_mask"].bool(), is_image)
+        output = self.backbone(**tensors, **self._arguments, return_dict=True)
+        hidden = output.hidden_states[-1] if self._has_head else output.last_hidden_state
+        return TokenStates(hidden, tensors["attention_mask"].bool(), is_image)
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, dim] of finished inputs: each row's tokens, pooled (by its last one, usually)."""
@@ -105,7 +114,7 @@ class VlmModel(BaseEmbeddingModel):
     def _part(self, name: str) -> Part:
         if not name.startswith("backbone."):
             return super()._part(name)
-        return "text" if name.startswith(f"backbone.{self._language}.") else "vision"
+        return "text" if name.startswith((f"backbone.{self._language}.", "backbone.lm_head.")) else "vision"
 
     def save_backbone(self, subfolder: str, folder: Path) -> None:
         """Write the weights under the class and the names that the base has them under, its language head included."""
@@ -140,9 +149,21 @@ def _language_name(backbone: Backbone) -> str:
     raise ModelError(f"{type(backbone).__name__} has no language model beside its vision tower")
 
 
-def _last_hidden(output: Any) -> Tensor:  # Any: transformers is untyped here
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+def _loader(folder: Path) -> Any:  # Any: transformers is untyped here
+    """transformers' class for models without a head, or what a folder with code of its own offers in its place."""
+    config = read_json(folder / "config.json") or {}
+    offered = config.get("auto_map") or {}
+    if config.get("model_type") in transformers.CONFIG_MAPPING or "AutoModel" in offered:
+        return transformers.AutoModel
+    heads = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM")
+    return getattr(transformers, next((name for name in heads if name in offered), "AutoModel"))
+
+
+def _stop_head(backbone: Backbone) -> None:
+    """Let a language head that the embedding does not depend on learn nothing."""
+    head = backbone.get_output_embeddings().weight
+    if head is not backbone.get_input_embeddings().weight:
+        head.requires_grad_(False)
 
 
 def _language_head(folder: Path) -> dict[str, Tensor]:
@@ -150,7 +171,9 @@ def _language_head(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as weights:
-            found |= {name: weights.get_tensor(name) for name in weights.keys() if name == "lm_head.weight"}  # noqa: SIM118
+            for name in weights.keys():  # noqa: SIM118 (it is no mapping)
+                if name.endswith(_HEAD):
+                    found[_HEAD] = weights.get_tensor(name)
     return found
 
 

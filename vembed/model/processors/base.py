@@ -52,6 +52,10 @@ class ItemProcessor(ABC):
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the files that `from_folders` and transformers read."""
 
+    def is_read_alike_elsewhere(self) -> bool:
+        """Whether sentence-transformers makes the same inputs with the files that `save` writes."""
+        return True
+
     def with_image_limit(self: Self, max_image_pixels: int) -> Self:
         """The same processor, refusing images of more pixels."""
         limited = copy.copy(self)

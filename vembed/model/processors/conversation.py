@@ -26,19 +26,24 @@ class Conversation:
         template = getattr(processor, "chat_template", None) or None
         self._template = template.get("default") if isinstance(template, dict) else template
         self._with_parts = self._template is None or "type" in self._template
-        self._with_system = self._template is not None and self._takes_system()
+        self.with_system = self._template is not None and self._takes_system()
 
     @property
     def has_template(self) -> bool:
         """Whether the processor brings a chat template."""
         return self._template is not None
 
+    @property
+    def in_messages(self) -> bool:
+        """Whether rows are messages of parts, rendered by a chat template."""
+        return self.has_template and self._with_parts
+
     def render(self, instruction: str, text: str | None, num_images: int) -> str:
         """The row as one string; its images stand in it as placeholders that the processor replaces."""
         if self._template is None:
             return self._plain(instruction + (text or ""), num_images)
         messages = []
-        if instruction and self._with_system:
+        if instruction and self.with_system:
             messages.append({"role": "system", "content": self._content(instruction, 0)})
         elif instruction:
             text = f"{instruction}\n{text or ''}"

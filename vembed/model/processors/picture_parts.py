@@ -58,8 +58,8 @@ class PictureParts:
         values = {name: value.tolist() if name in self._lists else value for name, value in outputs.items()}
         processor = copy.copy(self._processor)
         processor.image_processor = _Remembered(self._images, values)
-        output: Mapping[str, Tensor] = processor(images=[[_BLANK] * count], return_tensors="pt", **arguments)
-        return output
+        output = dict(processor(images=[[_BLANK] * count], **arguments))
+        return {name: torch.as_tensor(value) for name, value in output.items()}
 
     def by_slice(self, values: Tensor) -> Tensor:
         """An output with the slices that belong to its row on the first axis."""
@@ -77,7 +77,7 @@ class PictureParts:
 
     def _run(self, pictures: Sequence[PIL.Image.Image], *, whole: bool) -> dict[str, Any]:  # Any: as above
         flags = {} if whole else {"do_rescale": False, "do_normalize": False}
-        return dict(self._images([list(pictures)], **{**self._arguments, **flags}))
+        return dict(self._images([list(pictures)], **{**self._arguments, **flags, "return_tensors": "pt"}))
 
     def _is_exact(self, pictures: Sequence[PIL.Image.Image]) -> bool:
         """Whether the two halves give what the image processor gives at once."""
@@ -96,7 +96,7 @@ class PictureParts:
         recorder = _Recorder(self._images)
         processor = copy.copy(self._processor)
         processor.image_processor = recorder
-        processor(text=[str(processor.image_token)], images=[[_BLANK]], return_tensors="pt")
+        processor(text=[str(processor.image_token)], images=[[_BLANK]])
         return recorder.arguments
 
 

@@ -1,6 +1,6 @@
 """The processor of vision-language models: a row is one sequence of tokens, its images among them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class VlmProcessor(ItemProcessor):
         self._processor = processor  # Any above: transformers is untyped here
         self._tokenizer = processor.tokenizer
         _bound_pixels(processor.image_processor, spec)
+        own = getattr(processor, "image_token_ids", [getattr(processor, "image_token_id", None)])
+        self._image_ids = [token for token in own if token is not None]
         self._pictures = PictureParts(processor)
         self._conversation = Conversation(processor)
         self._ending = common_ending(self._encode, lambda text: self._render("query", text, 0))
@@ -133,6 +135,11 @@ class VlmProcessor(ItemProcessor):
         """Write the files of the processor, its chat template among them."""
         self._processor.save_pretrained(text_folder)
 
+    def is_read_alike_elsewhere(self) -> bool:
+        """It renders chat templates of parts, instructions as system messages, and nothing else."""
+        spoken = [self.spec.query_prompt, self.spec.document_prompt, *self.spec.other_prompts.values()]
+        return self._conversation.in_messages and (self._conversation.with_system or not any(spoken))
+
     def instruction(self, side: Side) -> str:
         """What is said of the side's rows before their content."""
         return self.spec.prompt(side)
@@ -157,8 +164,7 @@ class VlmProcessor(ItemProcessor):
         text = self._render(side, item.text, int(read["num_images"]))
         output = dict(self._pictures.call(read, **self._text_arguments(text)))
         tokens = {name: output.pop(name)[0] for name in self._token_names}
-        image_ids = torch.tensor([token for token in self._processor.image_token_ids if token is not None])
-        tokens[IMAGE_TOKENS] = torch.isin(tokens["input_ids"], image_ids)
+        tokens[IMAGE_TOKENS] = torch.isin(tokens["input_ids"], torch.tensor(self._image_ids))
         images = {name: self._pictures.by_slice(value) for name, value in output.items() if name not in _NOT_READ}
         return self._cut(_Row(tokens, images), item)
 
@@ -213,15 +219,10 @@ class VlmProcessor(ItemProcessor):
 
     def _refuse_placeholders(self, item: Item) -> None:
         """A text that holds the token which stands for a picture would be read as one."""
-        tokens = {str(self._processor.image_token), *self._image_tokens()}
+        tokens = {str(self._processor.image_token), *self._tokenizer.convert_ids_to_tokens(self._image_ids)}
         found = sorted(token for token in tokens if item.text is not None and token in item.text)
         if found:
             raise DataError(f"{_where(item)}the text holds {found[0]!r}, which stands for an image in this model")
-
-    def _image_tokens(self) -> Iterable[str]:
-        ids = [token for token in self._processor.image_token_ids if token is not None]
-        names: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
-        return names
 
 
 def _joined(values: Sequence[Tensor | None]) -> Ragged:
