@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vembed.errors import UsageError
+from vembed.grad_cache.cachex.tree_utils import pad_token_rows, token_rows
 from vembed.model.items import Embeddable, Picture, as_item, image_source
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
@@ -20,7 +21,7 @@ from vembed.scoring import get_scorer
 from vembed.types import Embeddings, Item, Side
 
 Output = Literal["numpy", "torch"]
-Vectors = NDArray[np.float32] | Tensor
+Vectors = NDArray[np.float32] | Tensor | list[NDArray[np.float32]] | list[Tensor]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,7 +30,8 @@ class Predictor:
     """A model ready to embed, from the folder of a checkpoint ("output/final") or a hub id.
 
     Whatever it was trained with (prompts, pooling, lengths, image size, normalisation) is read from there, so an
-    embedding equals the one in training. Each encode method takes one thing or a list: [dim] or [items, dim].
+    embedding equals the one in training. Each encode method takes one thing or a list: [dim] or [items, dim]. A model
+    with a vector per token gives [tokens, dim] for one thing, and a list of those for a list.
     """
 
     def __init__(
@@ -41,16 +43,18 @@ class Predictor:
         dtype: str | None = None,
         trust_remote_code: bool = False,
         torch_compile: bool = False,
+        settings: ModelSettings | None = None,
     ) -> None:
         """device: auto | cpu | cuda (or cuda:1) | mps. dtype: float32 (default) | bfloat16 | float16.
 
         torch_compile: compile the towers, which pays for many items. A folder of adapters is opened with its base.
-        Raises ModelError, CheckpointError, UsageError for a device that torch does not have here.
+        settings: in the place of the checkpoint's own, such as ModelSettings(pool_factor=3). Raises ModelError,
+        CheckpointError, UsageError for a device that torch does not have here.
         """
         where, number_type = _device(device), _dtype(dtype)
-        settings = ModelSettings(
-            model_name=str(folder), trust_remote_code=trust_remote_code, torch_compile=torch_compile
-        )
+        flags = {"trust_remote_code": trust_remote_code, "torch_compile": torch_compile}
+        given = {"model_name": str(folder)} | {key: True for key, asked in flags.items() if asked}
+        settings = (settings or ModelSettings()).model_copy(update=given)
         self.model = VisualRetrievalModel.from_pretrained(None, settings)
         self.batch_size = batch_size
         self.model.model.requires_grad_(False).to(device=where, dtype=number_type)
@@ -104,22 +108,31 @@ class Predictor:
         return self._encode([as_item(entry) for entry in entries], side, width, output, single=single)
 
     def score(self, queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
-        """Scores [queries, documents] by the model's own measure; bigger is better."""
+        """Scores [queries, documents] of what the encode methods gave, by the model's own measure; bigger is better."""
         scorer = get_scorer(self.spec.similarity, self.spec.scoring)
-        scores: NDArray[np.float32] = scorer(_rows(queries), _rows(documents)).numpy()
+        dims = 1 if self.spec.scoring == "single" else 2
+        scores: NDArray[np.float32] = scorer(_rows(queries, dims), _rows(documents, dims)).numpy()
         return scores
 
     def _encode(self, items: Sequence[Item], side: Side, width: int | None, output: Output, *, single: bool) -> Vectors:
         if output not in ("numpy", "torch"):
             raise UsageError(f"output {output!r} is unknown; known are: numpy, torch")
-        vectors = self.model.encode(items, side=side, batch_size=self.batch_size, width=width).vectors
-        vectors = vectors[0] if single else vectors
-        return vectors if output == "torch" else vectors.numpy()
+        embeddings = self.model.encode(items, side=side, batch_size=self.batch_size, width=width)
+        if self.spec.scoring == "single":
+            vectors = embeddings.vectors[0] if single else embeddings.vectors
+            return vectors if output == "torch" else vectors.numpy()
+        rows = token_rows(embeddings)
+        if single:
+            return rows[0] if output == "torch" else rows[0].numpy()
+        return rows if output == "torch" else [row.numpy() for row in rows]
 
 
-def _rows(vectors: Vectors) -> Embeddings:
+def _rows(vectors: Vectors, dims: int) -> Embeddings:
+    """What an encode method gave as rows; `dims` is the number of axes of one item's vectors."""
+    if isinstance(vectors, list | tuple) and dims == 2:
+        return pad_token_rows([torch.as_tensor(row).cpu() for row in vectors])
     rows = torch.as_tensor(vectors).cpu()
-    return Embeddings(rows.unsqueeze(0) if rows.ndim == 1 else rows)
+    return Embeddings(rows.unsqueeze(0) if rows.ndim == dims else rows)
 
 
 def _device(name: str) -> str:

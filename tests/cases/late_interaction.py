@@ -2,6 +2,7 @@
 
 from tests import tiny
 from tests.cases.case import Case
+from tests.tiny.text import tiny_modernbert
 
 _NATIVE = "AutoModelForPreTraining"
 
@@ -24,5 +25,8 @@ CASES = [
         tiny.tiny_bert,
         settings=_COLBERT | {"num_query_tokens": 14},
         image=False,
+    ),
+    Case(
+        "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
     ),
 ]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.pictures import write_jsonl, write_picture
 from vembed.entrypoints.encode import EncodeRequest, encode
 from vembed.errors import DataError, ModelError, UsageError
@@ -48,3 +49,16 @@ def test_what_is_wrong_with_the_request_is_found_before_any_work(tmp_path, pictu
         encode(EncodeRequest("no/model", folder, tmp_path / "out.npz", side="both"))
     with pytest.raises(ModelError, match="reads texts only"):
         encode(EncodeRequest(bert_folder, folder, tmp_path / "out.npz"))
+
+
+def test_a_vector_per_token_is_written_with_counts(tmp_path, pictures):
+    folder, paths = pictures
+    model = tiny.tiny_colqwen2(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"\.npy holds one table of one vector per item"):
+        encode(EncodeRequest(model, folder, tmp_path / "out.npy"))
+    result = encode(EncodeRequest(model, folder, tmp_path / "out.npz", batch_size=2))
+    rows = Predictor(model).encode_image(paths)
+    assert result.text() == f"{sum(map(len, rows))} vectors of 16 numbers for 5 items in {tmp_path / 'out.npz'}"
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["counts"].tolist() == [len(row) for row in rows]
+        np.testing.assert_allclose(arrays["vectors"], np.concatenate(rows), atol=1e-6)

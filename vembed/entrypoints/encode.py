@@ -3,15 +3,20 @@
 vembed encode MODEL --input photos/ --output photos.npz
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from vembed.errors import UsageError
+from vembed.grad_cache.cachex.tree_utils import token_rows
 from vembed.inference import Predictor
 from vembed.retrieval.encode import Encoding, ItemEncoder, Progress
 from vembed.retrieval.items_file import read_items
 from vembed.retrieval.vectors_file import NamedVectors, check_vectors_path, write_vectors
-from vembed.types import Side
+from vembed.types import Embeddings, Side
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,13 @@ class EncodeResult:
 
     path: Path
     num_items: int
+    num_vectors: int
     dim: int
 
     def text(self) -> str:
         """The result for a terminal."""
-        return f"{self.num_items:,} vectors of {self.dim} numbers in {self.path}"
+        of = f" for {self.num_items:,} items" if self.num_vectors != self.num_items else ""
+        return f"{self.num_vectors:,} vectors of {self.dim} numbers{of} in {self.path}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,17 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     check_vectors_path(request.output)
     named = read_items(request.items)
     model = Predictor(request.model, request.device).model
+    check_vectors_path(request.output, per_token=model.spec.scoring != "single")
     encoder = ItemEncoder(model, Encoding(request.batch_size, request.width), progress)
-    vectors = encoder.encode([one.item for one in named], side=request.side).vectors.numpy()
-    write_vectors(request.output, NamedVectors([one.name for one in named], vectors))
-    return EncodeResult(request.output, len(named), vectors.shape[1])
+    embeddings = encoder.encode([one.item for one in named], side=request.side)
+    vectors = named_vectors([one.name for one in named], embeddings)
+    write_vectors(request.output, vectors)
+    return EncodeResult(request.output, len(named), *vectors.vectors.shape)
+
+
+def named_vectors(names: Sequence[str], embeddings: Embeddings) -> NamedVectors:
+    """Embeddings on the CPU with the names of their rows; those of tokens one after the other, and counted."""
+    if embeddings.vectors.ndim == 2:
+        return NamedVectors(names, embeddings.vectors.numpy())
+    rows = token_rows(embeddings)
+    return NamedVectors(names, torch.cat(rows).numpy(), np.array([len(row) for row in rows], dtype=np.int64))

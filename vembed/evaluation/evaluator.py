@@ -16,7 +16,7 @@ from vembed.grad_cache.cachex.tree_utils import take_rows
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.retrieval.encode import Encoding, ItemEncoder
 from vembed.retrieval.index import Hits, best_documents, score_strips
-from vembed.scoring import Scorer, cosine, get_scorer
+from vembed.scoring import Scorer, get_scorer
 from vembed.types import Embeddings
 
 
@@ -170,6 +170,6 @@ class _Encoders:
         return self.encoders.setdefault(vectors, ItemEncoder(self.model, encoding))
 
     def scorer(self, basis: Basis) -> Scorer:
-        """How vectors are compared: as the model says; towers' own features by cosine."""
+        """How vectors are compared: as the model says; towers' own features by cosine, or token by token."""
         spec = self.model.spec
-        return cosine if basis.features == "tower" else get_scorer(spec.similarity, spec.scoring)
+        return get_scorer("cosine" if basis.features == "tower" else spec.similarity, spec.scoring)

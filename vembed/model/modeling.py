@@ -134,14 +134,20 @@ class VisualRetrievalModel:
         return encode_items(self.model, self.processor, items, EncodeOptions(side, batch_size, width, features))
 
     def get_text_features(self, texts: Sequence[str], *, side: Side = "query", batch_size: int = 64) -> Tensor:
-        """Embeddings of texts [texts, dim]."""
+        """Embeddings of texts [texts, dim]. Raises ModelError for a model with a vector per token: use `encode`."""
+        self._refuse_tokens()
         items = [Item(text=text) for text in texts]
         return self.encode(items, side=side, batch_size=batch_size).vectors
 
     def get_image_features(self, images: Sequence[Picture], *, side: Side = "document", batch_size: int = 64) -> Tensor:
-        """Embeddings of image files (paths), encoded bytes or PIL images [images, dim]."""
+        """Embeddings of image files (paths), encoded bytes or PIL images [images, dim]. Raises as get_text_features."""
+        self._refuse_tokens()
         items = [Item(images=(image_source(image),)) for image in images]
         return self.encode(items, side=side, batch_size=batch_size).vectors
+
+    def _refuse_tokens(self) -> None:
+        if self.spec.scoring != "single":
+            raise ModelError(f"a {self.spec.family} model has a vector per token; `encode` gives them, with their mask")
 
     def check_mode(self, retrieval_mode: str) -> None:
         """Raise ModelError when a side of the retrieval mode (t2i, i2i, ...) cannot be embedded by this model."""

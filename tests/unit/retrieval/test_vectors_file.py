@@ -55,3 +55,40 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(VembedError, match="could not be written"):
         write_vectors(tmp_path / "file" / "out.npy", NAMED)
+
+
+TOKENS = NamedVectors(["a", "b", "c"], np.arange(20, dtype=np.float32).reshape(5, 4), np.array([2, 0, 3]))
+
+
+def rows_of_npz(path):
+    with np.load(path) as arrays:
+        return arrays["ids"].tolist(), np.split(arrays["vectors"], arrays["counts"].cumsum()[:-1])
+
+
+def rows_of_safetensors(path):
+    with safe_open(path, "np") as file:
+        ends = file.get_tensor("counts").cumsum()[:-1]
+        return json.loads(file.metadata()["ids"]), np.split(file.get_tensor("vectors"), ends)
+
+
+def rows_of_parquet(path):
+    table = pq.read_table(path)
+    rows = [np.array(row, dtype=np.float32).reshape(-1, 4) for row in table["vectors"].to_pylist()]
+    return table["id"].to_pylist(), rows
+
+
+@pytest.mark.parametrize("read", [rows_of_npz, rows_of_safetensors, rows_of_parquet])
+def test_a_vector_per_token_comes_back_row_by_row(tmp_path, read):
+    path = tmp_path / f"out.{read.__name__.removeprefix('rows_of_')}"
+    write_vectors(path, TOKENS)
+    ids, rows = read(path)
+    assert ids == ["a", "b", "c"]
+    expected = [TOKENS.vectors[:2], TOKENS.vectors[2:2], TOKENS.vectors[2:]]
+    for row, other in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(row, other)
+
+
+def test_npy_cannot_hold_a_vector_per_token(tmp_path):
+    with pytest.raises(UsageError, match=r"\.npy holds one table .* use \.npz, \.parquet, \.safetensors"):
+        write_vectors(tmp_path / "out.npy", TOKENS)
+    assert not list(tmp_path.iterdir())

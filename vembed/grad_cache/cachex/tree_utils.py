@@ -78,6 +78,22 @@ def concat_rows(trees: Sequence[Tree]) -> Tree:
     return first
 
 
+def token_rows(embeddings: Embeddings) -> list[Tensor]:
+    """The real vectors of each row, [tokens, dim] each, without padding.
+
+    >>> token_rows(Embeddings(torch.tensor([[[1.0], [9.0]]]), torch.tensor([[True, False]])))
+    [tensor([[1.]])]
+    """
+    if embeddings.mask is None:
+        return list(embeddings.vectors)
+    return [row[real] for row, real in zip(embeddings.vectors, embeddings.mask, strict=True)]
+
+
+def pad_token_rows(rows: Sequence[Tensor]) -> Embeddings:
+    """Rows of vectors [tokens, dim], each with as many tokens as it has, as [rows, tokens, dim] with their mask."""
+    return concat_rows([Embeddings(row[None]) for row in rows])
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """The tree with `function` applied to each of its tensors (counts and masks included)."""
     if isinstance(tree, Tensor):
