@@ -16,6 +16,7 @@ def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -
         _name_problems,
         _code_problems,
         _text_problems,
+        _pooling_problems,
         _image_problems,
         _projection_problems,
         _fusion_problems,
@@ -53,6 +54,14 @@ def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     if spec.text_limit is not None and settings.max_length > spec.text_limit:
         return [f"max_length {settings.max_length}: this model reads at most {spec.text_limit} tokens"]
     return []
+
+
+def _pooling_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """A problem when texts are to be pooled as images are; what an architecture lacks is found when it is loaded."""
+    pooling = settings.pooling
+    if pooling not in ("gem", "own") or not spec.can(["text"]) or "own" in spec.pooling.values():
+        return []
+    return [f"pooling {pooling!r}: this is for images; a {spec.family} model pools the tokens of a text"]
 
 
 def _image_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:

@@ -123,7 +123,7 @@ def modules_folder(model_folder: Path) -> Path:
 def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
     """The JSON files that make sentence-transformers compute what this model computes; `width` is the tower's."""
     pooling = spec.pooling.get("text") or spec.pooling["vision"]
-    modes = [_MODE_OF_POOLING[mode] for mode in pooling.split("+") if mode in _MODE_OF_POOLING]
+    modes = [] if pooling in ("own", "pooler") else [_MODE_OF_POOLING.get(one, one) for one in pooling.split("+")]
     layers = [*spec.layers, *([LayerSpec(kind="normalize", path="")] if spec.normalize else [])]
     kinds = ["Transformer", *(["Pooling"] if modes else []), *(KIND_OF_LAYER[layer.kind] for layer in layers)]
     paths = [f"{number}_{kind}" if number else "" for number, kind in enumerate(kinds)]

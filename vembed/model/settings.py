@@ -58,9 +58,9 @@ class ModelSettings(Section):
         False,
         description="Compile the towers: slow for the first batches, then faster; needs a C++ compiler.",
     )
-    pooling: Literal["cls", "mean", "last", "max", "pooler"] | None = Field(
+    pooling: Literal["cls", "mean", "cls+mean", "last", "max", "gem", "pooler", "own"] | None = Field(
         None,
-        description="How token vectors become one vector (composed: in the text tower); default: the checkpoint's own.",
+        description="How token vectors become one vector (composed: in the text tower); default: the checkpoint's way.",
     )
     projection_head: Literal["linear", "mlp"] = Field(
         "linear",

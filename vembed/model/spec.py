@@ -10,7 +10,7 @@ from vembed.types import Side
 
 # Of a tower's vectors; several, joined by "+", are put side by side. `pooler`: what the model's class pools by itself;
 # `own`: what its code calls its pooled output (CLIP's end-of-text token, SigLIP's head, timm's pooling).
-POOLINGS = ("cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean", "pooler", "own")
+POOLINGS = ("cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean", "gem", "pooler", "own")
 Modality = Literal["text", "image"]
 
 _TOWER_OF: dict[Modality, Tower] = {"text": "text", "image": "vision"}
@@ -27,7 +27,7 @@ def known_pooling(pooling: str) -> str:
     unknown = [mode for mode in modes if mode not in POOLINGS]
     if unknown or (len(modes) > 1 and {"pooler", "own"} & set(modes)):
         raise ValueError(
-            f"pooling {pooling!r} is not known; known are {', '.join(POOLINGS)}, the first six also joined by +"
+            f"pooling {pooling!r} is not known; known are {', '.join(POOLINGS)}, the first seven also joined by +"
         )
     return pooling
 

@@ -187,7 +187,7 @@ def test_cached_gradient_equals_plain_gradient(kind, name, fresh, texts, picture
 def test_training_lowers_the_loss(name, way, fresh, texts, pictures):
     case = CASES[name]
     if "checkpointing" in way and not case.checkpoints:
-        with pytest.raises(ModelError, match="gradient_checkpointing: the text tower"):
+        with pytest.raises(ModelError, match=r"gradient_checkpointing: the \w+ tower .* does not support it"):
             fresh(name, **variant(name, way))
         return
     model = fresh(name, **variant(name, way))
@@ -244,7 +244,11 @@ def test_sentence_transformers_gives_equal_embeddings_or_none(name, fresh, texts
             items = [Item(text=one) if kind == "text" else Item(images=(ImageSource(pil=one),)) for one in values]
             ours = rows_of(model.encode(items, side=side))
             theirs = [torch.as_tensor(encode([one])[0]) for one in values]
-            assert_same_rows(ours, theirs, 1e-5)
+            if case.rounds_pixels and kind == "image":
+                cosines = [torch.cosine_similarity(*pair, dim=-1) for pair in zip(ours, theirs, strict=True)]
+                assert min(float(cosine) for cosine in cosines) > 0.9999
+            else:
+                assert_same_rows(ours, theirs, 1e-5)
 
 
 def _open_elsewhere(folder: Path, model: VisualRetrievalModel, code: bool):

@@ -46,6 +46,11 @@ def refusal(name: str | Path | None, **settings: object) -> str:
         ("vit", "vision", "dino", ("vision",), {"vision": "cls"}),
         ("dinov2", "vision", "dino", ("vision",), {"vision": "cls"}),
         ("timm", "vision", "dino", ("vision",), {"vision": "own"}),
+        ("dinov3_vit", "vision", "dino", ("vision",), {"vision": "cls"}),
+        ("dinov3_convnext", "vision", "dino", ("vision",), {"vision": "own"}),
+        ("mae", "vision", "dino", ("vision",), {"vision": "cls"}),
+        ("siglip_vision", "vision", "dino", ("vision",), {"vision": "own"}),
+        ("convnext", "vision", "dino", ("vision",), {"vision": "own"}),
     ],
 )
 def test_each_family_is_recognised(name, family, preset, towers, pooling, folder_of):
@@ -133,7 +138,7 @@ def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message,
     [
         ("clip", {"max_pixels": 4096}, "max_pixels: a clip model has no use for it"),
         ("clip", {"pooling": "mean"}, "pools by its own code"),
-        ("timm", {"pooling": "mean"}, "pools by its own code"),
+        ("timm", {"pooling": "cls"}, "this timm_wrapper model has no CLS token"),
         ("siglip", {"max_length": 8}, "reads texts of exactly 16 tokens"),
         ("siglip", {"max_length": 20}, "reads at most 16 tokens"),
         ("vit", {"max_length": 8, "query_prompt": "a"}, "max_length, query_prompt: a vision model reads no text"),

@@ -8,19 +8,12 @@ from torch import Tensor, nn
 
 from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
-from vembed.model.backbones.towers import (
-    TextTower,
-    VisionTower,
-    fit_timm,
-    pooled_width,
-    refuse_odd_size,
-    refuse_unreadable_size,
-    run_vision,
-)
+from vembed.model.backbones.towers import TextTower, pooled_width
+from vembed.model.backbones.vision import EXPONENT, IMAGE_TENSORS, VisionTower, load_vision_tower, vision_sentence_files
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import Part
-from vembed.model.sentence_folder import modules_folder
+from vembed.model.sentence_folder import JsonFiles, modules_folder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
@@ -63,12 +56,13 @@ class TextModel(BaseEmbeddingModel):
 
 
 class VisionModel(BaseEmbeddingModel):
-    """A vision encoder: ViT, DINOv2, or any timm model."""
+    """A vision encoder: ViT, DINO, MAE, SigLIP's and CLIP's vision towers, ConvNeXt, Swin, or any timm model."""
 
-    parts: ClassVar[Mapping[str, Part]] = {"vision_tower.": "vision"}
+    parts: ClassVar[Mapping[str, Part]] = {EXPONENT: "heads", "vision_tower.": "vision"}
+    image_tensors: ClassVar[tuple[str, ...]] = IMAGE_TENSORS
 
     def __init__(self, spec: ModelSpec, tower: VisionTower) -> None:
-        super().__init__(spec)
+        super().__init__(spec, has_new_heads=tower.exponent is not None)
         self.vision_tower = tower
 
     @classmethod
@@ -82,17 +76,21 @@ class VisionModel(BaseEmbeddingModel):
         return self.vision_tower.width
 
     def towers(self) -> dict[Tower, nn.Module]:
-        """The vision model."""
-        return {"vision": self.vision_tower.model}
+        """The vision network."""
+        return {"vision": self.vision_tower.network}
 
     def backbones(self) -> dict[str, Backbone]:
         """The vision model, at the root of a checkpoint."""
         return {"": self.vision_tower.model}
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """`pixel_values` [images, 3, height, width] -> [images, dim]."""
-        features: Tensor = self.vision_tower(images["pixel_values"])
+        """The tensors of images -> [images, dim]."""
+        features: Tensor = self.vision_tower(images)
         return features
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """As any model's, with the pooling of the vision tower as other libraries know it."""
+        return vision_sentence_files(self.vision_tower, self.spec)
 
 
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
@@ -102,17 +100,6 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     disable_kv_cache(backbone)
     layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
     return TextTower(backbone, pooling, layers, left_padded=spec.padding_side == "left")
-
-
-def load_vision_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> VisionTower:
-    """The vision model in `folder`, pooled as the spec says, for images of the spec's size."""
-    pooling = spec.pooling["vision"]
-    backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
-    refuse_odd_size(backbone.config, spec.image_size)
-    if backbone.config.model_type == "timm_wrapper":
-        fit_timm(backbone, spec.image_size)
-    refuse_unreadable_size(lambda pixels: run_vision(backbone, pixels), spec.image_size)
-    return VisionTower(backbone, pooling)
 
 
 def _path(folder: Path | None) -> Path:

@@ -7,12 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vembed.model.backbones.auto import load_text_tower, load_vision_tower
+from vembed.model.backbones.auto import load_text_tower
 from vembed.model.backbones.pretrained import Backbone
-from vembed.model.backbones.towers import TextTower, VisionTower
+from vembed.model.backbones.towers import TextTower
+from vembed.model.backbones.vision import (
+    EXPONENT,
+    IMAGE_TENSORS,
+    VisionTower,
+    load_vision_tower,
+    vision_sentence_files,
+)
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.files import ModelFolders
 from vembed.model.parameters import Part
+from vembed.model.sentence_folder import JsonFiles, tower_spec
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs
@@ -66,9 +74,11 @@ class ComposedModel(BaseEmbeddingModel):
 
     parts: ClassVar[Mapping[str, Part]] = {
         "text_tower.": "text",
+        EXPONENT: "heads",
         "vision_tower.": "vision",
         "heads.": "heads",
     }
+    image_tensors: ClassVar[tuple[str, ...]] = IMAGE_TENSORS
 
     def __init__(self, spec: ModelSpec, text_tower: TextTower, vision_tower: VisionTower, *, seed: int) -> None:
         dim = spec.projection_dim or text_tower.width
@@ -104,7 +114,7 @@ class ComposedModel(BaseEmbeddingModel):
 
     def towers(self) -> dict[Tower, nn.Module]:
         """Both networks, without the heads."""
-        return {"text": self.text_tower.model, "vision": self.vision_tower.model}
+        return {"text": self.text_tower.model, "vision": self.vision_tower.network}
 
     def backbones(self) -> dict[str, Backbone]:
         """The towers, in a folder each."""
@@ -115,15 +125,21 @@ class ComposedModel(BaseEmbeddingModel):
         projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask, pooled_tokens))
         return projected
 
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """As any model's, with the pooling of the vision tower as other libraries know it."""
+        if subfolder == "text":
+            return super().sentence_files(subfolder)
+        return vision_sentence_files(self.vision_tower, tower_spec(self.spec, subfolder))
+
     def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
         """The weights of the layers that follow the text tower's pooling, by their subfolder within it."""
         return self.text_tower.layers_after.states() if subfolder == "text" else {}
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """`pixel_values` [images, 3, height, width] -> [images, dim]."""
-        projected: Tensor = self.heads["vision"](self.vision_tower(images["pixel_values"]))
+        projected: Tensor = self.heads["vision"](self.vision_tower(images))
         return projected
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """The towers' own features [rows, tower width]; a batch holds texts or images, unless the widths are equal."""
-        return self._assemble(inputs, self.text_tower, lambda images: self.vision_tower(images["pixel_values"]))
+        return self._assemble(inputs, self.text_tower, self.vision_tower)

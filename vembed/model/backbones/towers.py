@@ -1,4 +1,4 @@
-"""Towers: a transformers text or vision model with its pooling, [items, ...] -> [items, width]."""
+"""The text tower: a transformers text model with its pooling, and what towers of both kinds need."""
 
 import inspect
 from collections.abc import Callable
@@ -54,46 +54,6 @@ def pooled_width(config: Any, pooling: Pooling) -> int:  # Any: transformers is 
     return int(config.hidden_size) * len(pooling.split("+"))
 
 
-class VisionTower(nn.Module):
-    """A vision model whose patch vectors are pooled, or that pools itself (`own`, `pooler`)."""
-
-    def __init__(self, model: Backbone, pooling: Pooling) -> None:
-        super().__init__()
-        self.model = prefer_channels_last(model)
-        self.pooling = pooling
-        self.width = self._width()
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels [images, 3, height, width] -> [images, tower width]."""
-        output = run_vision(self.model, pixel_values)
-        if self.pooling in ("own", "pooler"):
-            return _tensor(output.pooler_output)
-        return pool(output.last_hidden_state, None, self.pooling)
-
-    def _width(self) -> int:
-        config = self.model.config
-        if config.model_type != "timm_wrapper":
-            return int(config.hidden_size)
-        probe = fitted(torch.zeros(1, *config.pretrained_cfg["input_size"]), self.model)
-        with torch.no_grad():
-            return int(self.model.eval()(pixel_values=probe).pooler_output.shape[-1])
-
-
-def prefer_channels_last(model: Backbone) -> Backbone:
-    """Lay a convolutional network's weights out channels last, which convolutions are faster with; same values.
-
-    A vision transformer's one convolution cuts patches and gains nothing.
-    """
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return model.to(memory_format=torch.channels_last) if len(convolutions) > 1 else model
-
-
-def run_vision(model: Backbone, pixel_values: Tensor) -> Any:  # Any: transformers is untyped
-    """What a vision model gives for normalised pixels [images, 3, height, width] of any size that it can read."""
-    pixel_values = fitted(pixel_values, model)
-    return model(pixel_values=pixel_values, **interpolation(model.forward, model.config, pixel_values))
-
-
 def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, bool]:  # Any: transformers is untyped
     """The option that fits position embeddings to images of another size than the model's own, where it has one."""
     size = getattr(config, "image_size", None)
@@ -128,18 +88,6 @@ def refuse_unreadable_size(tower: Callable[[Tensor], Tensor], image_size: int | 
             tower(torch.zeros(1, 3, image_size, image_size))
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(f"image_size {image_size}: the model cannot read it ({first_lines(error)})") from error
-
-
-def fit_timm(model: Backbone, image_size: int | None) -> None:
-    """Make a timm model and its configuration take images of that side; position embeddings are resampled."""
-    config = model.config
-    if image_size is None or list(config.pretrained_cfg["input_size"][1:]) == [image_size, image_size]:
-        return
-    network = model.timm_model
-    config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, image_size, image_size]}
-    if hasattr(network, "set_input_size"):
-        network.set_input_size(img_size=image_size)
-        config.model_args = {**(config.model_args or {}), "img_size": image_size}
 
 
 def _tensor(value: Tensor | None) -> Tensor:

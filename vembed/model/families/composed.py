@@ -24,6 +24,7 @@ def describe_composed(text: ModelSpec, vision: ModelSpec, settings: ModelSetting
             "towers": ("text", "vision"),
             "pooling": {**text.pooling, **vision.pooling},
             "image_size": vision.image_size,
+            "max_num_patches": vision.max_num_patches,
             "normalize": True,
             "similarity": "cosine",
             "projection_head": settings.projection_head,

@@ -4,13 +4,12 @@ from typing import Literal
 
 from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
-from vembed.model.families.towers import PROCESSOR, check_pooling, describe_dual
+from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling, describe_dual, num_patches
 from vembed.model.files import read_json
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
 _MODEL = "vembed.model.backbones.dual:DualModel"
-_NAFLEX_PATCHES = 256  # what the image processor takes where its file does not say
 # The model classes of transformers; a folder that names another one brings its own code (EVA-CLIP says "clip").
 _NATIVE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 
@@ -46,25 +45,13 @@ def _describe_siglip(facts: ModelFacts, architecture: Architecture) -> ModelSpec
         "pad_to": spec.text_limit,
         "padding_side": side,
         "lower_case": is_second,
-        "max_num_patches": _num_patches(facts) if is_naflex else None,
+        "max_num_patches": num_patches(facts) if is_naflex else None,
     }
     return spec.model_copy(update=update)
 
 
-def _num_patches(facts: ModelFacts) -> int:
-    """Into how many patches the folder's own image processor cuts a picture at most."""
-    whole: Json = read_json(facts.model_folder / "processor_config.json") or {}
-    images: Json = whole.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
-    return int(images.get("max_num_patches", _NAFLEX_PATCHES))
-
-
 def _check_siglip(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    problems = check_pooling(spec, settings)
-    if settings.max_num_patches is not None and spec.max_num_patches is None:
-        problems.append("max_num_patches: this model reads pictures of one size; only SigLIP 2 NaFlex reads patches")
-    if settings.image_size is not None and spec.max_num_patches is not None:
-        problems.append("image_size: a NaFlex model keeps the shape of a picture; set max_num_patches")
-    return problems
+    return check_pooling(spec, settings) + check_patches(spec, settings)
 
 
 CLIP = Family(

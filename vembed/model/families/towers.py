@@ -3,14 +3,16 @@
 from typing import Literal
 
 from vembed.errors import ModelError
-from vembed.model.facts import ModelFacts
+from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture
+from vembed.model.files import read_json
 from vembed.model.sentence_folder import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
 _NO_LIMIT = 1_000_000  # a tokenizer without a limit names a number beyond all texts
 PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
+_NAFLEX_PATCHES = 256  # what the image processor takes where its file does not say
 
 
 def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
@@ -92,6 +94,23 @@ def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:
 def check_pooling(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     """A problem when `pooling` is set for a model that pools by its own code."""
     pooling = next(iter(spec.pooling.values()))
-    if settings.pooling is None or pooling != "own":
+    if settings.pooling in (None, pooling) or pooling != "own":
         return []
     return [f"pooling {settings.pooling!r}: a {spec.family} model of this kind pools by its own code"]
+
+
+def num_patches(facts: ModelFacts) -> int:
+    """Into how many patches the folder's own image processor cuts a picture at most (SigLIP 2 NaFlex)."""
+    whole: Json = read_json(facts.model_folder / "processor_config.json") or {}
+    images: Json = whole.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
+    return int(images.get("max_num_patches", _NAFLEX_PATCHES))
+
+
+def check_patches(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """Problems when a size is set for a model that reads patches, or patches for one that reads images of one size."""
+    problems = []
+    if settings.max_num_patches is not None and spec.max_num_patches is None:
+        problems.append("max_num_patches: this model reads pictures of one size; only SigLIP 2 NaFlex reads patches")
+    if settings.image_size is not None and spec.max_num_patches is not None:
+        problems.append("image_size: a NaFlex model keeps the shape of a picture; set max_num_patches")
+    return problems

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import timm
 import torch
+import transformers
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -34,7 +35,8 @@ class TransformersImages:
     def __init__(self, processor: Any, image_size: int | None) -> None:  # Any: transformers is untyped here
         if image_size is not None:
             _set_size(processor, image_size)
-        if processor.do_resize is False or (dict(processor.size).keys() == {"shortest_edge"} and not _crops(processor)):
+        shortest = dict(processor.size).keys() == {"shortest_edge"} and not _is_convnext(processor)
+        if processor.do_resize is False or (shortest and not _crops(processor)):
             raise ModelError("this model's image processor keeps the shape of a picture; set image_size")
         self._processor = processor
 
@@ -102,13 +104,20 @@ def _set_size(processor: Any, image_size: int) -> None:
     """Square images of that side, with the same share of the picture in the crop as before."""
     square = {"height": image_size, "width": image_size}
     size = dict(processor.size)
-    if "shortest_edge" in size and _crops(processor):
+    if _is_convnext(processor):
+        processor.size = type(processor.size)(shortest_edge=image_size)
+    elif "shortest_edge" in size and _crops(processor):
         old = dict(processor.crop_size)["height"]
         processor.size = type(processor.size)(shortest_edge=round(size["shortest_edge"] * image_size / old))
         processor.crop_size = type(processor.crop_size)(**square)
     else:
         processor.size = type(processor.size)(**square)
         processor.do_center_crop = False
+
+
+def _is_convnext(processor: Any) -> bool:
+    """Whether it is the processor that crops to a square by itself, a share of the picture below 384 pixels."""
+    return isinstance(processor, transformers.ConvNextImageProcessor | transformers.ConvNextImageProcessorPil)
 
 
 def _crops(processor: Any) -> bool:
