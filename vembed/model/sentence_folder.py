@@ -80,10 +80,10 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     general: Json = read_json(folder / "config_sentence_transformers.json") or {}
     if is_late([module.kind for module in modules], general):
         return _read_late(folder, modules, model_path, general)
-    refusal = _refusal(modules, folder)
+    settings = _transformer_settings(folder / model_path)
+    refusal = _refusal(modules, folder) or _settings_refusal(settings, folder / model_path)
     if refusal is not None:
         return SentenceFolder(modules, model_path, refusal)
-    settings = _transformer_settings(folder / model_path)
     prompts: dict[str, str] = dict(general.get("prompts") or {})
     pooling = next((module for module in modules if module.kind == "Pooling"), None)
     layers = tuple(read_layer(folder, one.kind, one.path) for one in modules if one.kind in LAYER_KINDS)
@@ -229,10 +229,28 @@ def _own_output(settings: Json) -> Pooling | None:
     return "pooler" if methods.get("text", {}).get("method") == "forward" else "own"
 
 
+def _settings_refusal(settings: Json, folder: Path) -> str | None:
+    """Why a Transformer of these settings cannot be expressed here: each of them would change the embedding."""
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        return f"{folder}: sentence-transformers runs this model for {task}; only feature-extraction is supported"
+    ways = {
+        "config": settings.get("config_kwargs") or settings.get("config_args") or {},
+        "processor": _arguments(settings),
+    }
+    harmless = {"config": ("trust_remote_code",), "processor": ("trust_remote_code", "padding_side", "use_fast")}
+    odd = [f"{key} ({kind})" for kind, given in ways.items() for key in given if key not in harmless[kind]]
+    return f"{folder}: sentence-transformers sets {', '.join(odd)} here, which is not supported" if odd else None
+
+
+def _arguments(settings: Json) -> Json:
+    """What the file hands to the tokenizer."""
+    return dict(settings.get("processor_kwargs") or settings.get("tokenizer_args") or {})
+
+
 def _padding_side(settings: Json) -> str | None:
     """The side that the file asks the tokenizer to pad on, None when it does not."""
-    arguments: Json = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
-    return arguments.get("padding_side")
+    return _arguments(settings).get("padding_side")
 
 
 def _pooling(folder: Path) -> Pooling:

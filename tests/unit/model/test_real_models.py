@@ -37,6 +37,7 @@ def test_minilm_equals_sentence_transformers(minilm, tmp_path):
     assert torch.allclose(vectors, expected, atol=1e-5)
     assert vectors[0] @ vectors[1] == pytest.approx(0.6660, abs=1e-3)  # as on the model's card
     assert vectors[0] @ vectors[2] == pytest.approx(0.1046, abs=1e-3)
+    assert vectors[1] @ vectors[2] == pytest.approx(0.1411, abs=1e-3)
     ours.save_pretrained(tmp_path)
     saved = SentenceTransformer(str(tmp_path), device="cpu").encode(SENTENCES, convert_to_tensor=True)
     assert torch.allclose(saved, vectors, atol=1e-5)

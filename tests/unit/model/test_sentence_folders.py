@@ -232,6 +232,23 @@ def test_modules_in_another_order_or_elsewhere_are_refused(layered):
     assert "is no list of modules with type and path" in refusal(layered)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"transformer_task": "fill-mask"}, "runs this model for fill-mask; only feature-extraction is supported"),
+        ({"config_kwargs": {"is_causal": False}}, "sets is_causal (config) here, which is not supported"),
+        ({"tokenizer_args": {"add_eos_token": True}}, "sets add_eos_token (processor) here, which is not supported"),
+    ],
+)
+def test_settings_that_would_change_an_embedding_are_refused(settings, message, layered):
+    edit_json(layered / "sentence_bert_config.json", **settings)
+    assert message in refusal(layered)
+    edit_json(layered / "sentence_bert_config.json", **dict.fromkeys(settings))
+    edit_json(layered / "sentence_bert_config.json", transformer_task="feature-extraction")
+    edit_json(layered / "sentence_bert_config.json", model_args={"attn_implementation": "eager"})
+    VisualRetrievalModel.from_pretrained(str(layered))
+
+
 def test_layers_for_images_are_refused(folder_of, layered, tmp_path):
     shutil.copytree(folder_of("vit"), tmp_path / "vit")
     for name in ("modules.json", "1_Pooling", "2_Dense", "sentence_bert_config.json"):
