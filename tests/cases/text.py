@@ -41,6 +41,7 @@ CASES: list[Case] = [
     Case("gte", "text", text.tiny_gte, image=False),
     Case("gte_own_code", "text", text.tiny_new, {"trust_remote_code": True}, image=False),
     Case("nomic_bert", "text", text.tiny_nomic_bert, image=False),
+    Case("t5", "text", text.tiny_t5, image=False, auto_class="T5EncoderModel"),
     Case("qwen3_embedding", "text", language.tiny_qwen3_embedding, image=False),
     Case("embeddinggemma", "text", language.tiny_embeddinggemma, image=False, exact=False),
     Case("llama", "text", language.tiny_llama, {"encoder_mode": "text"}, image=False),

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5EncoderModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -25,6 +27,7 @@ from tests.tiny.text_tokenizers import (
     modernbert_tokenizer,
     mpnet_tokenizer,
     roberta_tokenizer,
+    t5_tokenizer,
     xlm_roberta_tokenizer,
 )
 from tests.tiny.tokenizers import bert_tokenizer
@@ -76,6 +79,12 @@ def tiny_nomic_bert(folder: str | Path, seed: int = 0) -> str:
     """NomicBertModel."""
     config = transformers.NomicBertConfig(**_SHAPE, max_position_embeddings=TEXT_LENGTH)
     return _written(folder, transformers.NomicBertModel, config, bert_tokenizer(_BERT_SIZE), seed)
+
+
+def tiny_t5(folder: str | Path, seed: int = 0) -> str:
+    """T5EncoderModel, as gtr-t5, sentence-t5 and Instructor have it."""
+    config = T5Config(d_model=WIDTH, d_kv=12, d_ff=40, num_layers=2, num_heads=2)
+    return _written(folder, T5EncoderModel, config, t5_tokenizer(), seed)
 
 
 def _written(

@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     RobertaTokenizer,
+    T5Tokenizer,
     XLMRobertaTokenizer,
 )
 
@@ -37,13 +38,14 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def xlm_roberta_tokenizer() -> PreTrainedTokenizerBase:
-    """Unigram pieces whose scores are their ranks: a trained unigram model is another one every time."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    vocab, _ = _trained(tokenizer, trainers.BpeTrainer(vocab_size=_SIZE, show_progress=False))
-    pieces = [(piece, -1.0 - rank / 100) for rank, piece in enumerate(vocab)]
-    vocab = [*((token, 0.0) for token in _ROBERTA), *pieces, ("<mask>", 0.0)]
+    vocab = [*((token, 0.0) for token in _ROBERTA), *_unigrams(), ("<mask>", 0.0)]
     return XLMRobertaTokenizer(vocab=vocab, model_max_length=TEXT_LENGTH)
+
+
+def t5_tokenizer() -> PreTrainedTokenizerBase:
+    """Ends every text with </s>."""
+    vocab = [*((token, 0.0) for token in ("<pad>", "</s>", "<unk>")), *_unigrams()]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
 def modernbert_tokenizer() -> PreTrainedTokenizerBase:
@@ -84,6 +86,14 @@ def llama_tokenizer() -> PreTrainedTokenizerBase:
     """Has no padding token, as Llama's and Mistral's have none."""
     vocab, merges = _pieces(["<unk>", "<s>", "</s>"])
     return LlamaTokenizer(vocab=vocab, merges=merges)
+
+
+def _unigrams() -> list[tuple[str, float]]:
+    """Pieces whose scores are their ranks: a unigram model that is trained is another one every time."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    vocab, _ = _trained(tokenizer, trainers.BpeTrainer(vocab_size=_SIZE, show_progress=False))
+    return [(piece, -1.0 - rank / 100) for rank, piece in enumerate(vocab)]
 
 
 def _byte_pairs(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -33,8 +33,21 @@ def config_folder(name: str, revision: str | None = None) -> Path:
 
 
 def weights_folder(name: str, revision: str | None = None, *, with_code: bool = False) -> Path:
-    """A folder with all the model's files. Raises ModelError when the name is neither a folder nor a reachable id."""
-    return _folder(name, revision, _WEIGHT_PATTERNS + (["*.py"] if with_code else []))
+    """A folder with all the model's files. Raises ModelError when the name is neither a folder nor a reachable id.
+
+    with_code: its Python files too, and those of other repositories that its config.json names (GTE's lie in one).
+    """
+    folder = _folder(name, revision, _WEIGHT_PATTERNS + (["*.py"] if with_code else []))
+    for repository in _code_repositories(folder) if with_code else []:
+        _snapshot(repository, None, ["*.py"])
+    return folder
+
+
+def _code_repositories(folder: Path) -> list[str]:
+    """The repositories beside this one that a model's code lies in: auto_map says "owner/name--module.Class"."""
+    named = (read_json(folder / "config.json") or {}).get("auto_map") or {}
+    values = [one for value in named.values() for one in (value if isinstance(value, list) else [value])]
+    return sorted({str(one).split("--")[0] for one in values if one is not None and "--" in str(one)})
 
 
 def read_json(path: Path) -> Any | None:  # Any: JSON

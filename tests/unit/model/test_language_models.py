@@ -165,6 +165,22 @@ def test_a_language_model_embeds_only_where_its_files_or_the_user_say_so(tmp_pat
     assert files.reason == "config.json says qwen3, and modules.json that it embeds; pooling last by 1_Pooling"
 
 
+@torch.no_grad()
+def test_one_that_sees_both_directions_is_an_embedder(tmp_path, texts):
+    folder = tiny_qwen3(tmp_path / "both")
+    causal = VisualRetrievalModel.from_pretrained(folder, ModelSettings(encoder_mode="text", pooling="mean"))
+    edit_json(Path(folder) / "config.json", is_causal=False)
+    model = VisualRetrievalModel.from_pretrained(folder)
+    assert model.spec.pooling == {"text": "mean"}
+    assert (model.get_text_features(texts) - causal.get_text_features(texts)).norm(dim=1).min() > 1e-3
+    plain, tokenizer = (
+        loader.from_pretrained(folder) for loader in (transformers.AutoModel, transformers.AutoTokenizer)
+    )
+    hidden = [plain(**tokenizer(text, truncation=True, max_length=32, return_tensors="pt")) for text in texts]
+    expected = torch.stack([output.last_hidden_state[0].mean(dim=0) for output in hidden])
+    assert_same(model.get_text_features(texts), functional.normalize(expected, dim=-1))
+
+
 def test_padding_is_on_the_left_where_a_tokenizer_names_no_side(tmp_path):
     folder = Path(tiny_qwen3(tmp_path / "Qwen3-Embedding-0.6B"))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())

@@ -1,7 +1,10 @@
 """Text encoders are used as their model cards say: pooling, prompts, positions, padding, ends of texts."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +40,8 @@ def plain_vectors(
     folder: str, texts: list[str], pooling: str, prompt: str = "", *, limit: int = 32, code: bool = False
 ) -> torch.Tensor:
     """What transformers gives, one text at a time, so that there is no padding to get wrong."""
-    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=code).eval()
+    loader = transformers.T5EncoderModel if Path(folder).name.startswith("t5") else transformers.AutoModel
+    model = loader.from_pretrained(folder, trust_remote_code=code).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     vectors = []
     for text in texts:
@@ -61,6 +65,7 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor) -> None:
         ("distilbert", "mean"),
         ("modernbert", "mean"),
         ("nomic_bert", "mean"),
+        ("t5", "mean"),
         ("gte", "cls"),
         ("gte_own_code", "cls"),
     ],
@@ -187,6 +192,35 @@ def test_code_that_a_model_needs_is_named_and_saved_with_it(tmp_path, texts):
     shutil.rmtree(folder)
     again = VisualRetrievalModel.from_pretrained(str(tmp_path / "saved"), ModelSettings(trust_remote_code=True))
     assert torch.equal(again.get_text_features(texts), model.get_text_features(texts))
+
+
+@pytest.mark.slow
+def test_code_may_lie_in_a_repository_of_its_own(tmp_path):
+    """As that of GTE does; here it is in the hub's cache, where a download puts it."""
+    folder = Path(tiny_new(tmp_path / "model"))
+    names = ("configuration_new.NewConfig", "modeling_new.NewModel")
+    auto_map = {kind: f"some/impl--{name}" for kind, name in zip(("AutoConfig", "AutoModel"), names, strict=True)}
+    edit_json(folder / "config.json", auto_map=auto_map)
+    repository = tmp_path / "cache" / "models--some--impl"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    program = (
+        "from vembed.model.modeling import VisualRetrievalModel; from vembed.model.settings import ModelSettings; "
+        f"model = VisualRetrievalModel.from_pretrained({str(folder)!r}, ModelSettings(trust_remote_code=True)); "
+        f"model.save_pretrained({str(tmp_path / 'saved')!r}); print(model.get_text_features(['red']).shape)"
+    )
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", program]
+    for name in ("configuration_new.py", "modeling_new.py"):
+        (folder / name).rename(snapshot / name)
+    opened = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert opened.stdout.strip() == "torch.Size([1, 24])", opened.stderr
+    assert {path.name for path in (tmp_path / "saved").glob("*.py")} == {"configuration_new.py", "modeling_new.py"}
+    shutil.rmtree(repository)
+    gone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "model 'some/impl' is neither a local folder nor a Hugging Face model that can be reached" in gone.stderr
 
 
 def test_the_prompts_of_a_known_text_tower_reach_a_composed_model(folder_of, texts):

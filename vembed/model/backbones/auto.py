@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import transformers
 from torch import Tensor, nn
 
 from vembed.model.backbones.layers import load_layers
@@ -11,7 +12,7 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import TextTower, pooled_width
 from vembed.model.backbones.vision import EXPONENT, IMAGE_TENSORS, VisionTower, load_vision_tower, vision_sentence_files
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
-from vembed.model.files import ModelFolders
+from vembed.model.files import ModelFolders, read_json
 from vembed.model.parameters import Part
 from vembed.model.sentence_folder import JsonFiles, modules_folder
 from vembed.model.settings import ModelSettings, Tower
@@ -96,10 +97,22 @@ class VisionModel(BaseEmbeddingModel):
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
     """The text model in `folder`, pooled as the spec says."""
     pooling = spec.pooling["text"]
-    backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler")
+    loader = _encoder_loader(folder)
+    backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler", loader=loader)
     disable_kv_cache(backbone)
     layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
     return TextTower(backbone, pooling, layers, left_padded=spec.padding_side == "left")
+
+
+def _encoder_loader(folder: Path) -> Any:  # Any: transformers is untyped here
+    """The class that opens a text encoder: AutoModel, but for models with a decoder, of which the encoder is wanted."""
+    config: dict[str, Any] = read_json(folder / "config.json") or {}
+    encoders = {
+        "mt5": transformers.MT5EncoderModel,
+        "t5": transformers.T5EncoderModel,
+        "umt5": transformers.UMT5EncoderModel,
+    }
+    return encoders.get(str(config.get("model_type")), transformers.AutoModel)
 
 
 def _path(folder: Path | None) -> Path:

@@ -18,14 +18,17 @@ _ENCODERS = {
     "eurobert": Architecture("mean", tested=False),
     "gte": Architecture("cls"),
     "modernbert": Architecture("mean"),
+    "mt5": Architecture("mean", tested=False),
     "mpnet": Architecture("mean", 514, offset_positions=True),
     "new": Architecture("cls"),  # GTE's own code on the hub, before transformers had it as `gte`
     "nomic_bert": Architecture("mean", 8192),
     "roberta": Architecture("mean", 514, offset_positions=True),
+    "t5": Architecture("mean"),
+    "umt5": Architecture("mean", tested=False),
     "xlm-roberta": Architecture("mean", 514, offset_positions=True),
     "xlm-roberta-xl": Architecture("mean", 514, offset_positions=True, tested=False),
 }
-# Those of one direction, as language models have it; EmbeddingGemma's config.json switches that off.
+# Their tokens see those before them only, unless config.json says otherwise, as EmbeddingGemma's does.
 _DECODERS = {
     "gemma": Architecture("last", causal=True, tested=False),
     "gemma2": Architecture("last", causal=True, tested=False),
@@ -47,9 +50,14 @@ def _claim(facts: ModelFacts) -> str | None:
         return None
     if facts.sentence is not None:
         return f"{says}, and modules.json that it embeds"
-    if facts.config.get("use_bidirectional_attention") is True:
+    if _sees_both_directions(facts):
         return f"{says}, and that it attends in both directions"
     return says if known_text(facts) is not None else None
+
+
+def _sees_both_directions(facts: ModelFacts) -> bool:
+    """Whether config.json takes a language model's one direction off, as nothing but an embedder has it."""
+    return facts.config.get("use_bidirectional_attention") is True or facts.config.get("is_causal") is False
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
@@ -57,7 +65,7 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         raise ModelError(f"encoder_mode 'modernbert' does not fit: this is a {facts.model_type} model")
     known = known_text(facts)
     spec = describe_text("text", facts, architecture)
-    if facts.config.get("use_bidirectional_attention") is True and facts.sentence is None:
+    if _sees_both_directions(facts) and facts.sentence is None:
         spec = spec.model_copy(update={"pooling": {"text": "mean"}})
     return spec if known is None else with_recipe(spec, facts, known)
 
