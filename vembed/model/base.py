@@ -135,7 +135,7 @@ class BaseEmbeddingModel(nn.Module):
             raise ModelError(
                 f"freeze: a {self.spec.family} model has no {absent[0]} tower; it reads {self.spec.reads()}"
             )
-        has_heads = "heads" in self.parts.values() or self.fusion is not None
+        has_heads = any(info.part == "heads" for info in self.parameter_infos())
         if set(towers) == set(self.spec.towers) and not has_heads:
             raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")
         self.frozen = self.frozen | frozenset(towers)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from tests.tiny.dual import NAFLEX_PATCHES, tiny_own_code
 from vembed.errors import ModelError
 from vembed.model.detect import detect
+from vembed.model.families.dual import CLIP, SIGLIP
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
@@ -73,6 +74,12 @@ def test_resizing_in_uint8_and_normalising_later_gives_the_processor_s_own_tenso
         assert torch.equal(ragged.values, torch.as_tensor(expected[key])), key
 
 
+def test_every_architecture_that_is_said_to_be_tested_is():
+    said = {name for family in (CLIP, SIGLIP) for name, one in family.architectures.items() if one.tested}
+    model_types = {"metaclip2": "metaclip_2", "naflex": "siglip2", "own_code": "clip", "siglip2": "siglip"}
+    assert said == {model_types.get(name, name) for name in KIN}
+
+
 def test_naflex_pads_patches_with_zeros_and_keeps_the_shape_of_a_picture(model_of, pictures):
     tensors = model_of("naflex").processor.finish(model_of("naflex").processor.prepare(images_of(pictures), "query"))
     pixels, mask = tensors.tensors["pixel_values"].values, tensors.tensors["pixel_attention_mask"].values
@@ -117,7 +124,11 @@ def test_max_num_patches_is_kept_and_makes_finer_patches(fresh, model_of, pictur
     [
         ("naflex", {"image_size": 64}, "image_size: a NaFlex model keeps the shape of a picture; set max_num_patches"),
         ("siglip2", {"max_num_patches": 64}, "max_num_patches: this model reads pictures of one size"),
-        ("clip", {"max_num_patches": 64}, "max_num_patches: a clip model has no use for it; these have: siglip"),
+        (
+            "clip",
+            {"max_num_patches": 64},
+            "max_num_patches: a clip model has no use for it; these have: vision, siglip",
+        ),
         ("altclip", {"max_length": 17}, "max_length 17: this model reads at most 16 tokens"),
         ("own_code", {"trust_remote_code": True, "image_size": 48}, "image_size 48: the model cannot read it"),
     ],

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 
-from tests.tiny import tiny_timm, tiny_vit, write_sentence_transformers_files
+from tests.tiny import saving, tiny_timm, tiny_vit, write_sentence_transformers_files
 from tests.tiny.vision import NUM_REGISTERS, tiny_mae
 from vembed.errors import ModelError
+from vembed.model.families.vision import VISION
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
@@ -103,6 +104,65 @@ def test_another_image_size(name, image_size, fresh, folder_of, pictures):
     assert_same_vectors(model.get_image_features(pictures), own_output(name, plain(folder_of(name))(pixels, **stretch)))
 
 
+STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1], "image_size": 32}
+VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+# Architectures that differ little from those above: configuration, and how many tokens come before the patches.
+NEAR = {
+    "convnextv2": (transformers.ConvNextV2Config(**STAGES), 0),
+    "deit": (transformers.DeiTConfig(**VIT), 2),
+    "dinov2_with_registers": (transformers.Dinov2WithRegistersConfig(**VIT, num_register_tokens=3), 4),
+    "hiera": (
+        transformers.HieraConfig(
+            embed_dim=8, image_size=[32, 32], depths=[1, 1], num_heads=[1, 2], num_query_pool=1, masked_unit_size=[4, 4]
+        ),
+        0,
+    ),
+    "ijepa": (transformers.IJepaConfig(**VIT), 0),
+    "swinv2": (
+        transformers.Swinv2Config(
+            image_size=32, patch_size=4, embed_dim=12, depths=[1, 1], num_heads=[2, 2], window_size=4
+        ),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+@torch.no_grad()
+def test_near_relatives_are_read_as_transformers_reads_them(name, pictures, tmp_path):
+    config, first = NEAR[name]
+    saving.save(transformers.MODEL_MAPPING[type(config)], config, tmp_path, seed=0)
+    size = {"shortest_edge": 32} if name == "convnextv2" else {"height": 32, "width": 32}
+    kind = transformers.ConvNextImageProcessor if name == "convnextv2" else transformers.ViTImageProcessor
+    kind(size=size).save_pretrained(tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    output = plain(str(tmp_path))(**processor(pictures, return_tensors="pt"))
+    hidden = output.last_hidden_state
+    patches = hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden[:, first:]
+    own = VISION.architectures[name].pooling
+    expected = {"cls": hidden[:, 0], "mean": patches.mean(dim=1)}.get(own, output.pooler_output)
+    model = VisualRetrievalModel.from_pretrained(str(tmp_path))
+    assert_same_vectors(model.get_image_features(pictures), expected)
+    mean = VisualRetrievalModel.from_pretrained(str(tmp_path), ModelSettings(pooling="mean"))
+    assert_same_vectors(mean.get_image_features(pictures), patches.mean(dim=1))
+
+
+def test_every_architecture_that_is_said_to_be_tested_is():
+    said = {name for name, architecture in VISION.architectures.items() if architecture.tested}
+    compared = {*NEAR, *EXACT, *ROUNDED}
+    own_tests = {"dinov2", "timm_wrapper", "vit"}  # in test_equals_transformers
+    model_types = {"mae": "vit_mae", "naflex_vision": "siglip2_vision_model"}
+    model_types |= {name: f"{name}_model" for name in ("clip_vision", "siglip_vision")}
+    assert said == {model_types.get(name, name) for name in compared} | own_tests
+
+
 # The patches of each: after CLS and registers, or all.
 FIRST_PATCH = {"vit": 1, "dinov2": 1, "dinov3_vit": 1 + NUM_REGISTERS, "mae": 1, "clip_vision": 1, "siglip_vision": 0}
 
@@ -167,6 +227,7 @@ def test_any_timm_model_is_pooled_by_its_patches(architecture, pictures, tmp_pat
         assert "this timm_wrapper model has no CLS token; use mean, max, gem or own" in refusal(folder, pooling="cls")
 
 
+@pytest.mark.slow
 def test_timm_models_with_channels_last_maps_are_pooled_over_places(pictures, tmp_path):
     folder = tiny_timm(tmp_path, architecture="swin_tiny_patch4_window7_224", image_size=224)
     model = VisualRetrievalModel.from_pretrained(folder, ModelSettings(pooling="mean"))
@@ -227,6 +288,26 @@ def test_gem_learns_its_exponent_and_keeps_it(fresh, pictures, tmp_path):
     frozen = VisualRetrievalModel.from_pretrained(str(tmp_path), ModelSettings(freeze=("vision",)))
     learning = [info.name for info in frozen.model.parameter_infos() if info.parameter.requires_grad]
     assert learning == ["logit_scale", "vision_tower.exponent"]
+
+
+@pytest.mark.parametrize("name", ["vit", "mae", "siglip_vision"])
+def test_freezing_the_only_tower_leaves_nothing_to_learn(name, folder_of):
+    assert "freeze: nothing is left to learn" in refusal(folder_of(name), freeze=("vision",))
+
+
+@pytest.mark.parametrize("name", ["naflex_vision", "mae", "convnext"])
+def test_a_composed_model_reads_images_as_its_tower_does(name, model_of, folder_of, pictures, tmp_path):
+    settings = ModelSettings(text_model_name=folder_of("bert"), image_model_name=folder_of(name))
+    model = VisualRetrievalModel.from_pretrained(None, settings)
+    items = images_of(pictures)
+    assert torch.allclose(
+        model.encode(items, features="tower").vectors, model_of(name).encode(items).vectors, atol=1e-6
+    )
+    model.save_pretrained(tmp_path)
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path))
+    assert torch.equal(again.encode(items).vectors, model.encode(items).vectors)
+    tower = VisualRetrievalModel.from_pretrained(str(tmp_path / "image"))
+    assert torch.equal(tower.encode(items).vectors, model.encode(items, features="tower").vectors)
 
 
 def test_a_gem_tower_keeps_its_exponent_in_a_composed_model(fresh, folder_of, pictures, tmp_path):

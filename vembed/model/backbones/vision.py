@@ -67,7 +67,8 @@ class VisionTower(nn.Module):
         if self.pooling in _OWN:
             return self._own_output(output)
         hidden = self._tokens(output.last_hidden_state)
-        real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask.bool()
+        whole = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        real = whole if mask is None else mask.to(whole)
         return torch.cat([self._pooled(hidden, real, mode) for mode in self.pooling.split("+")], dim=-1)
 
     def _pooled(self, hidden: Tensor, real: Tensor, mode: str) -> Tensor:
@@ -146,7 +147,8 @@ def run_vision(network: Backbone, images: Mapping[str, Tensor]) -> Any:  # Any: 
     their grids.
     """
     config, pixel_values = network.config, fitted(images["pixel_values"], network)
-    inputs: dict[str, Any] = {**images, "pixel_values": pixel_values}
+    others = {name: tensor.to(pixel_values.device) for name, tensor in images.items() if name != "pixel_values"}
+    inputs: dict[str, Any] = {"pixel_values": pixel_values, **others}
     if config.model_type == "vit_mae":
         inputs["noise"] = _patch_order(pixel_values, config.patch_size)
     return network(**inputs, **interpolation(network.forward, config, pixel_values))
