@@ -1,6 +1,7 @@
 """Vision-language models: the embedding is the hidden state of the last token of the conversation on the card."""
 
 import json
+import pickle
 from pathlib import Path
 
 import PIL.Image
@@ -19,6 +20,9 @@ from vembed.types import ImageSource, Item
 
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_embedding"]
 GENERIC = ["smolvlm", "idefics3", "llava_onevision", "gemma3"]  # beyond Qwen, with a chat template
+TEMPLATES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERIC]
+FEW = ["qwen2_vl", "qwen3_vl", "llava_onevision", "plain_llava"]
+MORE = ["qwen2_5_vl", "qwen3_vl_embedding", "smolvlm", "idefics3", "gemma3", "paligemma"]
 EVERY = [*QWEN, *GENERIC, "paligemma", "plain_llava"]
 
 
@@ -53,7 +57,7 @@ def last_states(folder, messages, **processor_arguments):
     return functional.normalize(torch.stack(states), dim=-1)
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERIC])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_the_generic_loader_gives_the_last_token_of_the_chat_template(name, model_of, folder_of, items_for):
     model = model_of(name)
     items = items_for(model)
@@ -284,7 +288,7 @@ def test_pixel_bounds_are_the_settings_own_and_are_saved(fresh, pictures, tmp_pa
         fresh("clip", max_pixels=4096)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_a_checkpoint_keeps_the_base_s_class_names_and_files(name, fresh, folder_of, tmp_path):
     fresh(name).save_pretrained(tmp_path)
     configs = [json.loads((Path(folder) / "config.json").read_text()) for folder in (folder_of(name), tmp_path)]
@@ -302,7 +306,9 @@ def test_a_checkpoint_keeps_the_base_s_class_names_and_files(name, fresh, folder
     assert all(torch.equal(tensor, two.state_dict()[key]) for key, tensor in one.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [*QWEN, *GENERIC])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vl_embedding", *(pytest.param(name, marks=pytest.mark.slow) for name in TEMPLATES)]
+)
 def test_sentence_transformers_gives_the_same_embeddings(name, fresh, items_for, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     model = fresh(name, query_prompt="Find it")
@@ -328,19 +334,63 @@ def _as_input(item):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_towers_parts_and_adapters_are_those_of_the_language_model(name, fresh):
-    model = fresh(name, freeze=("vision",))
-    learning = {info.part for info in model.model.parameter_infos() if info.parameter.requires_grad}
-    assert learning == {"text", "scale"}
-    infos = fresh(name).model.parameter_infos()
+def test_all_that_learns_gets_a_gradient_and_parts_are_told(name, fresh, items_for):
+    model = fresh(name)
+    infos = model.model.parameter_infos()
     assert {info.part for info in infos} == {"text", "vision", "scale"}
-    depth = {tower: {info.num_layers for info in infos if info.part == tower} for tower in ("text", "vision")}
-    assert depth["text"] == {2}
+    assert {info.num_layers for info in infos if info.part == "text"} == {2}
     first = next(info for info in infos if "embed_tokens" in info.name)
     assert (first.part, first.layer) == ("text", 0)
+    model.model.train()
+    model.model(finished(model, items_for(model))).vectors.sum().backward()
+    missing = {info.name for info in infos if info.parameter.requires_grad and info.parameter.grad is None}
+    assert missing == {"logit_scale"}
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "plain_llava"])
+def test_a_frozen_tower_learns_nothing_and_its_projector_neither(name, fresh):
+    for tower, other in (("vision", "text"), ("text", "vision")):
+        infos = fresh(name, freeze=(tower,)).model.parameter_infos()
+        assert {info.part for info in infos if info.parameter.requires_grad} == {other, "scale"}
+    with pytest.raises(ModelError, match="nothing is left to learn"):
+        fresh(name, freeze=("text", "vision"))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl_embedding", "gemma3", "plain_llava"])
+def test_adapters_go_beside_the_language_model_s_layers(name, fresh, folder_of, items_for, tmp_path):
+    model = fresh(name, use_lora=True)
+    learning = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in learning - {"logit_scale"}}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".lora_" in name and ".layers." in name for name in learning - {"logit_scale"})
+    for parameter in (parameter for parameter in model.model.parameters() if parameter.requires_grad):
+        torch.nn.init.normal_(parameter, std=0.05)
+    items = items_for(model)[:9]
+    model.save_pretrained(tmp_path / "merged")
+    names = []
+    for folder in (folder_of(name), tmp_path / "merged"):
+        with safe_open(f"{folder}/model.safetensors", "pt") as weights:
+            names.append(sorted(weights.keys()))
+    assert names[0] == names[1]
+    model.save_pretrained(tmp_path / "alone", merge_adapters=False)
+    code = ModelSettings(trust_remote_code=name == "plain_llava")
+    for folder in ("merged", "alone"):
+        again = VisualRetrievalModel.from_pretrained(str(tmp_path / folder), code)
+        assert torch.allclose(embed(again, items), embed(model, items), atol=1e-5)
+    again.save_pretrained(tmp_path / "merged later")
+    with safe_open(tmp_path / "merged later" / "model.safetensors", "pt") as weights:
+        assert sorted(weights.keys()) == names[0]
 
 
 def test_no_keys_and_values_are_cached_and_no_head_is_held(model_of):
     backbone = model_of("qwen2_vl").model.backbone
     assert not backbone.language_model.config.use_cache
     assert not [name for name, _ in model_of("qwen2_vl").model.named_parameters() if "lm_head" in name]
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_embedding", "smolvlm", "llava_onevision"])
+def test_a_processor_can_be_sent_to_another_process(name, model_of, items_for):
+    model = model_of(name)
+    sent = pickle.loads(pickle.dumps(model.processor))
+    ours, theirs = (one.prepare(items_for(model), "query").tensors for one in (model.processor, sent))
+    assert all(torch.equal(ours[key].values, theirs[key].values) for key in ours)

@@ -15,7 +15,7 @@ from vembed.model.adapter_base import plain_folder
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache, pool, unit_vectors
 from vembed.model.files import ModelFolders, read_json
-from vembed.model.parameters import Part
+from vembed.model.parameters import Part, layer_numbers
 from vembed.model.sentence_folder import JsonFiles, sentence_files
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
@@ -54,8 +54,7 @@ class VlmModel(BaseEmbeddingModel):
         self._language = _language_name(backbone)
         self._has_head = type(backbone).__name__.endswith(_WITH_HEAD)  # code of its own may offer no class without
         self._arguments = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
-        if self._has_head and backbone.get_output_embeddings() is not None:
-            _stop_head(backbone)
+        _stop_unused(backbone)
         disable_kv_cache(backbone)
 
     @classmethod
@@ -159,11 +158,23 @@ def _loader(folder: Path) -> Any:  # Any: transformers is untyped here
     return getattr(transformers, next((name for name in heads if name in offered), "AutoModel"))
 
 
-def _stop_head(backbone: Backbone) -> None:
-    """Let a language head that the embedding does not depend on learn nothing."""
-    head = backbone.get_output_embeddings().weight
-    if head is not backbone.get_input_embeddings().weight:
+def _stop_unused(backbone: Backbone) -> None:
+    """Let what the embedding does not depend on learn nothing, so that no gradient is missing.
+
+    That is a language head, and of a vision tower of which an inner layer is read (LLaVA) all that follows this layer.
+    """
+    head = backbone.get_output_embeddings() if hasattr(backbone, "lm_head") else None
+    if head is not None and head.weight is not backbone.get_input_embeddings().weight:
         head.requires_grad_(False)
+    read = getattr(backbone.config, "vision_feature_layer", None)
+    if not isinstance(read, int):
+        return
+    parameters = dict(backbone.vision_tower.named_parameters())
+    layers, num_layers = layer_numbers(list(parameters))
+    last = read if read >= 0 else num_layers + 1 + read
+    for layer, (name, parameter) in zip(layers, parameters.items(), strict=True):
+        if layer > last or "post_layernorm" in name or ".head." in name:
+            parameter.requires_grad_(False)
 
 
 def _language_head(folder: Path) -> dict[str, Tensor]:

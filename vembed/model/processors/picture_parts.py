@@ -107,7 +107,9 @@ class _Stand:
         self._real = real
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_real"], name)
+        if name == "_real":  # of a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self._real, name)
 
 
 class _Recorder(_Stand):
