@@ -6,6 +6,7 @@ from tests.tiny.text import tiny_modernbert
 
 _NATIVE = "AutoModelForPreTraining"
 
+_COLQWEN = {"encoder_mode": "colqwen", "projection_dim": 16}
 _COLBERT = {"encoder_mode": "colbert", "projection_dim": 16}
 
 CASES = [
@@ -29,4 +30,12 @@ CASES = [
     Case(
         "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
     ),
+    Case(
+        "colqwen",
+        "late_interaction",
+        tiny.tiny_qwen2_vl,
+        settings=_COLQWEN | {"num_query_tokens": 8, "document_tokens": 9},
+        opens_in_sentence_transformers=False,
+    ),
+    Case("colqwen3", "late_interaction", tiny.tiny_qwen3_vl, settings=_COLQWEN | {"mask_prompts": False}),
 ]

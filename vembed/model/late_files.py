@@ -32,11 +32,14 @@ def retrieval_files(spec: ModelSpec, added_length: int = 0) -> JsonFiles:
     return _with_pooling(spec, spec.late, transformer, modules, {"1_MultiVectorMask/config.json": _mask(spec.late)})
 
 
-def projection_files(spec: ModelSpec) -> JsonFiles:
-    """The files of a text encoder whose token vectors are projected."""
+def projection_files(spec: ModelSpec, rendering: dict[str, Any] | None = None) -> JsonFiles:
+    """The files of a text encoder whose token vectors are projected, or of a vision-language model that is rendered so.
+
+    rendering: the Transformer module's settings of the latter.
+    """
     assert spec.late is not None
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
-    transformer: dict[str, Any] = {
+    transformer: dict[str, Any] = rendering or {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": output},
         "module_output_name": TOKENS,
@@ -67,6 +70,8 @@ def projection_files(spec: ModelSpec) -> JsonFiles:
 def expressible(spec: ModelSpec) -> bool:
     """Whether their modules give the same vectors. Theirs put no augmentation tokens after ColModernVBERT's queries."""
     assert spec.late is not None
+    if spec.late.kind == "vlm" and spec.num_query_tokens:
+        return False  # theirs fill no queries that a chat template renders
     ours = spec.topk_tokens or spec.document_tokens or spec.distance_threshold or spec.mask_prompts
     return not ours and spec.late.architecture != "colmodernvbert"
 

@@ -21,7 +21,8 @@ _CLASSIC_LENGTH = 32
 @dataclass(frozen=True)
 class LateFolder:
     """layers: those after the encoder, in order. fill_tokens: what queries are filled up to. query_limit,
-    document_limit: tokens that are kept. The rest as in ModelSpec and its LateInteraction."""
+    document_limit: tokens that are kept. starts_answer: whether a chat template is rendered with the beginning of an
+    answer. The rest as in ModelSpec and its LateInteraction."""
 
     layers: tuple[LayerSpec, ...] = ()
     normalize: bool = True
@@ -34,6 +35,7 @@ class LateFolder:
     pool_factor: float | None = None
     protected_tokens: int = 0
     normalizes_pools: bool = True
+    starts_answer: bool = True
 
 
 def is_late(kinds: Sequence[str], general: Json) -> bool:
@@ -56,6 +58,7 @@ def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: 
     pooling = _config(folder, modules, "HierarchicalTokenPooling")
     _refuse_unknown(folder, mask, pooling)
     skipped = general.get("skiplist_words") or list(string.punctuation) if pylate else mask.get("skiplist_words")
+    rendering: Json = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
     fill: Json = transformer.get("query_expansion") or {}
     return LateFolder(
         layers=tuple(read_layer(folder, kind, path, TOKENS) for kind, path in modules if kind == "Dense"),
@@ -69,6 +72,7 @@ def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: 
         pool_factor=pooling.get("pool_factor"),
         protected_tokens=int(pooling.get("num_protected_tokens", 1)) if pooling else 0,
         normalizes_pools=bool(pooling.get("normalize_embeddings", False)) if pooling else True,
+        starts_answer=bool(rendering.get("add_generation_prompt")),
     )
 
 

@@ -56,17 +56,17 @@ class LayerSpec(BaseModel):
 class LateInteraction(BaseModel):
     """What the files of a late-interaction model say about its token vectors, and no setting changes.
 
-    native: transformers has a class of its own for the model, which projects and normalises. architecture: its
-    `model_type`. protected_tokens: first tokens of a document that are never joined. skipped_words: tokens that are
-    left out of documents. query_limit: tokens that a query is cut to. attends_to_fill: whether the encoder sees the
-    tokens that a query is filled up with. fill_token: which those are, None for the tokenizer's mask token (else its
-    end-of-text token).
+    kind: `native` where transformers has a class of its own for the model, which projects and normalises; `text` and
+    `vlm` are a text encoder and a vision-language model with a projection. architecture: its `model_type`.
+    protected_tokens: first tokens of a document that are never joined. skipped_words: tokens that are left out of
+    documents. query_limit: tokens that a query is cut to. attends_to_fill: whether the encoder sees the tokens that a
+    query is filled up with. fill_token: which those are, None for the tokenizer's mask token (else its end of text).
     normalizes_pools: whether a pooled vector is brought back to length 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    native: bool = False
+    kind: Literal["native", "text", "vlm"]
     architecture: str
     protected_tokens: int = 0
     skipped_words: tuple[str, ...] = ()

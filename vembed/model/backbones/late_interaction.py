@@ -7,6 +7,7 @@ pad again                 -> Embeddings [rows, tokens, dim] with mask
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,39 +31,19 @@ class TokenVectors:
     mask: Tensor
 
 
-class LateInteractionModel(BaseEmbeddingModel):
-    """A model with a vector per token. A family overrides `encode_tokens`, and what BaseEmbeddingModel asks for."""
+class TokenRows:
+    """Makes rows of the vectors of their tokens, as a spec says."""
 
-    def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
-        super().__init__(spec, has_new_heads=has_new_heads)
-        self.set_temperature(START_TEMPERATURE)
-        self._reduction = Reduction.of(spec)
+    def __init__(self, spec: ModelSpec) -> None:
+        self._reduction = Reduction.of(spec) if spec.reduces_documents else None
+        self._last = spec.pooling["text"] == "last"
 
-    @classmethod
-    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateInteractionModel":
-        """The model in the folders, by its kind."""
-        # The kinds build on this module.
-        from vembed.model.backbones.late_projection import LateTextModel  # noqa: PLC0415
-        from vembed.model.backbones.late_retrieval import LateRetrievalModel  # noqa: PLC0415
-
-        assert spec.late is not None
-        kind: type[LateInteractionModel] = LateRetrievalModel if spec.late.native else LateTextModel
-        return kind.load(spec, folders, settings, seed)
-
-    @abstractmethod
-    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
-        """The vectors of every token of every sequence, padding included."""
-
-    def forward(self, inputs: Inputs) -> Embeddings:
-        """Embeddings [rows, tokens, dim] of finished inputs: the vectors of a row's text, then of its images."""
-        return self.rows_of(inputs, self.encode_tokens(inputs))
-
-    def rows_of(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
+    def __call__(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
         """The vectors of each row's tokens that are scored, those of documents reduced."""
         scored = inputs.tensors["scored"]
         vectors = _widened(tokens.vectors)[scored.values]  # [all tokens, dim]
         lengths = _sums(scored.values.sum(dim=1), scored.counts)  # [rows]
-        if not self.spec.reduces_documents:
+        if self._reduction is None:
             return _padded(vectors, lengths)
         documents = inputs.tensors["is_document"].values.tolist()
         similarity = self._similarity(tokens)[scored.values]
@@ -76,10 +57,41 @@ class LateInteractionModel(BaseEmbeddingModel):
     def _similarity(self, tokens: TokenVectors) -> Tensor:
         """Cosine of each token with the one that stands for its sequence, [sequences, tokens]."""
         vectors, mask = tokens.vectors.detach().float(), tokens.mask.int()
-        last = self.spec.pooling["text"] == "last"
-        place = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1) if last else mask.argmax(dim=1)
+        place = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1) if self._last else mask.argmax(dim=1)
         summary = vectors[torch.arange(len(vectors), device=vectors.device), place]  # [sequences, dim]
         return torch.einsum("std,sd->st", vectors, summary)
+
+
+class LateInteractionModel(BaseEmbeddingModel):
+    """A model with a vector per token. A kind overrides `encode_tokens`, and what BaseEmbeddingModel asks for."""
+
+    def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
+        super().__init__(spec, has_new_heads=has_new_heads)
+        self.set_temperature(START_TEMPERATURE)
+        self.rows_of = TokenRows(spec)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> BaseEmbeddingModel:
+        """The model in the folders, by its kind."""
+        # The kinds build on this module.
+        from vembed.model.backbones.late_projection import LateTextModel, LateVlmModel  # noqa: PLC0415
+        from vembed.model.backbones.late_retrieval import LateRetrievalModel  # noqa: PLC0415
+
+        assert spec.late is not None
+        kinds: Mapping[str, type[BaseEmbeddingModel]] = {
+            "native": LateRetrievalModel,
+            "text": LateTextModel,
+            "vlm": LateVlmModel,
+        }
+        return kinds[spec.late.kind].load(spec, folders, settings, seed)
+
+    @abstractmethod
+    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
+        """The vectors of every token of every sequence, padding included."""
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, tokens, dim] of finished inputs: the vectors of a row's text, then of its images."""
+        return self.rows_of(inputs, self.encode_tokens(inputs))
 
 
 def _padded(vectors: Tensor, lengths: Tensor) -> Embeddings:

@@ -1,15 +1,17 @@
-"""ColBERT: a text encoder whose token vectors are projected to a small width each."""
+"""ColBERT and ColQwen: a text encoder or vision-language model whose token vectors are projected to a small width."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vembed.model.backbones.late_interaction import LateInteractionModel, TokenVectors
+from vembed.model.backbones.late_interaction import START_TEMPERATURE, LateInteractionModel, TokenRows, TokenVectors
 from vembed.model.backbones.layers import DenseLayer, VectorLayers, load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.backbones.vlm_generic import VlmModel
 from vembed.model.base import disable_kv_cache, unit_vectors
 from vembed.model.files import ModelFolders
 from vembed.model.late_files import projection_files
@@ -40,12 +42,8 @@ class LateTextModel(LateInteractionModel):
         assert folders.text is not None
         backbone = load_backbone(folders.text, settings)
         disable_kv_cache(backbone)
-        width = int(backbone.config.hidden_size)
-        if spec.layers:
-            heads = load_layers(spec.layers, modules_folder(folders.text), width)
-            return cls(spec, backbone, heads, has_new_heads=False)
-        spec = with_new_projection(spec, width)
-        return cls(spec, backbone, new_projection(spec.layers, seed), has_new_heads=True)
+        spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), seed)
+        return cls(spec, backbone, heads, has_new_heads=is_new)
 
     @property
     def dim(self) -> int:
@@ -81,8 +79,79 @@ class LateTextModel(LateInteractionModel):
     def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
         hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
-        return TokenVectors(unit_vectors(vectors) if self.spec.normalize else vectors, mask.bool())
+        return token_vectors(hidden, mask.bool(), heads, self.spec)
+
+
+class LateVlmModel(VlmModel):
+    """A vision-language model by its chat template, with the projection of its checkpoint or a new one."""
+
+    parts: ClassVar[Mapping[str, Part]] = {"heads.": "heads"}
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        backbone: Backbone,
+        unused: Mapping[str, Tensor] | None = None,
+        *,
+        heads: VectorLayers,
+        is_new: bool,
+    ) -> None:
+        super().__init__(spec, backbone, unused)
+        self.heads = heads
+        self.has_new_heads = is_new
+        self.set_temperature(START_TEMPERATURE)
+        self.rows_of = TokenRows(spec)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateVlmModel":
+        """The model in `folders.text`, with the layers of its spec; without any, with a new projection."""
+        assert folders.text is not None
+        plain = VlmModel.load(spec, folders, settings, seed)
+        spec, heads, is_new = projection(spec, folders.text, plain.dim, seed)
+        return cls(spec, plain.backbone, plain.language_head, heads=heads, is_new=is_new)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's vector."""
+        return width_after(super().dim, self.heads.specs, Path())
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, tokens, dim] of finished inputs."""
+        return self._embed(inputs, self.heads)
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without a projection that is new."""
+        return self._embed(inputs, nn.Identity() if self.has_new_heads else self.heads)
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the projection, by its subfolder."""
+        return self.heads.states()
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The files of a MultiVectorEncoder that renders the chat template."""
+        return projection_files(self.spec, super().sentence_files(subfolder)["sentence_bert_config.json"])
+
+    def _embed(self, inputs: Inputs, heads: nn.Module) -> Embeddings:
+        if inputs.num_rows == 0:
+            return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
+        own = ("scored", "is_document")
+        read = replace(inputs, tensors={name: value for name, value in inputs.tensors.items() if name not in own})
+        states = self.token_states(read)
+        return self.rows_of(inputs, token_vectors(states.hidden, states.mask, heads, self.spec))
+
+
+def token_vectors(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpec) -> TokenVectors:
+    """Hidden states [sequences, tokens, width] projected, of length 1 if the spec says so. mask: their real tokens."""
+    vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
+    return TokenVectors(unit_vectors(vectors) if spec.normalize else vectors, mask)
+
+
+def projection(spec: ModelSpec, folder: Path, width: int, seed: int) -> tuple[ModelSpec, VectorLayers, bool]:
+    """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
+    if spec.layers:
+        return spec, load_layers(spec.layers, modules_folder(folder), width), False
+    spec = with_new_projection(spec, width)
+    return spec, new_projection(spec.layers, seed), True
 
 
 def with_new_projection(spec: ModelSpec, width: int) -> ModelSpec:

@@ -70,6 +70,11 @@ class VlmModel(BaseEmbeddingModel):
         """Width of an embedding."""
         return int(self.backbone.config.get_text_config().hidden_size)
 
+    @property
+    def language_head(self) -> Mapping[str, Tensor]:
+        """The weights of the checkpoint that are not run, and saved again."""
+        return self._unused
+
     def towers(self) -> dict[Tower, nn.Module]:
         """The language model, and the largest network beside it."""
         others = [

@@ -1,14 +1,17 @@
 """Late interaction: a vector per token, scored by MaxSim."""
 
 from dataclasses import replace
+from typing import Literal
 
+from vembed.errors import ModelError
 from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.text import TEXT
 from vembed.model.families.towers import text_limit
+from vembed.model.families.vlm import VLM_GENERIC
 from vembed.model.late_folder import LateFolder
 from vembed.model.settings import ModelSettings
-from vembed.model.spec import LateInteraction, ModelSpec
+from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
 # The token that stands for a document when topk_tokens asks which are nearest to it: of a causal language model, and
 # of ColPali, whose first token is part of the picture, the last.
@@ -17,12 +20,18 @@ _NATIVE = {
     "colpali": Architecture("last"),
     "colqwen2": Architecture("last"),
 }
-_TEXT = {name: replace(architecture, pooling="cls") for name, architecture in TEXT.architectures.items()}
+_TEXT = {
+    name: architecture if architecture.pooling == "last" else replace(architecture, pooling="cls")
+    for name, architecture in TEXT.architectures.items()
+}
+_VLM = VLM_GENERIC.architectures
 _QUERY_MARKER, _DOCUMENT_MARKER = "[Q] ", "[D] "
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    return _describe_native(facts, architecture) if facts.model_type in _NATIVE else _describe_text(facts, architecture)
+    if facts.model_type in _NATIVE:
+        return _describe_native(facts, architecture)
+    return _describe_vlm(facts, architecture) if facts.model_type in _VLM else _describe_text(facts, architecture)
 
 
 def _describe_native(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
@@ -43,7 +52,7 @@ def _describe_native(facts: ModelFacts, architecture: Architecture) -> ModelSpec
         query_prompt=(sentence.query_prompt if sentence else None) or "",
         document_prompt=(sentence.document_prompt if sentence else None) or "",
         pool_factor=found.pool_factor,
-        late=_late(found, facts, native=True),
+        late=_late(found, facts, "native"),
     )
 
 
@@ -55,7 +64,7 @@ def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     if found is None and prompts == (None, None):
         prompts = (_QUERY_MARKER, _DOCUMENT_MARKER)
     found = found or LateFolder()
-    layers = found.layers or tuple(layer for layer in (sentence.layers if sentence else ()) if layer.kind == "dense")
+    layers = _layers(found, facts)
     limit = text_limit(facts, architecture)
     lengths = (limit, sentence.max_length if sentence else None, found.document_limit)
     return ModelSpec(
@@ -75,15 +84,60 @@ def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         projection_dim=layers[-1].outputs if layers else None,
         num_query_tokens=found.fill_tokens,
         pool_factor=found.pool_factor,
-        late=_late(found, facts, native=False),
+        late=_late(found, facts, "text"),
     )
 
 
-def _late(found: LateFolder, facts: ModelFacts, *, native: bool) -> LateInteraction:
+def _describe_vlm(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """The spec of a vision-language model with a projection, or one that is to get a new one: a ColQwen."""
+    sentence = facts.sentence
+    found = sentence.late if sentence else None
+    known = found or LateFolder()
+    layers = _layers(known, facts)
+    _refuse_unfit(known, facts)
+    update = {
+        "family": "late_interaction",
+        "preset": "colpali",
+        "pooling": {"text": architecture.pooling},
+        "layers": layers,
+        "normalize": known.normalize,
+        "similarity": "dot",
+        "scoring": "maxsim",
+        "query_prompt": (sentence.query_prompt if sentence else None) or "",
+        "document_prompt": (sentence.document_prompt if sentence else None) or "",
+        "projection_dim": layers[-1].outputs if layers else None,
+        "pool_factor": known.pool_factor,
+        "mask_prompts": found is None,  # others score the chat template too
+        "late": _late(known, facts, "vlm"),
+    }
+    return VLM_GENERIC.describe(replace(facts, sentence=None), architecture).model_copy(update=update)
+
+
+def _refuse_unfit(found: LateFolder, facts: ModelFacts) -> None:
+    """Raise ModelError for what a folder asks of a vision-language model and cannot be done here."""
+    if found.skipped_words or found.query_limit or found.fill_tokens:
+        raise ModelError(
+            f"{facts.folder}: words that are left out, lengths of queries and mask tokens are for text encoders; this"
+            f" is a vision-language model ({facts.model_type})"
+        )
+    if not found.starts_answer:
+        raise ModelError(
+            f"{facts.folder}: its chat template is rendered without the beginning of an answer; only folders whose"
+            " sentence_bert_config.json sets add_generation_prompt in processing_kwargs are supported"
+        )
+
+
+def _layers(found: LateFolder, facts: ModelFacts) -> tuple[LayerSpec, ...]:
+    """The projection of a folder, which may have been made for single vectors."""
+    single = facts.sentence.layers if facts.sentence else ()
+    return found.layers or tuple(layer for layer in single if layer.kind == "dense")
+
+
+def _late(found: LateFolder, facts: ModelFacts, kind: Literal["native", "text", "vlm"]) -> LateInteraction:
     # The first token of a text encoder is [CLS], which sums the text up: it is not joined with others.
-    own = found.protected_tokens if found.pool_factor is not None else int(not native)
+    own = found.protected_tokens if found.pool_factor is not None else int(kind == "text")
     return LateInteraction(
-        native=native,
+        kind=kind,
         architecture=facts.model_type,
         protected_tokens=own,
         skipped_words=found.skipped_words,
@@ -116,15 +170,17 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
             f"pooling {settings.pooling!r}: a late_interaction model keeps a vector per token; `cls` or `last` say"
             " which token topk_tokens compares the others with"
         )
-    if settings.num_query_tokens is not None and late.native:
+    if settings.num_query_tokens is not None and late.kind == "native":
         problems.append(f"num_query_tokens: {late.architecture} adds its own ten tokens to every query")
-    if settings.num_query_tokens is not None and not late.native:
+    if settings.num_query_tokens is not None and late.kind != "native":
         problems += _query_problems(spec, late, settings.num_query_tokens)
-    if settings.image_size is not None and late.native:
+    if settings.image_size is not None and late.kind == "native":
         hint = "; max_pixels limits it" if late.architecture == "colqwen2" else ""
         problems.append(f"image_size: {late.architecture} reads pictures at the size of its checkpoint{hint}")
+    if settings.image_size is not None and late.kind == "vlm":
+        problems.append("image_size: a vision-language model keeps the shape of a picture; set max_pixels instead")
     bounds = [key for key in ("min_pixels", "max_pixels") if getattr(settings, key) is not None]
-    if bounds and late.architecture != "colqwen2":
+    if bounds and late.kind != "vlm" and late.architecture != "colqwen2":
         problems.append(f"{', '.join(bounds)}: {late.architecture} does not read pictures at their native resolution")
     return problems
 
@@ -145,7 +201,7 @@ LATE_INTERACTION = Family(
     model="vembed.model.backbones.late_interaction:LateInteractionModel",
     processor="vembed.model.processors.late_interaction:LateProcessor",
     describe=_describe,
-    architectures=_NATIVE | _TEXT,
+    architectures=_NATIVE | _TEXT | dict(_VLM),
     claim=_claim,
     keys=frozenset(
         {

@@ -1,5 +1,7 @@
 """The processors of models with a vector per token."""
 
+from collections.abc import Mapping
+
 from vembed.model.files import ModelFolders
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings
@@ -7,15 +9,20 @@ from vembed.model.spec import ModelSpec
 
 
 class LateProcessor(ItemProcessor):
-    """The base of both kinds; `from_folders` chooses."""
+    """The family's processor: `from_folders` chooses by the kind of model."""
 
     @classmethod
-    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateProcessor":
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> ItemProcessor:
         """The processor that the folders hold. Raises ModelError when its files are missing."""
-        # The kinds build on this module.
+        # Two of the kinds build on this module.
         from vembed.model.processors.late_retrieval import LateRetrievalProcessor  # noqa: PLC0415
         from vembed.model.processors.late_text import LateTextProcessor  # noqa: PLC0415
+        from vembed.model.processors.late_vlm import LateVlmProcessor  # noqa: PLC0415
 
         assert spec.late is not None
-        kind: type[LateProcessor] = LateRetrievalProcessor if spec.late.native else LateTextProcessor
-        return kind.from_folders(spec, folders, settings)
+        kinds: Mapping[str, type[ItemProcessor]] = {
+            "native": LateRetrievalProcessor,
+            "text": LateTextProcessor,
+            "vlm": LateVlmProcessor,
+        }
+        return kinds[spec.late.kind].from_folders(spec, folders, settings)

@@ -14,7 +14,7 @@ from vembed.model.files import ModelFolders
 from vembed.model.processors.auto import load_tokenizer
 from vembed.model.processors.late_interaction import LateProcessor
 from vembed.model.processors.texts import lower_case
-from vembed.model.processors.token_rows import encode_texts, side_flags, skipped_ids
+from vembed.model.processors.token_rows import encode_texts, fill_token, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
@@ -27,7 +27,7 @@ class LateTextProcessor(LateProcessor):
         super().__init__(spec)
         self._tokenizer = tokenizer
         self._skipped = skipped_ids(tokenizer, spec.late.skipped_words if spec.late else ())
-        self._fill = _fill_token(tokenizer, spec) if spec.num_query_tokens else 0
+        self._fill = fill_token(tokenizer, spec) if spec.num_query_tokens else 0
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateTextProcessor":
@@ -86,22 +86,6 @@ class LateTextProcessor(LateProcessor):
         assert self.spec.late is not None
         seen = mask.masked_fill(fill, 1) if self.spec.late.attends_to_fill else mask
         return ids.masked_fill(fill, self._fill), seen, scored | fill
-
-
-def _fill_token(tokenizer: Any, spec: ModelSpec) -> int:  # Any: transformers is untyped here
-    """The number of the token that queries are filled up with. Raises ModelError when there is none."""
-    assert spec.late is not None
-    if spec.late.fill_token is not None:
-        number = tokenizer.convert_tokens_to_ids(spec.late.fill_token)
-        if number in (None, tokenizer.unk_token_id):
-            raise ModelError(f"num_query_tokens: the tokenizer does not know the token {spec.late.fill_token!r}")
-        return int(number)
-    for number in (tokenizer.mask_token_id, tokenizer.eos_token_id):
-        if number is not None:
-            return int(number)
-    raise ModelError(
-        "num_query_tokens: the tokenizer has neither a mask token nor an end-of-text token to fill up with"
-    )
 
 
 def _keep_markers_whole(tokenizer: Any, prompts: Sequence[str]) -> None:  # Any: transformers is untyped here

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vembed.errors import ModelError
+from vembed.model.spec import ModelSpec
 from vembed.types import Ragged, Side
 
 
@@ -44,3 +46,19 @@ def skipped_ids(tokenizer: Any, words: Sequence[str]) -> Tensor:
     """Numbers of the words that are a token of their own, int64 [words]. Any: transformers is untyped here."""
     numbers = [tokenizer.convert_tokens_to_ids(word) for word in words]
     return torch.tensor([number for number in numbers if number not in (None, tokenizer.unk_token_id)]).long()
+
+
+def fill_token(tokenizer: Any, spec: ModelSpec) -> int:  # Any: transformers is untyped here
+    """The number of the token that queries are filled up with. Raises ModelError when there is none."""
+    assert spec.late is not None
+    if spec.late.fill_token is not None:
+        number = tokenizer.convert_tokens_to_ids(spec.late.fill_token)
+        if number in (None, tokenizer.unk_token_id):
+            raise ModelError(f"num_query_tokens: the tokenizer does not know the token {spec.late.fill_token!r}")
+        return int(number)
+    for number in (tokenizer.mask_token_id, tokenizer.eos_token_id):
+        if number is not None:
+            return int(number)
+    raise ModelError(
+        "num_query_tokens: the tokenizer has neither a mask token nor an end-of-text token to fill up with"
+    )

@@ -28,7 +28,7 @@ _NOT_READ = ("attention_mask", "labels")
 
 
 @dataclass(frozen=True)
-class _Row:
+class VlmRow:
     """A row's tensors: those with an entry per token, and those of its images, slices first."""
 
     tokens: Mapping[str, Tensor]
@@ -144,7 +144,11 @@ class VlmProcessor(ItemProcessor):
         """What is said of the side's rows before their content."""
         return self.spec.prompt(side)
 
-    def _rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[_Row]:
+    def mark_tokens(self, tokens: Mapping[str, Tensor], item: LoadedItem) -> Mapping[str, Tensor]:
+        """A row's tensors with an entry per token, before it is cut, with what else a kind of model needs."""
+        return tokens
+
+    def _rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[VlmRow]:
         """Rows of text alone are tokenised together, which is faster; rows with images one by one."""
         texts = [item for item in loaded if not item.images]
         encoded = iter(self._encode_all([self._render(side, item.text, 0) for item in texts]))
@@ -156,19 +160,20 @@ class VlmProcessor(ItemProcessor):
                 ids = torch.tensor(next(encoded))
                 zeros = torch.zeros_like(ids)
                 tokens = dict.fromkeys(self._padded_names(), zeros) | {"input_ids": ids}
-                rows.append(self._cut(_Row(tokens | {IMAGE_TOKENS: zeros.bool()}, {}), item))
+                tokens |= {IMAGE_TOKENS: zeros.bool()}
+                rows.append(self._cut(VlmRow(self.mark_tokens(tokens, item), {}), item))
         return rows
 
-    def _image_row(self, item: LoadedItem, side: Side) -> _Row:
+    def _image_row(self, item: LoadedItem, side: Side) -> VlmRow:
         read = item.images[0]
         text = self._render(side, item.text, int(read["num_images"]))
         output = dict(self._pictures.call(read, **self._text_arguments(text)))
         tokens = {name: output.pop(name)[0] for name in self._token_names}
         tokens[IMAGE_TOKENS] = torch.isin(tokens["input_ids"], torch.tensor(self._image_ids))
         images = {name: self._pictures.by_slice(value) for name, value in output.items() if name not in _NOT_READ}
-        return self._cut(_Row(tokens, images), item)
+        return self._cut(VlmRow(self.mark_tokens(tokens, item), images), item)
 
-    def _cut(self, row: _Row, item: LoadedItem) -> _Row:
+    def _cut(self, row: VlmRow, item: LoadedItem) -> VlmRow:
         """The row with its text cut to the length limit; what follows the text, and the image tokens, stay."""
         ids, limit = row.tokens["input_ids"], self.spec.max_length
         excess = 0 if limit is None else len(ids) - limit
