@@ -26,8 +26,6 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
-from vembed.losses.settings import LossSettings
-from vembed.model.base import BaseEmbeddingModel
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
@@ -192,7 +190,8 @@ def _load(config: Config) -> _Loaded:
     precision = choose_precision(config.training)
     resumed = config.training.resume_from_checkpoint is not None
     split = RunFolder(Path(config.training.output_dir)).split
-    data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None)
+    needs = LossRegistry.get(config.loss.loss_type).needs(config.loss_options)
+    data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
     model = _load_model(config)
     for sets in data.roles.values():
         for dataset in sets:
@@ -226,15 +225,8 @@ def _load_model(config: Config) -> VisualRetrievalModel:
     )
     model.model.train_batch_norm = config.training.train_batch_norm
     if LossRegistry.get(config.loss.loss_type).learns_bias:
-        _add_bias(model.model, config.loss)
+        model.model.add_bias(config.loss.temperature)
     return model.with_image_limit(config.data.max_image_pixels)
-
-
-def _add_bias(model: BaseEmbeddingModel, settings: LossSettings) -> None:
-    """Give the model the bias that the loss learns; a temperature that the user set stays."""
-    model.add_bias()
-    if settings.temperature is not None:
-        model.set_temperature(settings.temperature)
 
 
 def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:

@@ -53,13 +53,18 @@ class LoadedItem:
 
 @dataclass(frozen=True)
 class Example:
-    """One row: a query, its relevant documents (one or more), its explicit negatives, and its group."""
+    """One row: a query, its relevant documents (one or more), its explicit negatives, and its group.
+
+    ignored: documents that are neither for this query. scores: of the positives, then the negatives, or none.
+    """
 
     query: Item
     positives: tuple[Item, ...]
     negatives: tuple[Item, ...] = ()
     group: int | None = None
     origin: str = ""
+    ignored: tuple[Item, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,19 @@ class RowNeeds:
 
 @dataclass(frozen=True)
 class LoadedExample:
-    """An Example with its items loaded."""
+    """An Example with its items loaded.
+
+    ignored: content hashes. query_image: the query's pictures alone, where they are to be one more negative.
+    """
 
     query: LoadedItem
     positives: tuple[LoadedItem, ...]
     negatives: tuple[LoadedItem, ...] = ()
     group: int | None = None
     origin: str = ""
+    ignored: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    query_image: LoadedItem | None = None
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 import io
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from vembed.data.augment import image_transform
 from vembed.data.dataset import VisualRetrievalDataset
-from vembed.data.hashing import mixed_hash, row_name
-from vembed.data.negatives import check_negatives, choose_negatives
+from vembed.data.hashing import content_hash, mixed_hash, row_name
+from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
 from vembed.types import Example, Item, LoadedExample, LoadedItem, Processor
 
@@ -45,6 +45,7 @@ class BlockLoader:
     seed: int
     augment: Literal["none", "light", "strong"] = "none"
     num_hard_negatives: int | None = None
+    query_image_as_negative: bool = False
 
     def load(self, block: Block) -> list[LoadedRow]:
         """Each row of the block, loaded, or why it cannot be."""
@@ -53,8 +54,8 @@ class BlockLoader:
     def load_example(self, example: Example, epoch: int) -> LoadedExample:
         """The example with its pictures decoded and changed, and its negatives chosen. Raises DataError."""
         row = row_name(example.origin)
-        negatives = choose_negatives(example.negatives, self.num_hard_negatives, seed=self.seed, epoch=epoch, row=row)
-        items = (example.query, *example.positives, *negatives)
+        example = with_chosen_negatives(example, self.num_hard_negatives, seed=self.seed, epoch=epoch)
+        items = (example.query, *example.positives, *example.negatives)
         loaded = [self._load_item(item, epoch, slot, row) for slot, item in enumerate(items)]
         first_negative = 1 + len(example.positives)
         result = LoadedExample(
@@ -63,9 +64,18 @@ class BlockLoader:
             negatives=tuple(loaded[first_negative:]),
             group=example.group,
             origin=example.origin,
+            ignored=tuple(content_hash(item) for item in example.ignored),
+            scores=example.scores,
+            query_image=self._query_image(example.query, epoch, len(items), row),
         )
         check_negatives(result)
         return result
+
+    def _query_image(self, query: Item, epoch: int, slot: int, row: str) -> LoadedItem | None:
+        """The pictures of a query that has a text too, as a document."""
+        if not self.query_image_as_negative or query.text is None or not query.images:
+            return None
+        return self._load_item(replace(query, text=None), epoch, slot, row)
 
     def _load_row(self, dataset: VisualRetrievalDataset, row: int, epoch: int) -> LoadedRow:
         try:

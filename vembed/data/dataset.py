@@ -14,7 +14,7 @@ from vembed.data.records import FIELDS, RowReader, check_column_mapping
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.errors import ConfigError, DataError
 from vembed.registry import nearest_names
-from vembed.types import Example
+from vembed.types import Example, RowNeeds
 
 _log = logging.getLogger(__name__)
 
@@ -73,27 +73,28 @@ class VisualRetrievalDataset:
 
 
 def load_datasets(
-    source: DataSource, settings: DataSettings, *, default_name: str = "data"
+    source: DataSource, settings: DataSettings, *, default_name: str = "data", needs: RowNeeds | None = None
 ) -> list[VisualRetrievalDataset]:
     """The data sets at `source`, in order, with unique names.
 
     A name is the entry's own, else its retrieval mode if no other entry has it, else its file's stem, else
-    `default_name`. Raises DataError when data or a column cannot be read, ConfigError for a wrong column mapping.
+    `default_name`. needs: what every row must have beyond query and positive. Raises DataError when data or a column
+    cannot be read, ConfigError for a wrong column mapping.
     """
     given = [source] if isinstance(source, str) else list(source)
     if not given:
         raise ConfigError("the list of data sets is empty; name at least one file")
     entries = [DataEntry.model_validate({"path": entry}) if isinstance(entry, str) else entry for entry in given]
     names = _unique_names(entries, settings, default_name)
-    return [_load(entry, name, settings) for entry, name in zip(entries, names, strict=True)]
+    return [_load(entry, name, settings, needs or RowNeeds()) for entry, name in zip(entries, names, strict=True)]
 
 
-def _load(entry: DataEntry, name: str, settings: DataSettings) -> VisualRetrievalDataset:
+def _load(entry: DataEntry, name: str, settings: DataSettings, needs: RowNeeds) -> VisualRetrievalDataset:
     columns = settings.column_mapping if entry.column_mapping is None else entry.column_mapping
     check_column_mapping(columns)
     rows = load_rows(entry)
     mode = entry.retrieval_mode or settings.retrieval_mode
-    reader = RowReader(mode, columns, _pictures(entry, settings), rows.lists_in_text)
+    reader = RowReader(mode, columns, _pictures(entry, settings), rows.lists_in_text, needs)
     _check_columns(rows, reader, entry.path)
     return VisualRetrievalDataset(name, rows, reader, weight=entry.weight)
 

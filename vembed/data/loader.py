@@ -70,7 +70,14 @@ class TrainingLoader:
         _check(datasets, rank, world_size)
         self._sizes = [SetSize(dataset.name, len(dataset), dataset.weight) for dataset in datasets]
         self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
-        self._loader = BlockLoader(datasets, processor, seed, settings.augment, settings.num_hard_negatives)
+        self._loader = BlockLoader(
+            datasets,
+            processor,
+            seed,
+            settings.augment,
+            settings.num_hard_negatives,
+            settings.query_image_as_negative,
+        )
         make_collator = CollatorRegistry.get("default")
         self._collate = make_collator(processor, num_hard_negatives=settings.num_hard_negatives, seed=seed)
         self._num_workers = resolve_num_workers(settings.num_workers)

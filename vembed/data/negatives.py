@@ -2,13 +2,15 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from vembed.data.hashing import mixed_hash
+from vembed.data.hashing import mixed_hash, row_name
 from vembed.errors import DataError
-from vembed.types import LoadedExample
+from vembed.types import Example, LoadedExample
 
 Negative = TypeVar("Negative")
+Row = TypeVar("Row", Example, LoadedExample)
 
 
 def choose_negatives(
@@ -24,6 +26,15 @@ def choose_negatives(
         return tuple(negatives)
     draw = random.Random(mixed_hash("negatives", seed, epoch, row))
     return tuple(negatives[number] for number in sorted(draw.sample(range(len(negatives)), num_chosen)))
+
+
+def with_chosen_negatives(row: Row, num_chosen: int | None, *, seed: int, epoch: int) -> Row:
+    """The row with at most `num_chosen` of its negatives, and their scores if it has any."""
+    first: int = len(row.positives)
+    numbers: Sequence[int] = range(len(row.negatives))
+    chosen: tuple[int, ...] = choose_negatives(numbers, num_chosen, seed=seed, epoch=epoch, row=row_name(row.origin))
+    scores = (*row.scores[:first], *(row.scores[first + number] for number in chosen)) if row.scores else ()
+    return replace(row, negatives=tuple(row.negatives[number] for number in chosen), scores=scores)
 
 
 def check_negatives(example: LoadedExample) -> None:

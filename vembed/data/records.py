@@ -9,7 +9,9 @@ that names the row, the field, and what would be right. An optional field that i
 | `query`, `positive` | text, an image, or {"text": ..., "image": ...}; a list of positives is several |
 | `query_image`, `positive_image` | the image, where text and image are columns of their own |
 | `negatives`, `negative_images` | a list like `positive`; optional |
+| `ignore` | a list like `negatives`: documents that are neither for this query; optional |
 | `group` (or `class`) | rows of the same group are each other's positives; optional |
+| `score` | a number, or a list with one for each positive and negative; optional unless the loss needs it |
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +21,10 @@ from typing import Any
 from vembed.data.cells import is_absent, kind_of, parse_list
 from vembed.data.hashing import text_hash
 from vembed.data.pictures import PictureReader
+from vembed.data.scores import read_scores
 from vembed.errors import ConfigError, DataError
 from vembed.registry import nearest_names
-from vembed.types import Example, ImageSource, Item
+from vembed.types import Example, ImageSource, Item, RowNeeds
 
 FIELDS = (
     "query",
@@ -30,7 +33,9 @@ FIELDS = (
     "positive_image",
     "negatives",
     "negative_images",
+    "ignore",
     "group",
+    "score",
 )
 Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds; this module is where it gets a type
 
@@ -42,12 +47,14 @@ class RowReader:
     """Turns a row into an Example. `mode` is "t2i" and the like; `columns` maps our field to the data's column.
 
     `lists_in_text`: cells of `positive` and `negatives` that are written as a list are one (CSV has no lists).
+    `needs`: what every row must have beyond query and positive.
     """
 
     mode: str
     columns: Mapping[str, str] = field(default_factory=dict)
     pictures: PictureReader = field(default_factory=PictureReader)
     lists_in_text: bool = False
+    needs: RowNeeds = field(default_factory=RowNeeds)
 
     def __post_init__(self) -> None:
         check_column_mapping(self.columns)
@@ -58,7 +65,19 @@ class RowReader:
         positives = self._items(row, "positive", origin)
         if len(query) != 1:
             raise DataError(f"{origin}: query: a row has one query, this one has {len(query)}")
-        return Example(query[0], positives, self._negatives(row, origin), self._group(row, origin), origin)
+        negatives = self._negatives(row, origin)
+        if self.needs.negatives and not negatives:
+            raise DataError(f"{origin}: {self._label('negatives')}: is missing; the loss needs explicit negatives")
+        cell, where = row.get(self.column("score")), f"{origin}: {self._label('score')}"
+        return Example(
+            query[0],
+            positives,
+            negatives,
+            self._group(row, origin),
+            origin,
+            ignored=self._ignored(row, origin),
+            scores=read_scores(cell, len(positives) + len(negatives), self.needs, where),
+        )
 
     def column(self, field_name: str) -> str:
         """The data's column that holds `field_name`."""
@@ -84,6 +103,10 @@ class RowReader:
         if kind != "m" or is_absent(images):
             return self._each(cells, kind, "negatives", origin)
         return self._paired(cells, images, "negatives", origin)
+
+    def _ignored(self, row: Row, origin: str) -> tuple[Item, ...]:
+        cells = self._as_list(row.get(self.column("ignore")), "ignore", origin)
+        return self._each(cells, self.mode[2], "ignore", origin)
 
     def _paired(self, texts: Sequence[Any], images: Any, side: str, origin: str) -> tuple[Item, ...]:
         """Items of a text column and an image column, one image (or list of images) per text."""

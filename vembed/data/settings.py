@@ -85,6 +85,9 @@ class DataSettings(Section):
         description="Explicit negatives used per row, drawn anew each epoch; default: all of them.",
         json_schema_extra=COMMON,
     )
+    query_image_as_negative: bool = Field(
+        False, description="The picture of a composed query (m2i) is a negative of the query; it is not what was asked."
+    )
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="Random change of training images.", json_schema_extra=COMMON
     )

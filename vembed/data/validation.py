@@ -91,7 +91,7 @@ def _problems(dataset: VisualRetrievalDataset) -> Iterator[Problem]:
     for index in range(len(dataset)):
         try:
             example = dataset[index]
-            for item in (example.query, *example.positives, *example.negatives):
+            for item in (example.query, *example.positives, *example.negatives, *example.ignored):
                 for source in item.images:
                     check_file(source)
         except DataError as error:

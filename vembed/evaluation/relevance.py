@@ -4,7 +4,7 @@
 |---|---|
 | queries | every distinct query, by content; rows with equal queries are one query with all of their positives |
 | documents | every distinct document that a row names, positives and negatives, by content |
-| relevant | the query's positives; the positives of its groups, unless one is an explicit negative of the query |
+| relevant | the query's positives, but none of score 0 or below; positives of its groups but its explicit negatives |
 | excluded | the query's own content, wherever it stands in the gallery: finding itself is no success |
 | query images | other documents that show a picture of the query, not relevant; `exclude_query_image` excludes them |
 
@@ -123,7 +123,7 @@ class _Table:
             self._number(item_key, item)
             for item_key, item in zip(hashes, (*example.positives, *example.negatives), strict=True)
         ]
-        positives = numbers[: len(example.positives)]
+        positives = [number for number, score in zip(numbers, _scores(example), strict=False) if score > 0]
         query.positives.update(positives)
         query.negatives.update(numbers[len(example.positives) :])
         if example.group is not None:
@@ -170,6 +170,11 @@ class _Table:
         pictures = (image_hash(source) for source in self.queries[key].item.images)
         shown = {number for picture in pictures for number in self.image_documents.get(picture, ())}
         return sorted(shown - {self.documents.get(key)} - set(relevant))
+
+
+def _scores(example: Example) -> tuple[float, ...]:
+    """Of the positives; 1 each where the row has none."""
+    return example.scores[: len(example.positives)] or (1.0,) * len(example.positives)
 
 
 def independent_groups(groups: Sequence[Iterable[int]]) -> Keys:

@@ -26,7 +26,7 @@ __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
 _FUSION = "fusion."
-NEW_SCALE = 10.0  # of SigLIP before training, and the negative of its bias: https://arxiv.org/abs/2303.15343
+NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
 TextEncoder = Callable[..., Tensor]
 ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -122,11 +122,14 @@ class BaseEmbeddingModel(nn.Module):
         with torch.no_grad():
             self.logit_scale.fill_(math.log(1 / temperature))
 
-    def add_bias(self) -> None:
-        """Give a model without a bias of its scores one, and the scale that goes with it: SigLIP's start of both."""
+    def add_bias(self, temperature: float | None) -> None:
+        """Give a model without a bias of its scores one, minus the scale: no pair is thought right yet, as in SigLIP.
+
+        temperature: of the scores from now on; None: SigLIP's at its start, 0.1. Does nothing to a model with a bias.
+        """
         if self.logit_bias is None:
-            self.set_temperature(1 / NEW_SCALE)
-            self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale, -NEW_SCALE))
+            self.set_temperature(NEW_TEMPERATURE if temperature is None else temperature)
+            self.logit_bias = nn.Parameter(-self.logit_scale.detach().exp())
 
     def freeze(self, towers: Collection[Tower]) -> None:
         """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""

@@ -10,6 +10,7 @@ from vembed.data.split import Split, load_split, split_validation
 from vembed.data.validation import check_dataset
 from vembed.errors import ConfigError
 from vembed.model.base import BaseEmbeddingModel
+from vembed.types import RowNeeds
 
 Datasets = Sequence[VisualRetrievalDataset]
 _PARTS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
@@ -35,14 +36,19 @@ class RunData:
         return {role: {one.name: len(one) for one in sets} for role, sets in self.roles.items()}
 
 
-def read_run_data(settings: DataSettings, *, seed: int, saved_split: Path | None = None) -> RunData:
+def read_run_data(
+    settings: DataSettings, *, seed: int, saved_split: Path | None = None, needs: RowNeeds | None = None
+) -> RunData:
     """All data of a run, its rows checked. `saved_split`: the split of the run that is continued.
+
+    needs: what the loss needs of every row that is trained on.
 
     Raises ConfigError without data_path, DataError for data that cannot be used.
     """
     if settings.data_path is None:
         raise ConfigError("data_path is missing: name the training data")
-    everything = load_datasets(settings.data_path, settings)
+    everything = load_datasets(settings.data_path, settings, needs=needs)
+    _check_query_images(settings, everything)
     test = _load(settings.test_data_path, settings)
     for dataset in (*everything, *test):
         check_dataset(dataset, settings)
@@ -56,6 +62,15 @@ def read_run_data(settings: DataSettings, *, seed: int, saved_split: Path | None
     else:
         split = split_validation(everything, settings.val_fraction, seed)
     return RunData(split.train, split.validation, test, split)
+
+
+def _check_query_images(settings: DataSettings, datasets: Datasets) -> None:
+    if settings.query_image_as_negative and all(dataset.mode != "m2i" for dataset in datasets):
+        modes = ", ".join(sorted({dataset.mode for dataset in datasets}))
+        raise ConfigError(
+            f"query_image_as_negative: has an effect only with retrieval_mode m2i (text and image ask for an image);"
+            f" the training data is {modes}"
+        )
 
 
 def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:

@@ -164,3 +164,50 @@ def test_the_collator_is_found_by_name_under_both_of_the_seeds_paths():
     assert CollatorRegistry.get("default") is Collator
     assert CollatorRegistry.get("qwen3_vl") is Collator  # one collator; families differ in their processors
     assert CollatorRegistry.list() == ["default", "qwen3_vl"]
+
+
+def test_scores_follow_the_columns_of_their_documents_and_the_negatives_that_are_drawn(tmp_path):
+    rows = [
+        {"query": "q0", "positive": ["p0", "r0"], "negatives": ["n0", "p1"], "score": [4, 3, 2, 1]},
+        {"query": "q1", "positive": "p1", "score": 0.5},
+    ]
+    targets = _collate(tmp_path, rows).targets
+    assert _columns(targets.scored) == [[0, 1, 3, 2], [2]]
+    assert _columns(targets.scores) == [[4.0, 3.0, 2.0, 1.0], [0.5]]
+    examples = _examples(tmp_path, rows)
+    for epoch in range(6):
+        drawn = Collator(PlainProcessor(), num_hard_negatives=1, seed=3)(examples, epoch).targets
+        (negative,) = _columns(drawn.negatives)[0]
+        assert _columns(drawn.scored)[0] == [0, 1, negative]
+        assert _columns(drawn.scores)[0] == [4.0, 3.0, 1.0 if negative == _columns(drawn.positives)[1][0] else 2.0]
+
+
+def test_without_scores_and_ignored_documents_the_targets_have_none(tmp_path):
+    targets = _collate(tmp_path, [{"query": "q", "positive": "p"}]).targets
+    assert (targets.scored, targets.scores, targets.ignored) == (None, None, None)
+
+
+def test_ignored_documents_are_known_by_their_content_and_not_encoded(tmp_path):
+    rows = [{"query": "q0", "positive": "p0", "ignore": ["p1", "else"]}, {"query": "q1", "positive": "p1"}]
+    batch = _collate(tmp_path, rows)
+    assert _texts(batch.documents) == ["p0", "p1"]
+    ignored = _columns(batch.targets.ignored)
+    assert [len(part) for part in ignored] == [2, 0]
+    assert ignored[0][0] == batch.targets.document_hashes[1]
+
+
+def test_the_picture_of_a_composed_query_is_a_negative_of_its_own(tmp_path):
+    for name, seed in (("a.png", 1), ("b.png", 2), ("c.png", 3)):
+        write_picture(tmp_path / name, seed=seed)
+    rows = [
+        {"query": {"text": "in red", "image": "a.png"}, "positive": "b.png", "negatives": ["c.png"]},
+        {"query": {"text": "as it is", "image": "c.png"}, "positive": "c.png"},
+    ]
+    path = write_jsonl(tmp_path / "d.jsonl", rows)
+    (data,) = load_datasets(path, DataSettings.model_validate({"retrieval_mode": "m2i"}))
+    loader = BlockLoader([data], PlainProcessor(), seed=0, num_hard_negatives=0, query_image_as_negative=True)
+    examples = [loader.load_example(data[index], epoch=0) for index in range(2)]
+    batch = Collator(PlainProcessor(), num_hard_negatives=0)(examples)
+    assert _columns(batch.targets.positives) == [[0], [1]]
+    assert _columns(batch.targets.negatives) == [[2], []]  # the second query's picture is its own positive
+    assert batch.documents.num_rows == 3

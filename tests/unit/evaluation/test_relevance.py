@@ -212,3 +212,15 @@ def test_what_is_excluded_already_is_no_query_picture_as_well(tmp_path):
 
 def test_queries_about_one_picture_are_not_independent(tmp_path):
     assert build(tmp_path, composed_rows(tmp_path), "m2i").groups.tolist() == [0, 0, 1, 1]
+
+
+def test_a_document_that_a_row_scores_0_is_in_the_gallery_and_not_relevant(tmp_path):
+    rows = [
+        {"query": "cat", "positive": "meow", "score": 1},
+        {"query": "cat", "positive": "woof", "score": 0},
+        {"query": "dog", "positive": "purr", "score": 0},
+    ]
+    one = build(tmp_path, rows)
+    assert relevant_texts(one) == {"cat": {"meow"}}
+    assert [document.text for document in one.documents] == ["meow", "woof", "purr"]
+    assert one.num_unmeasured == 1

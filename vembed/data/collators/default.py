@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vembed.data.hashing import row_name
-from vembed.data.negatives import check_negatives, choose_negatives
+from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
 from vembed.types import Batch, LoadedExample, LoadedItem, Processor, Ragged, Targets
 
@@ -34,20 +33,29 @@ class Collator:
         documents = _Documents()
         positives = [[documents.column(item, _group(row)) for item in row.positives] for row in chosen]
         negatives = [[documents.column(item, _NO_GROUP) for item in row.negatives] for row in chosen]
+        scored = [
+            (named + against)[: len(row.scores)]
+            for named, against, row in zip(positives, negatives, chosen, strict=True)
+        ]
+        for row, against in zip(chosen, negatives, strict=True):
+            if row.query_image is not None and not _is_positive(row.query_image, row):
+                against.append(documents.column(row.query_image, _NO_GROUP))
         return Batch(
             queries=self._processor.prepare([row.query for row in chosen], "query"),
             documents=self._processor.prepare(documents.items, "document"),
-            targets=_targets(chosen, documents, positives, negatives),
+            targets=replace(
+                _targets(chosen, documents, positives, negatives),
+                ignored=_rows([row.ignored for row in chosen]),
+                scored=_rows(scored),
+                scores=_rows([row.scores for row in chosen], torch.float32),
+            ),
             origins=tuple(row.origin for row in chosen),
         )
 
     def _choose(self, example: LoadedExample, epoch: int) -> LoadedExample:
         """The row with the negatives of this epoch; a loader that chose them before decoding chose the same."""
         check_negatives(example)
-        chosen = choose_negatives(
-            example.negatives, self._num_hard_negatives, seed=self._seed, epoch=epoch, row=row_name(example.origin)
-        )
-        return replace(example, negatives=chosen)
+        return with_chosen_negatives(example, self._num_hard_negatives, seed=self._seed, epoch=epoch)
 
 
 @dataclass
@@ -102,12 +110,26 @@ def _add_shared(
                 positives[row].append(column)
 
 
+def _is_positive(item: LoadedItem, row: LoadedExample) -> bool:
+    """Whether the row names the item's content as a positive."""
+    return item.content_hash in {positive.content_hash for positive in row.positives}
+
+
 def _group(example: LoadedExample) -> int:
     return _NO_GROUP if example.group is None else example.group
 
 
 def _keys(values: Sequence[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
+
+
+def _rows(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.int64) -> Ragged | None:
+    """The values of each row in their order; None when no row has any."""
+    if not any(rows):
+        return None
+    return Ragged(
+        torch.tensor([value for row in rows for value in row], dtype=dtype), _keys([len(row) for row in rows])
+    )
 
 
 def _ragged(columns: Sequence[Sequence[int]]) -> Ragged:

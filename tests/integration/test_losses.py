@@ -1,0 +1,103 @@
+"""Every loss trains a real model from a file; what a loss cannot work with is refused before anything is written."""
+
+import json
+
+import pytest
+import torch
+
+from tests.pictures import write_jsonl
+from vembed.errors import ConfigError, DataError
+from vembed.losses.registry import LossRegistry
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.trainer import Trainer
+
+WORDS = "red blue green small large round square bright dark picture sign shape".split()
+OPTIONS = {
+    "triplet": {"triplet_mining": "explicit"},
+    "mrl": {"mrl_dims": [16, 8], "mrl_weights": [1.0, 0.5]},
+    "infonce": {"label_smoothing": 0.1, "query_to_query": True, "use_mrl": True, "mrl_dims": [8]},
+}
+
+
+@pytest.fixture
+def settings(tmp_path, bert_folder):
+    rows = [
+        {
+            "query": f"{word} {number}",
+            "positive": f"{word} {WORDS[number - 1]}",
+            "negatives": [f"{WORDS[number - 2]} {word}"],
+            "score": [1, number % 2],
+            "group": word[0],
+            "ignore": [f"{word} {WORDS[number - 3]}"],
+        }
+        for number, word in enumerate(WORDS)
+    ]
+    return {
+        "model_name": bert_folder,
+        "data_path": write_jsonl(tmp_path / "train.jsonl", rows),
+        "retrieval_mode": "t2t",
+        "output_dir": str(tmp_path / "run"),
+        "val_fraction": 0,
+        "batch_size": 6,
+        "gradient_cache_chunk_size": 4,
+        "learning_rate": 1e-3,
+        "epochs": 1,
+        "logging_steps": 1,
+        "report": False,
+        "device": "cpu",
+    }
+
+
+def losses_of(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("loss_type", [name for name in LossRegistry.list() if name != "colbert"])
+def test_every_loss_trains(loss_type, tmp_path, settings, bert_folder):
+    result = Trainer(settings).train(loss_type=loss_type, **OPTIONS.get(loss_type, {}))
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == result.num_steps == 2
+    assert all(loss > 0 for loss in losses)
+    weights = [
+        VisualRetrievalModel.from_pretrained(str(folder)).model.state_dict() for folder in (result.final, bert_folder)
+    ]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[1] if "scale" not in name)
+
+
+def test_a_bias_that_the_loss_learns_is_trained_saved_and_continued(tmp_path, settings):
+    Trainer(settings).train(loss_type="sigmoid", temperature=0.1, max_steps=1, epochs=2, save_steps=1)
+    state = VisualRetrievalModel.from_pretrained(str(tmp_path / "run" / "checkpoint-1")).model
+    assert state.logit_bias.item() == pytest.approx(-10, abs=0.01)
+    assert state.logit_scale.exp().item() == pytest.approx(10, abs=0.1)
+    result = Trainer(settings).train(
+        loss_type="sigmoid", temperature=0.1, epochs=2, save_steps=1, resume_from_checkpoint="latest"
+    )
+    assert result.num_steps == 4
+    final = VisualRetrievalModel.from_pretrained(str(result.final)).model
+    assert final.logit_bias.item() != state.logit_bias.item()
+
+
+def test_the_widths_that_were_trained_are_in_the_models_record(tmp_path, settings):
+    result = Trainer(settings).train(loss_type="mrl", mrl_dims=[16, 4], max_steps=1)
+    assert json.loads((result.final / "vembed_config.json").read_text())["widths"] == [16, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"loss_type": "colbert"}, ConfigError, "colbert is late interaction and needs one vector per token"),
+        ({"use_mrl": True, "mrl_dims": [4096]}, ConfigError, "mrl_dims: 4096 is wider than the model's embeddings"),
+        ({"use_mrl": True, "mrl_tokens": [4]}, ConfigError, "mrl_tokens: the model gives one vector per row"),
+        (
+            {"loss_type": "contrastive", "column_mapping": {"score": "group"}},
+            DataError,
+            r"train.jsonl:1: score \(column",
+        ),
+        ({"loss_type": "infonce", "margin": 0.1}, ConfigError, "margin: only loss_type: contrastive or triplet has"),
+        ({"query_image_as_negative": True}, ConfigError, "has an effect only with retrieval_mode m2i"),
+    ],
+)
+def test_what_a_loss_cannot_work_with_is_refused_before_anything_is_written(tmp_path, settings, change, error, words):
+    with pytest.raises(error, match=words):
+        Trainer(settings).train(**change)
+    assert not (tmp_path / "run").exists()

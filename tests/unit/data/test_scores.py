@@ -1,0 +1,87 @@
+"""Scores of a row's documents: read where a loss needs them, with an error that names the line where they are wrong."""
+
+import pytest
+
+from tests.pictures import write_jsonl
+from vembed.data.dataset import load_datasets
+from vembed.data.records import RowReader
+from vembed.data.settings import DataSettings
+from vembed.errors import DataError
+from vembed.types import RowNeeds
+
+ORIGIN = "train.jsonl:17"
+ANY, BINARY = RowNeeds(scores="any"), RowNeeds(scores="binary")
+
+
+def read(row, needs=ANY, **options):
+    return RowReader("t2t", needs=needs, **options)({"query": "q", "positive": "p", **row}, ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("row", "scores"),
+    [
+        ({"score": 0.5}, (0.5,)),
+        ({"score": -3}, (-3.0,)),
+        ({"score": True}, (1.0,)),
+        ({"score": "0.25"}, (0.25,)),
+        ({"negatives": ["a", "b"], "score": [2, 1, 0]}, (2.0, 1.0, 0.0)),
+        ({"negatives": ["a"], "score": "[2, 1.5]"}, (2.0, 1.5)),
+        ({"positive": ["p", "r"], "score": [1, 0.5]}, (1.0, 0.5)),
+    ],
+)
+def test_there_is_a_number_for_each_document(row, scores):
+    assert read(row).scores == scores
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "score: is missing; the loss goes by a number for each document of a row"),
+        ({"score": None}, "score: is missing"),
+        ({"score": float("nan")}, "score: is missing"),
+        ({"score": float("inf")}, "score: should be a finite number, not inf"),
+        ({"score": "high"}, "score: should be a number or a list of numbers, but is a text ('high')"),
+        ({"score": [1, "x"]}, "score: has 2 numbers|score: should be a number, but is a text ('x')"),
+        ({"score": {"a": 1}}, "score: should be a number, but is a dict"),
+        ({"negatives": ["a"], "score": 1}, "score: has 1 numbers for the row's 2 documents; give one each"),
+    ],
+)
+def test_a_score_that_is_wrong_says_where_and_why(row, words):
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert str(caught.value).startswith(f"{ORIGIN}: ")
+    assert any(word in str(caught.value) for word in words.split("|"))
+
+
+def test_a_mapped_column_is_named():
+    with pytest.raises(DataError, match=r"train.jsonl:17: score \(column 'label'\): a label is 0 or 1, not 0.5"):
+        read({"label": 0.5}, BINARY, columns={"score": "label"})
+    assert read({"label": 0}, BINARY, columns={"score": "label"}).scores == (0.0,)
+
+
+@pytest.mark.parametrize("cell", [None, "high", [1, 2, 3], float("inf"), {"a": 1}])
+def test_without_need_a_column_of_that_name_may_hold_anything(cell):
+    assert read({"score": cell}, RowNeeds()).scores == ()
+
+
+def test_negatives_that_a_loss_needs_are_missed():
+    with pytest.raises(DataError, match=r"train.jsonl:17: negatives: is missing; the loss needs explicit negatives"):
+        read({}, RowNeeds(negatives=True))
+    assert len(read({"negatives": ["n"]}, RowNeeds(negatives=True)).negatives) == 1
+
+
+def test_ignored_documents_are_of_the_documents_kind():
+    example = RowReader("t2i")({"query": "q", "positive": "a.png", "ignore": ["b.png", "c.png"]}, ORIGIN)
+    assert [item.images[0].path for item in example.ignored] == ["b.png", "c.png"]
+    with pytest.raises(DataError, match=r"train.jsonl:17: ignore\[1\]: the text is empty"):
+        read({"ignore": ["a", " "]}, RowNeeds())
+
+
+def test_needs_hold_for_every_row_of_a_data_set(tmp_path):
+    path = write_jsonl(
+        tmp_path / "d.jsonl", [{"query": "q", "positive": "p", "score": 1}, {"query": "q", "positive": "p"}]
+    )
+    (data,) = load_datasets(path, DataSettings.model_validate({"retrieval_mode": "t2t"}), needs=ANY)
+    assert data[0].scores == (1.0,)
+    with pytest.raises(DataError, match=r"d.jsonl:2: score: is missing"):
+        data[1]

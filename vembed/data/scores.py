@@ -1,0 +1,63 @@
+"""The scores that a row gives its documents: a number, or a list of them, the positives' first."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vembed.data.cells import is_absent, kind_of
+from vembed.errors import DataError
+from vembed.types import RowNeeds
+
+Cell = Any  # Any: whatever a file holds
+
+
+def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> tuple[float, ...]:
+    """One finite number per document of the row; none where there are none and nothing needs them.
+
+    Raises DataError when scores are needed and are missing, no numbers, of another number than the documents, or, for
+    labels, neither 0 nor 1.
+
+    >>> read_scores("[1, 0.5]", 2, RowNeeds(scores="any"), ""), read_scores("b", 2, RowNeeds(), "")
+    ((1.0, 0.5), ())
+    """
+    try:
+        scores = _numbers(cell, where)
+        _check(scores, num_documents, needs, where)
+    except DataError:
+        if needs.scores == "none":
+            return ()
+        raise
+    return scores
+
+
+def _check(scores: Sequence[float], num_documents: int, needs: RowNeeds, where: str) -> None:
+    if len(scores) != num_documents:
+        raise DataError(f"{where}: has {len(scores)} numbers for the row's {num_documents} documents; give one each")
+    wrong = [score for score in scores if needs.scores == "binary" and score not in (0, 1)]
+    if wrong:
+        raise DataError(f"{where}: a label is 0 or 1, not {wrong[0]:g}")
+
+
+def _numbers(cell: Cell, where: str) -> tuple[float, ...]:
+    if is_absent(cell):
+        raise DataError(f"{where}: is missing; the loss goes by a number for each document of a row")
+    if isinstance(cell, str):
+        cell = _parsed(cell, where)
+    cells = cell if isinstance(cell, list | tuple) else [cell]
+    return tuple(_number(one, where) for one in cells)
+
+
+def _parsed(text: str, where: str) -> Cell:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise DataError(f"{where}: should be a number or a list of numbers, but is {kind_of(text)}") from None
+
+
+def _number(cell: Cell, where: str) -> float:
+    if not isinstance(cell, int | float):
+        raise DataError(f"{where}: should be a number, but is {kind_of(cell)}")
+    if not math.isfinite(cell):
+        raise DataError(f"{where}: should be a finite number, not {cell}")
+    return float(cell)
