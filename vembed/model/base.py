@@ -35,11 +35,13 @@ class BaseEmbeddingModel(nn.Module):
     """Backbone, heads, logit scale and bias behind one forward: Inputs -> Embeddings [rows, dim].
 
     A family overrides `load`, `embed_text` or `embed_images` (or both), `dim`, `towers` and `backbones`.
-    `parts` maps the beginning of a parameter's name to the part of the model it belongs to. `image_tensors` names what
+    `parts` maps the beginning of a parameter's name to the part of the model it belongs to. `has_towers_apart`: no
+    tower reads what another gives. `image_tensors` names what
     the processor gives per image.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
+    has_towers_apart: ClassVar[bool] = True
     image_tensors: ClassVar[tuple[str, ...]] = ("pixel_values",)
 
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Weights in two dtypes: what learns is held in float32, what does not as it was loaded."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,32 +18,48 @@ def has_low_weights(module: nn.Module) -> bool:
 
 
 def hold_learning_in_float32(model: BaseEmbeddingModel) -> None:
-    """Cast the towers, and the layers outside them, of which weights learn. An update of 2e-5 would be lost in less.
+    """Cast towers and layers that learn, and what is no tower apart from them. An update of 2e-5 would be lost in less.
 
     To be called when it is settled what learns. Towers of which only adapters learn stay as they are.
     """
-    networks = list(model.towers().values())
-    inside = {id(module) for network in networks for module in network.modules()}
-    outside = [module for module in model.modules() if id(module) not in inside and not any(module.children())]
-    for module in (*networks, *outside):
-        if any(one.requires_grad and one.dtype in LOW for one in module.parameters()):
-            module.float()
+    learning = [network for network in model.towers().values() if _learns_low(network.parameters())]
+    for network in learning if model.has_towers_apart or not learning else model.backbones().values():
+        network.float()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if _learns_low(own):
+            for tensor in (*own, *module.buffers(recurse=False)):
+                if tensor.dtype in LOW:
+                    tensor.data = tensor.data.float()
     join_dtypes(model)
 
 
 def join_dtypes(model: BaseEmbeddingModel) -> None:
-    """Let float32 layers take what layers of less precision give: heads, and projections that learn."""
+    """Let layers take what layers of another dtype give: heads, and all of a backbone that is held in both."""
     backbones = list(model.backbones().values())
-    if not any(has_low_weights(backbone) for backbone in backbones):
+    low = [backbone for backbone in backbones if has_low_weights(backbone)]
+    if not low:
         return
     inside = {id(module) for backbone in backbones for module in backbone.modules()}
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        learns = any(parameter.requires_grad for parameter in own)
-        if own and not is_adapter(name) and (id(module) not in inside or learns):
+    joined = [module for module in model.modules() if id(module) not in inside]
+    joined += [module for backbone in low if _is_mixed(backbone) for module in backbone.modules()]
+    for module in joined:
+        if next(module.parameters(recurse=False), None) is not None:
             module.register_forward_pre_hook(_cast_inputs)
+
+
+def _learns_low(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter.requires_grad and parameter.dtype in LOW for parameter in parameters)
+
+
+def _is_mixed(backbone: nn.Module) -> bool:
+    """Whether weights that belong to no adapter are held in more than one dtype."""
+    named = backbone.named_parameters()
+    return len({one.dtype for name, one in named if one.is_floating_point() and not is_adapter(name)}) > 1
 
 
 def _cast_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:  # Any: what a layer takes
     dtype = next(module.parameters(recurse=False)).dtype
+    if not dtype.is_floating_point:
+        return inputs
     return tuple(one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vembed.errors import CheckpointError
 from vembed.model.adapter_base import plain_folder, read_base
+from vembed.model.base_names import name_as_in
 from vembed.model.checkpoint import ModelSource
 from vembed.model.families.registry import hub_id
 from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
@@ -31,7 +32,9 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     extra = {key: value for key, value in record.items() if key not in ("version", "spec", "base_model")}
     model.save_pretrained(target, extra)
     for subfolder in model.model.backbones():
-        _copy_companions(plain_folder(folder / subfolder, settings), target / subfolder, settings)
+        plain = plain_folder(folder / subfolder, settings)
+        name_as_in(plain, target / subfolder)
+        _copy_companions(plain, target / subfolder, settings)
     return model
 
 

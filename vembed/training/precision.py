@@ -51,8 +51,8 @@ def settle_dtypes(model: BaseEmbeddingModel, settings: ModelSettings, precision:
     hold_learning_in_float32(model)
     if settings.torch_dtype in ("bfloat16", "float16") and not any(map(has_low_weights, model.backbones().values())):
         raise ConfigError(
-            f"torch_dtype: {settings.torch_dtype} would have no effect, since what learns is held in float32 and every"
-            " weight of this model learns; set use_lora or freeze, or mixed_precision: bf16 to compute in less"
+            f"torch_dtype: {settings.torch_dtype} would have no effect, since what learns is held in float32, with all"
+            " that it runs through; set use_lora, or freeze a tower apart, or mixed_precision: bf16 to compute in less"
         )
     if settings.torch_dtype == "float16" and has_adapters(model) and precision.scaler is None:
         raise ConfigError(

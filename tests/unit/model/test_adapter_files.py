@@ -11,10 +11,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from tests.cases import CASES
 from tests.tiny import tiny_bert, tiny_clip
 from tests.unit.model.test_adapters import train_a_step
 from vembed.errors import CheckpointError, ModelError
 from vembed.inference import Predictor
+from vembed.model.base_names import name_as_in
 from vembed.model.export import merge_folder
 from vembed.model.fingerprint import fingerprint
 from vembed.model.modeling import VisualRetrievalModel
@@ -23,6 +25,7 @@ from vembed.model.settings import ModelSettings
 WITH_LINEAR = ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"]
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True, "lora_r": 4}}
 WEIGHTS = "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
 
 
 def load(folder, **settings):
@@ -250,26 +253,39 @@ def test_adapters_that_do_not_fit_are_refused_by_name(fresh, items_for, tmp_path
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"])
-def test_a_merged_folder_has_what_the_base_s_folder_has(name, fresh, folder_of, items_for, tmp_path):
-    model = trained(fresh, name, items_for)
+@pytest.mark.parametrize("name", CASES)
+def test_adapters_of_every_family_are_kept_continued_and_merged(name, fresh, folder_of, items_for, tmp_path):
+    case = CASES[name]
+    code = {"trust_remote_code": bool(case.settings.get("trust_remote_code"))}
+    model = trained(fresh, name, items_for, lora_target_modules=case.lora_target_modules)
+    items = items_for(model, case.mixed)
+    vectors = model.encode(items).vectors
     model.save_pretrained(tmp_path / "adapter", merge_adapters=False)
-    merge_folder(tmp_path / "adapter", tmp_path / "merged")
-    towers = {"text": "bert", "image": "vit"} if name == "vit_pair" else {"": name}
+    again = load(tmp_path / "adapter", use_lora=True, **code).model.state_dict()
+    assert all(torch.equal(again[key], tensor) for key, tensor in model.model.state_dict().items())
+    merged = merge_folder(tmp_path / "adapter", tmp_path / "merged", ModelSettings(**code))
+    assert close(merged.encode(items).vectors, vectors)
+    assert close(load(tmp_path / "merged", **code).encode(items).vectors, vectors)
+    towers = {"": name} if case.towers is None else dict(zip(("text", "image"), case.towers, strict=True))
     for subfolder, tower in towers.items():
-        base, merged = Path(folder_of(tower)), tmp_path / "merged" / subfolder
-        names = [{file.name for file in folder.iterdir() if file.is_file()} for folder in (base, merged)]
-        assert names[0] <= names[1]
-        kinds = [type(transformers.AutoConfig.from_pretrained(folder)) for folder in (base, merged)]
-        assert kinds[0] is kinds[1]
-        tensors = [load_file(folder / "model.safetensors") for folder in (base, merged)]
-        assert tensors[0].keys() == tensors[1].keys()
-        assert [one.dtype for one in tensors[0].values()] == [tensors[1][key].dtype for key in tensors[0]]
-        assert not [file for file in merged.rglob("*") if "adapter" in file.name or "vembed_base" in file.name]
-    record = json.loads((tmp_path / "merged" / "vembed_config.json").read_text())
-    assert record["base_model"] == json.loads((tmp_path / "adapter" / "vembed_config.json").read_text())["base_model"]
-    items = items_for(model)
-    assert close(load(tmp_path / "merged").encode(items).vectors, model.encode(items).vectors)
+        assert_same_kind_of_folder(Path(folder_of(tower)), tmp_path / "merged" / subfolder, **code)
+    records = [json.loads((tmp_path / one / "vembed_config.json").read_text()) for one in ("adapter", "merged")]
+    assert records[0] == records[1]
+
+
+def assert_same_kind_of_folder(base: Path, merged: Path, **code: bool) -> None:
+    """The base's config class, tensor names with their dtypes and shapes, and files; and nothing of adapters."""
+    names = [{file.name for file in folder.iterdir() if file.is_file()} for folder in (base, merged)]
+    assert {name for name in names[0] if "model-0000" not in name} - {"README.md", INDEX} <= names[1]
+    assert not [name for name in names[1] if "adapter" in name or name == "vembed_base.json"]
+    kinds = [transformers.AutoConfig.from_pretrained(folder, **code) for folder in (base, merged)]
+    assert type(kinds[0]).__name__ == type(kinds[1]).__name__
+    assert kinds[0].architectures == kinds[1].architectures
+    tensors = [
+        {name: (tensor.dtype, tensor.shape) for file in files for name, tensor in load_file(file).items()}
+        for files in (sorted(folder.glob("model*.safetensors")) for folder in (base, merged))
+    ]
+    assert tensors[0] == tensors[1]
 
 
 def test_files_that_opening_did_not_need_are_kept(fresh, items_for, tmp_path):
@@ -338,3 +354,28 @@ def test_a_folder_that_peft_wrote_opens_with_its_base(name, folder_of, model_of,
     train_a_step(stage, items)
     stage.save_pretrained(tmp_path / "more", merge_adapters=False)
     assert close(load(tmp_path / "more").encode(items).vectors, stage.encode(items).vectors)
+
+
+def test_a_network_that_was_published_with_a_head_keeps_it(items_for, tmp_path):
+    """The base's folder is of BertForMaskedLM, in several files, and so is the merged one's."""
+    base = Path(tiny_bert(tmp_path / "base", pooling="mean"))
+    torch.manual_seed(0)
+    whole = transformers.BertForMaskedLM(transformers.AutoConfig.from_pretrained(base))
+    whole.bert.load_state_dict(transformers.AutoModel.from_pretrained(base).state_dict(), strict=False)
+    (base / "model.safetensors").unlink()
+    whole.save_pretrained(base, max_shard_size="20kB")
+    model = load(base, use_lora=True)
+    train_a_step(model, items_for(model))
+    model.save_pretrained(tmp_path / "adapter", merge_adapters=False)
+    merge_folder(tmp_path / "adapter", tmp_path / "merged")
+    assert_same_kind_of_folder(base, tmp_path / "merged")
+    opened = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "merged")
+    assert torch.equal(opened.cls.predictions.transform.dense.weight, whole.cls.predictions.transform.dense.weight)
+    items = items_for(model)
+    assert close(load(tmp_path / "merged").encode(items).vectors, model.encode(items).vectors)
+    plain = tmp_path / "in parts"
+    network = transformers.AutoModel.from_pretrained(tmp_path / "merged", add_pooling_layer=False)
+    network.save_pretrained(plain, max_shard_size="20kB")
+    name_as_in(base, plain)
+    again = transformers.AutoModelForMaskedLM.from_pretrained(plain)
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in opened.state_dict().items())

@@ -14,7 +14,7 @@ WITH_LINEAR = ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"]
 
 def loss_of(model, items):
     inputs = model.processor.finish(model.processor.prepare(items, "document"))
-    vectors = model.model(inputs).vectors
+    vectors = model.model(inputs).vectors.flatten(0, -2)  # of rows, or of their tokens
     return (vectors @ vectors.T).square().mean()
 
 

@@ -36,18 +36,19 @@ def cosines(first, second):
 
 
 @pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed", "qwen3_vl", "colpali"])
 def test_weights_of_less_precision_embed_nearly_alike(name, dtype, fresh, model_of, items_for):
     model = fresh(name, torch_dtype=dtype)
     weights = [p for network in model.model.towers().values() for p in network.parameters()]
     assert {p.dtype for p in weights} == {getattr(torch, dtype)}
     items = items_for(model)
-    vectors = model.encode(items).vectors
-    assert vectors.dtype == torch.float32
-    assert cosines(vectors, model_of(name).encode(items).vectors).min() > 0.99
+    embeddings = model.encode(items)
+    assert embeddings.vectors.dtype == torch.float32
+    mask = slice(None) if embeddings.mask is None else embeddings.mask
+    assert cosines(embeddings.vectors[mask], model_of(name).encode(items).vectors[mask]).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "own_code", "vit_pair", "qwen3_vl"])
 def test_adapters_and_heads_learn_in_float32_beside_low_weights(name, fresh, items_for, tmp_path):
     model = fresh(name, torch_dtype="bfloat16", use_lora=True)
     settle(model, torch_dtype="bfloat16", use_lora=True)
@@ -60,8 +61,10 @@ def test_adapters_and_heads_learn_in_float32_beside_low_weights(name, fresh, ite
     after = model.encode(items).vectors
     assert (after - before).abs().max() > 1e-3
     model.save_pretrained(tmp_path, merge_adapters=False)
-    assert cosines(load(tmp_path).encode(items).vectors, after).min() > 0.999  # over the base as it is in its file
-    again = load(tmp_path, torch_dtype="bfloat16")
+    code = name == "own_code"
+    whole = load(tmp_path, trust_remote_code=code)  # over the base as it is in its file
+    assert cosines(whole.encode(items).vectors, after).min() > 0.999
+    again = load(tmp_path, torch_dtype="bfloat16", trust_remote_code=code)
     assert cosines(again.encode(items).vectors, after).min() > 0.999
 
 
@@ -91,8 +94,12 @@ def test_auto_is_the_dtype_of_the_file(tmp_path):
 
 
 def test_a_dtype_without_effect_or_without_a_scaler_is_refused(fresh):
-    with pytest.raises(ConfigError, match=r"torch_dtype: bfloat16 would have no effect.*set use_lora or freeze"):
+    with pytest.raises(
+        ConfigError, match=r"torch_dtype: bfloat16 would have no effect.*set use_lora, or freeze a tower"
+    ):
         settle(fresh("bert", torch_dtype="bfloat16"), torch_dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"would have no effect.*with all that it runs through"):
+        settle(fresh("qwen3_vl", torch_dtype="bfloat16", freeze=("vision",)), torch_dtype="bfloat16")
     with pytest.raises(ConfigError, match="float16 weights vanish unless they are scaled"):
         settle(fresh("bert", torch_dtype="float16", use_lora=True), torch_dtype="float16")
     settle(fresh("composed", torch_dtype="float16", freeze=("text", "vision")), torch_dtype="float16")
@@ -122,6 +129,8 @@ def test_attention_that_cannot_be_is_refused(fresh):
         ModelError, match="attn_implementation eager: TimmWrapperModel computes attention by code of its"
     ):
         fresh("timm", attn_implementation="eager")
+    with pytest.raises(ModelError, match="attn_implementation sdpa: transformers has no such attention for this model"):
+        fresh("mpnet", attn_implementation="sdpa")
     with pytest.raises(ModelError, match="flash_attention_2 needs the package flash-attn, which is not installed; use"):
         fresh("bert", attn_implementation="flash_attention_2")
 

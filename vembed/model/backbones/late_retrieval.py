@@ -22,6 +22,7 @@ from vembed.types import Inputs, Ragged
 class LateRetrievalModel(LateInteractionModel):
     """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
 
+    has_towers_apart: ClassVar[bool] = False
     parts: ClassVar[Mapping[str, Part]] = {
         "backbone.vlm.vis": "vision",
         "backbone.vlm.multi_modal_projector": "vision",
@@ -57,6 +58,14 @@ class LateRetrievalModel(LateInteractionModel):
     def backbones(self) -> dict[str, Backbone]:
         """The whole model, at the root of a checkpoint."""
         return {"": self.backbone}
+
+    def takes_adapter(self, name: str) -> bool:
+        """Whether a layer gets an adapter by default: the language model's do, as these models were trained."""
+        return name.startswith("backbone.vlm.") and self._part(name) == "text"
+
+    def learns_whole(self, name: str) -> bool:
+        """The projection to token vectors does, beside adapters."""
+        return not name.startswith("backbone.vlm.")
 
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """Text and image sequences of all rows in one pass."""

@@ -19,6 +19,8 @@ from vembed.model.settings import ModelSettings
 
 Backbone = Any  # transformers is untyped here
 
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError)
+
 
 def load_backbone(
     folder: Path, settings: ModelSettings, *, needs_pooler: bool = False, loader: Any = transformers.AutoModel
@@ -63,20 +65,8 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     try:
         with quiet():
             model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ModelError(
-            f"model folder {str(folder)!r} cannot be loaded: its weights are damaged or cut short ({error}); copy or"
-            " download them again"
-        ) from error
-    except UnpicklingError as error:
-        raise ModelError(f"model folder {str(folder)!r} holds a pickle of more than tensors; it was not run") from error
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if "trust_remote_code" in str(error) and not settings.trust_remote_code:
-            raise ModelError(
-                f"model folder {str(folder)!r} needs code of its own, which config.json's auto_map names; read that"
-                " code, and set trust_remote_code: true if you trust it"
-            ) from error
-        raise ModelError(f"model folder {str(folder)!r} cannot be loaded: {first_lines(error)}") from error
+    except (*_LOAD_ERRORS, UnpicklingError, SafetensorError) as error:
+        raise _load_error(folder, error, settings) from error
     missing = sorted(report["missing_keys"])
     pooler = [name for name in missing if name.startswith("pooler.")]
     if len(pooler) < len(missing) or (pooler and needs_pooler):
@@ -89,6 +79,26 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     check_attention(model, settings.attn_implementation)
     _freeze_unused(model, needs_pooler)
     return model.eval()
+
+
+def _load_error(folder: Path, error: Exception, settings: ModelSettings) -> ModelError:
+    """What to tell the user when transformers could not open a folder."""
+    start = f"model folder {str(folder)!r}"
+    if isinstance(error, SafetensorError):
+        return ModelError(
+            f"{start} cannot be loaded: its weights are damaged or cut short ({error}); copy or download them again"
+        )
+    if isinstance(error, UnpicklingError):
+        return ModelError(f"{start} holds a pickle of more than tensors; it was not run")
+    if "trust_remote_code" in str(error) and not settings.trust_remote_code:
+        return ModelError(
+            f"{start} needs code of its own, which config.json's auto_map names; read that code, and set"
+            " trust_remote_code: true if you trust it"
+        )
+    asked = settings.attn_implementation
+    if asked is not None and "attention implementation" in str(error):
+        return ModelError(f"attn_implementation {asked}: transformers has no such attention for this model")
+    return ModelError(f"{start} cannot be loaded: {first_lines(error)}")
 
 
 def refuse_own_code(folder: Path, settings: ModelSettings) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -46,6 +46,8 @@ class VlmModel(BaseEmbeddingModel):
     what a late-interaction model projects. The text tower is the language model; the vision tower is all else that the
     checkpoint holds, the projector into the language model's space among it.
     """
+
+    has_towers_apart: ClassVar[bool] = False
 
     def __init__(self, spec: ModelSpec, backbone: Backbone, unused: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(spec)
