@@ -49,8 +49,8 @@ class GatedFusion(Fusion):
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         """Unit vectors [rows, dim] twice -> [rows, dim], not normalised."""
-        inside = self.scale * torch.cat([text, image], dim=-1)  # [rows, 2 dim]
-        gate = torch.sigmoid(self.gate(inside)).to(text.dtype)
+        # Read unscaled: with numbers of about 1, a few steps of Adam would open or shut a gate for good.
+        gate = torch.sigmoid(self.gate(torch.cat([text, image], dim=-1))).to(text.dtype)
         return 2 * (gate * text + (1 - gate) * image)
 
 
