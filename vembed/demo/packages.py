@@ -15,16 +15,19 @@ INSTALL_COMMAND = 'pip install "vembed-factory[demo]"'
 
 @dataclass(frozen=True)
 class PackageFile:
-    """One file of an installed package, and the hash that it must have."""
+    """One file of an installed package, the hash that it must have, and what installs the package."""
 
     package: str
     path: str
     sha256: str
+    install_command: str = INSTALL_COMMAND
 
     def find(self) -> Path:
         """Where the file is. Raises UsageError when its package is missing, DataError when it is not the known file."""
-        found = package_path(self.package, self.path)
-        refuse_other_content(found, expected=self.sha256, actual=sha256_of([found]), package=self.package)
+        install = self.install_command
+        found = package_path(self.package, self.path, install_command=install)
+        digest = sha256_of([found])
+        refuse_other_content(found, expected=self.sha256, actual=digest, package=self.package, install_command=install)
         return found
 
     def read_json(self) -> Any:  # Any: whatever the JSON holds
@@ -32,11 +35,11 @@ class PackageFile:
         return json.loads(self.find().read_text(encoding="utf-8"))
 
 
-def package_path(package: str, path: str) -> Path:
+def package_path(package: str, path: str, *, install_command: str = INSTALL_COMMAND) -> Path:
     """The file or folder at `path` within an installed package. Raises UsageError when either is missing."""
-    found = Path(str(_installed(package).locate_file(path)))
+    found = Path(str(_installed(package, install_command).locate_file(path)))
     if not found.exists():
-        raise UsageError(f"package {package!r} has no {path}; install the demo's packages again: {INSTALL_COMMAND}")
+        raise UsageError(f"package {package!r} has no {path}; install the demo's packages again: {install_command}")
     return found
 
 
@@ -48,17 +51,19 @@ def sha256_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def refuse_other_content(path: Path, *, expected: str, actual: str, package: str) -> None:
+def refuse_other_content(
+    path: Path, *, expected: str, actual: str, package: str, install_command: str = INSTALL_COMMAND
+) -> None:
     """Raise DataError unless the two hashes are equal."""
     if actual != expected:
         raise DataError(
             f"{path} of package {package!r} has sha256 {actual}, expected {expected}; "
-            f"install the versions that the demo is made for: {INSTALL_COMMAND}"
+            f"install the versions that the demo is made for: {install_command}"
         )
 
 
-def _installed(package: str) -> Distribution:
+def _installed(package: str, install_command: str) -> Distribution:
     try:
         return distribution(package)
     except PackageNotFoundError as error:
-        raise UsageError(f"the demo needs package {package!r}, which is not installed: {INSTALL_COMMAND}") from error
+        raise UsageError(f"the demo needs package {package!r}, which is not installed: {install_command}") from error
