@@ -22,7 +22,7 @@ from vembed.model.fingerprint import fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
-WITH_LINEAR = ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"]
+KINDS = ("clip", "vit", "timm", "vit_pair", "sentence", "t5", "llama", "qwen3_vl", "colpali", "colbert")
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True, "lora_r": 4}}
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ def close(first, second, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", WITH_LINEAR)
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit_pair"])
 def test_saved_adapters_open_merged_and_give_what_they_gave(name, variant, fresh, model_of, items_for, tmp_path):
     model = trained(fresh, name, items_for, **VARIANTS[variant])
     items = items_for(model)
@@ -66,7 +66,7 @@ def test_saved_adapters_open_merged_and_give_what_they_gave(name, variant, fresh
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2"])
+@pytest.mark.parametrize("name", ["clip", "bert", "dinov2"])
 def test_plain_peft_reads_them_onto_the_plain_base(name, variant, fresh, folder_of, items_for, tmp_path):
     model = trained(fresh, name, items_for, **VARIANTS[variant])
     model.save_pretrained(tmp_path, merge_adapters=False)
@@ -253,7 +253,12 @@ def test_adapters_that_do_not_fit_are_refused_by_name(fresh, items_for, tmp_path
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", CASES)
+def quick_or_slow(name):
+    """One case of each kind runs always; all of them in the whole suite."""
+    return pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(quick_or_slow, CASES))
 def test_adapters_of_every_family_are_kept_continued_and_merged(name, fresh, folder_of, items_for, tmp_path):
     case = CASES[name]
     code = {"trust_remote_code": bool(case.settings.get("trust_remote_code"))}

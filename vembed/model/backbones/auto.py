@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import transformers
 from torch import Tensor, nn
 
+from vembed.model.adapter_base import plain_folder
 from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import TextTower, pooled_width
@@ -97,7 +98,7 @@ class VisionModel(BaseEmbeddingModel):
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
     """The text model in `folder`, pooled as the spec says."""
     pooling = spec.pooling["text"]
-    loader = _encoder_loader(folder)
+    loader = _encoder_loader(plain_folder(folder, settings))
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler", loader=loader)
     disable_kv_cache(backbone)
     layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
