@@ -258,7 +258,7 @@ def quick_or_slow(name):
     return pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(quick_or_slow, CASES))
+@pytest.mark.parametrize("name", [quick_or_slow(name) for name in CASES])
 def test_adapters_of_every_family_are_kept_continued_and_merged(name, fresh, folder_of, items_for, tmp_path):
     case = CASES[name]
     code = {"trust_remote_code": bool(case.settings.get("trust_remote_code"))}
