@@ -2,10 +2,12 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import PIL.Image
 import pytest
+import sentence_transformers
 import torch
 import transformers
 from safetensors import safe_open
@@ -14,6 +16,8 @@ from torch.nn import functional
 from tests import tiny
 from vembed.errors import DataError, ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
+from vembed.model.facts import ModelFacts
+from vembed.model.families.registry import family_for
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
@@ -149,6 +153,14 @@ def test_qwen3_vl_embedding_is_known_by_its_name_or_its_files(folder_of, tmp_pat
     assert "1_Pooling" in found.reason
 
 
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen3-VL-Embedding-8B", "/cache/models--Qwen--Qwen3-VL-Embedding-2B/snapshots/0a1b", "x/Qwen3-VL-2B"]
+)
+def test_the_name_of_an_embedder_tells_it(name):
+    facts = ModelFacts(name, Path(name), {"model_type": "qwen3_vl"})
+    assert family_for(facts)[0].name == ("qwen3_vl" if "Embedding" in name else "vlm_generic")
+
+
 def test_another_family_is_refused_by_name(folder_of):
     with pytest.raises(ModelError, match="encoder_mode 'clip' does not fit: this is a vlm_generic model"):
         VisualRetrievalModel.from_pretrained(folder_of("qwen2_vl"), ModelSettings(encoder_mode="clip"))
@@ -282,7 +294,7 @@ def test_pixel_bounds_are_the_settings_own_and_are_saved(fresh, pictures, tmp_pa
     assert dict(plain.size)["longest_edge"] == 4096
     with pytest.raises(ModelError, match="min_pixels 512 is more than max_pixels 256"):
         fresh("qwen2_vl", min_pixels=512, max_pixels=256)
-    with pytest.raises(ModelError, match="image_size: a vlm_generic model keeps the shape of a picture"):
+    with pytest.raises(ModelError, match="image_size: the processor of a vlm_generic model sizes pictures"):
         fresh("qwen2_vl", image_size=64)
     with pytest.raises(ModelError, match=r"max_pixels: a clip model has no use for it; these have: .*vlm_generic"):
         fresh("clip", max_pixels=4096)
@@ -310,7 +322,6 @@ def test_a_checkpoint_keeps_the_base_s_class_names_and_files(name, fresh, folder
     "name", ["qwen3_vl_embedding", *(pytest.param(name, marks=pytest.mark.slow) for name in TEMPLATES)]
 )
 def test_sentence_transformers_gives_the_same_embeddings(name, fresh, items_for, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
     model = fresh(name, query_prompt="Find it")
     items = items_for(model)
     model.save_pretrained(tmp_path)
@@ -394,3 +405,68 @@ def test_a_processor_can_be_sent_to_another_process(name, model_of, items_for):
     sent = pickle.loads(pickle.dumps(model.processor))
     ours, theirs = (one.prepare(items_for(model), "query").tensors for one in (model.processor, sent))
     assert all(torch.equal(ours[key].values, theirs[key].values) for key in ours)
+
+
+def copied(folder, target, template=None):
+    """A copy of a model's folder, with another chat template."""
+    shutil.copytree(folder, target)
+    if template is not None:
+        (target / "chat_template.jinja").write_text(template)
+    return str(target)
+
+
+def test_a_template_without_system_turns_gets_the_instruction_as_the_user_s_first_words(folder_of, pictures, tmp_path):
+    """And sentence-transformers, which would lose it, cannot open the folder."""
+    turn = (Path(folder_of("qwen3_vl")) / "chat_template.jinja").read_text()
+    loop = "{%- for message in messages %}"
+    refuses = turn.replace(loop, loop + "{%- if message.role == 'system' %}{{ raise_exception('no') }}{% endif %}")
+    ignores = turn.replace(loop, "{%- for message in messages if message.role == 'user' %}")
+    item = Item(text="zebra", images=(ImageSource(pil=pictures[0]),))
+    for name, template in (("refuses", refuses), ("ignores", ignores)):
+        folder = copied(folder_of("qwen3_vl"), tmp_path / name, template)
+        model = VisualRetrievalModel.from_pretrained(folder, ModelSettings(query_prompt="Find it."))
+        ids = model.processor.prepare([Item(text="zebra")], "query").tensors["input_ids"].values
+        words = "<|im_start|>user\nFind it.\nzebra<|im_end|>\n<|im_start|>assistant\n"
+        assert model.processor._tokenizer.decode(ids) == words
+        first = Item(text="Find it.\nzebra", images=item.images)
+        assert torch.allclose(embed(model, [item], "query"), embed(model, [first]), atol=1e-6)
+        model.save_pretrained(tmp_path / name / "saved")
+        with pytest.raises((ImportError, ValueError, AttributeError)):
+            sentence_transformers.SentenceTransformer(str(tmp_path / name / "saved"), device="cpu")
+        unprompted = VisualRetrievalModel.from_pretrained(folder)
+        unprompted.save_pretrained(tmp_path / name / "plain")
+        other = sentence_transformers.SentenceTransformer(str(tmp_path / name / "plain"), device="cpu")
+        assert torch.allclose(embed(unprompted, [item]), torch.as_tensor(other.encode([_as_input(item)])), atol=1e-5)
+
+
+def test_a_template_without_the_row_s_text_is_refused(folder_of, tmp_path):
+    folder = copied(folder_of("qwen3_vl"), tmp_path / "mute", "{{ '<|im_start|>assistant' }}{# type #}")
+    with pytest.raises(ModelError, match="the chat template leaves a row's text out"):
+        VisualRetrievalModel.from_pretrained(folder)
+
+
+def test_missing_processor_files_are_told(folder_of, tmp_path):
+    folder = copied(folder_of("qwen3_vl"), tmp_path / "bare")
+    (tmp_path / "bare" / "processor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no usable processor: .*load image processor"):
+        VisualRetrievalModel.from_pretrained(folder)
+    folder = copied(folder_of("plain_llava"), tmp_path / "texts")
+    (tmp_path / "texts" / "processor_config.json").unlink()
+    with pytest.raises(ModelError, match="has no processor for texts and images: transformers finds a Qwen2Tokenizer"):
+        VisualRetrievalModel.from_pretrained(folder, ModelSettings(trust_remote_code=True))
+
+
+def test_the_image_processor_s_own_file_is_kept_with_the_bounds_that_hold(folder_of, tmp_path):
+    """Releases of transformers before 5 wrote it, and other tools read it."""
+    folder = copied(folder_of("qwen3_vl"), tmp_path / "older")
+    own = transformers.AutoProcessor.from_pretrained(folder)
+    (tmp_path / "older" / "processor_config.json").unlink()
+    for part in (own.image_processor, own.video_processor):
+        part.save_pretrained(folder)
+    assert (tmp_path / "older" / "preprocessor_config.json").is_file()
+    model = VisualRetrievalModel.from_pretrained(folder, ModelSettings(max_pixels=1024))
+    model.save_pretrained(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    assert settings["size"]["longest_edge"] == 1024
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path / "saved"))
+    assert torch.equal(embed(again, [Item(text="a")]), embed(model, [Item(text="a")]))

@@ -21,7 +21,7 @@ _QWEN3_MIN_PIXELS = 4 * _TOKEN_PIXELS
 _QWEN3_MAX_PIXELS = 1800 * _TOKEN_PIXELS
 _QWEN3_MAX_LENGTH = 8192
 
-_EMBEDDERS = ("qwen3-vl-embedding-2b", "qwen3-vl-embedding-8b")
+_EMBEDDER = "qwen3-vl-embedding"  # Qwen's own are Qwen3-VL-Embedding-2B and -8B; tuned ones keep the name
 _PROCESSOR_KEYS = frozenset({"max_pixels", "min_pixels"})
 _OWN_CODE_ENDINGS = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
 
@@ -77,7 +77,9 @@ def _claim_qwen3(facts: ModelFacts) -> str | None:
     if facts.model_type not in QWEN3_VL.architectures:
         return None
     for name in (facts.name, str(facts.config.get("_name_or_path", ""))):
-        if PurePath(name).name.lower() in _EMBEDDERS:
+        parts = PurePath(name.lower()).parts
+        cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
+        if any(part.startswith(_EMBEDDER) for part in (*parts[-1:], *cached)):
             return f"it is called {name}"
     if facts.sentence is not None and facts.sentence.pooling == "last":
         return f"config.json says {facts.model_type}, and 1_Pooling that it embeds by its last token"
@@ -97,7 +99,10 @@ def _claim_generic(facts: ModelFacts) -> str | None:
 def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     problems = []
     if settings.image_size is not None:
-        problems.append(f"image_size: a {spec.family} model keeps the shape of a picture; set max_pixels instead")
+        problems.append(
+            f"image_size: the processor of a {spec.family} model sizes pictures; max_pixels bounds those that keep"
+            " their shape"
+        )
     if settings.pooling == "pooler":
         problems.append(f"pooling 'pooler': a {spec.family} model has no pooling layer; use last or mean")
     fewest, most = settings.min_pixels or spec.min_pixels, settings.max_pixels or spec.max_pixels

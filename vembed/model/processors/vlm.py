@@ -24,6 +24,7 @@ from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
+_IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
 _NOT_READ = ("attention_mask", "labels")
 
 
@@ -44,8 +45,16 @@ class VlmProcessor(ItemProcessor):
     chunk padded to its longest row, `attention_mask`, and the floats of the pixels.
     """
 
-    def __init__(self, spec: ModelSpec, processor: Any, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        processor: Any,
+        *,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        has_image_file: bool = False,
+    ) -> None:
         super().__init__(spec, max_image_pixels=max_image_pixels)
+        self._has_image_file = has_image_file
         self._processor = processor  # Any above: transformers is untyped here
         self._tokenizer = processor.tokenizer
         _bound_pixels(processor.image_processor, spec)
@@ -70,13 +79,13 @@ class VlmProcessor(ItemProcessor):
         loader = transformers.AutoProcessor
         processor = pretrained_processor(loader, folders.text, trust_remote_code=code, kind="processor")
         parts = ("tokenizer", "image_processor", "image_token")
-        missing = [part for part in parts if getattr(processor, part, None) is None]
-        if missing:
+        if any(getattr(processor, part, None) is None for part in parts):
             raise ModelError(
-                f"model folder {str(folders.text)!r}: its processor ({type(processor).__name__}) has no"
-                f" {' and no '.join(missing)}; a vision-language model needs tokenizer and image processor files"
+                f"model folder {str(folders.text)!r} has no processor for texts and images: transformers finds a"
+                f" {type(processor).__name__} there. A vision-language model needs the files of its tokenizer and its"
+                " image processor, and an image token"
             )
-        return cls(spec, processor)
+        return cls(spec, processor, has_image_file=(folders.text / _IMAGE_FILE).is_file())
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """What the image processor makes of one picture."""
@@ -132,8 +141,10 @@ class VlmProcessor(ItemProcessor):
         return replace(inputs, tensors=tensors)
 
     def save(self, text_folder: Path, image_folder: Path) -> None:
-        """Write the files of the processor, its chat template among them."""
+        """Write the files of the processor and its chat template; the image processor's own where it had one."""
         self._processor.save_pretrained(text_folder)
+        if self._has_image_file:
+            self._processor.image_processor.save_pretrained(text_folder)
 
     def is_read_alike_elsewhere(self) -> bool:
         """It renders chat templates of parts, instructions as system messages, and nothing else."""
