@@ -78,7 +78,7 @@ def base_folder(folder: Path, base: AdapterBase, settings: ModelSettings) -> Pat
     Raises CheckpointError when it is not there, or holds other weights than the adapter learned beside.
     """
     try:
-        root = weights_folder(base.model_name, base.revision, with_code=settings.trust_remote_code)
+        root = weights_folder(base.model_name, settings, base.revision)
         found = model_path(root / base.subfolder)
     except ModelError as error:
         raise CheckpointError(

@@ -44,9 +44,9 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
         assert settings.text_model_name is not None
         assert settings.image_model_name is not None
         names = (settings.text_model_name, settings.image_model_name)
-        text, image = (weights_folder(hub_id(one), with_code=settings.trust_remote_code) for one in names)
+        text, image = (weights_folder(hub_id(one), settings) for one in names)
         return ModelFolders(None, model_path(text), model_path(image))
-    root = weights_folder(hub_id(name), settings.revision, with_code=settings.trust_remote_code)
+    root = weights_folder(hub_id(name), settings, settings.revision)
     subfolders = family_named(spec.family).subfolders
     path = root if subfolders else model_path(root)
     folders = {tower: path / subfolders.get(tower, "") for tower in spec.towers}

@@ -23,7 +23,7 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     differently. settings: those for opening it.
     """
     settings = settings or ModelSettings()
-    folder = weights_folder(hub_id(str(name)), with_code=settings.trust_remote_code)
+    folder = weights_folder(hub_id(str(name)), settings)
     _refuse_quantized(folder)
     opened = VisualRetrievalModel.from_pretrained(str(name), settings)
     record = read_json(folder / SPEC_FILE) or {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vembed.errors import ModelError
+from vembed.model.settings import ModelSettings
 
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
@@ -32,14 +33,16 @@ def config_folder(name: str, revision: str | None = None) -> Path:
     return _folder(name, revision, _CONFIG_PATTERNS)
 
 
-def weights_folder(name: str, revision: str | None = None, *, with_code: bool = False) -> Path:
+def weights_folder(name: str, settings: ModelSettings, revision: str | None = None) -> Path:
     """A folder with all the model's files. Raises ModelError when the name is neither a folder nor a reachable id.
 
-    with_code: its Python files too, and those of other repositories that its config.json names (GTE's lie in one).
+    With its code, where that is trusted, and the code in other repositories that config.json names (GTE's lies in one);
+    with pickled weights, where those are allowed.
     """
-    folder = _folder(name, revision, _WEIGHT_PATTERNS + (["*.py"] if with_code else []))
-    for repository in _code_repositories(folder) if with_code else []:
-        _snapshot(repository, None, ["*.py"])
+    code, pickles = ["*.py"] * settings.trust_remote_code, ["*.bin"] * settings.allow_pickled_weights
+    folder = _folder(name, revision, [*_WEIGHT_PATTERNS, *code, *pickles])
+    for repository in _code_repositories(folder) if code else []:
+        _snapshot(repository, None, code)
     return folder
 
 

@@ -170,6 +170,19 @@ def test_pooling_settings_take_the_place_of_the_folder_s(layered, texts):
     assert (model.spec.pooling, model.model.dim) == ({"text": "cls"}, 16)
 
 
+def test_layers_are_saved_beside_an_adapter_as_they_were_tuned(layered, texts, tmp_path):
+    model = VisualRetrievalModel.from_pretrained(str(layered), ModelSettings(use_lora=True))
+    with torch.no_grad():
+        for name, parameter in model.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    model.save_pretrained(tmp_path / "adapter", merge_adapters=False)
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path / "adapter"))
+    assert torch.allclose(again.get_text_features(texts), model.get_text_features(texts), atol=1e-6)
+    untouched = VisualRetrievalModel.from_pretrained(str(layered)).get_text_features(texts)
+    assert (untouched - again.get_text_features(texts)).norm(dim=1).min() > 1e-3
+
+
 def test_layers_that_do_not_fit_are_refused(layered, tmp_path):
     config, weights = layered / "2_Dense" / "config.json", layered / "2_Dense" / "model.safetensors"
     edit_json(layered / "1_Pooling" / "config.json", pooling_mode=["cls", "mean"])
@@ -188,13 +201,25 @@ def test_layers_that_do_not_fit_are_refused(layered, tmp_path):
     weights.write_bytes(weights.read_bytes()[:50])
     assert "model.safetensors does not fit" in refusal(layered)
     weights.unlink()
-    assert "2_Dense/model.safetensors is missing. Save the layer as safetensors" in refusal(layered)
-    torch.save(state, layered / "2_Dense" / "pytorch_model.bin")
-    assert "it holds pytorch_model.bin, a pickle, which can run code" in refusal(layered)
+    assert "2_Dense/model.safetensors is missing: the weights of a layer that modules.json names" in refusal(layered)
     config.write_text("{}")
     assert "2_Dense/config.json is missing" in refusal(layered)
     config.write_text('{"in_features": 24}')
     assert "does not describe a Dense layer: KeyError 'out_features'" in refusal(layered)
+
+
+def test_pickled_layers_are_read_as_tensors_where_that_is_allowed(layered, texts, tmp_path):
+    expected = VisualRetrievalModel.from_pretrained(str(layered)).get_text_features(texts)
+    weights, pickled = layered / "2_Dense" / "model.safetensors", layered / "2_Dense" / "pytorch_model.bin"
+    torch.save(load_file(weights), pickled)
+    weights.unlink()
+    assert "pytorch_model.bin is a pickle, which can run code when it is opened" in refusal(layered)
+    allowed = ModelSettings(allow_pickled_weights=True)
+    opened = VisualRetrievalModel.from_pretrained(str(layered), allowed)
+    assert torch.equal(opened.get_text_features(texts), expected)
+    torch.save({"linear.weight": Path("evil")}, pickled)
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin does not fit"):
+        VisualRetrievalModel.from_pretrained(str(layered), allowed)
 
 
 @pytest.mark.parametrize(

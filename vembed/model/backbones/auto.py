@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import transformers
 from torch import Tensor, nn
 
+from vembed.errors import ModelError
 from vembed.model.adapter_base import plain_folder
 from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
@@ -101,7 +102,11 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     loader = _encoder_loader(plain_folder(folder, settings))
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler", loader=loader)
     disable_kv_cache(backbone)
-    layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling))
+    if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
+        raise ModelError(
+            f"pooling pooler: a {backbone.config.model_type} model has no pooling of its own; use mean or cls"
+        )
+    layers = load_layers(spec.layers, modules_folder(folder), pooled_width(backbone.config, pooling), settings)
     return TextTower(backbone, pooling, layers, left_padded=spec.padding_side == "left")
 
 

@@ -42,7 +42,7 @@ class LateTextModel(LateInteractionModel):
         assert folders.text is not None
         backbone = load_backbone(folders.text, settings)
         disable_kv_cache(backbone)
-        spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), seed)
+        spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), settings, seed=seed)
         return cls(spec, backbone, heads, has_new_heads=is_new)
 
     @property
@@ -107,7 +107,7 @@ class LateVlmModel(VlmModel):
         """The model in `folders.text`, with the layers of its spec; without any, with a new projection."""
         assert folders.text is not None
         plain = VlmModel.load(spec, folders, settings, seed)
-        spec, heads, is_new = projection(spec, folders.text, plain.dim, seed)
+        spec, heads, is_new = projection(spec, folders.text, plain.dim, settings, seed=seed)
         return cls(spec, plain.backbone, plain.language_head, heads=heads, is_new=is_new)
 
     @property
@@ -146,10 +146,12 @@ def token_vectors(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpe
     return TokenVectors(unit_vectors(vectors) if spec.normalize else vectors, mask)
 
 
-def projection(spec: ModelSpec, folder: Path, width: int, seed: int) -> tuple[ModelSpec, VectorLayers, bool]:
+def projection(
+    spec: ModelSpec, folder: Path, width: int, settings: ModelSettings, *, seed: int
+) -> tuple[ModelSpec, VectorLayers, bool]:
     """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
     if spec.layers:
-        return spec, load_layers(spec.layers, modules_folder(folder), width), False
+        return spec, load_layers(spec.layers, modules_folder(folder), width, settings), False
     spec = with_new_projection(spec, width)
     return spec, new_projection(spec.layers, seed), True
 

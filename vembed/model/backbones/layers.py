@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -11,9 +12,11 @@ from torch.nn import functional
 
 from vembed.errors import ModelError
 from vembed.model.sentence_layers import width_after
+from vembed.model.settings import ModelSettings
 from vembed.model.spec import LayerSpec
 
 WEIGHTS_FILE = "model.safetensors"
+_PICKLE = "pytorch_model.bin"
 
 
 class DenseLayer(nn.Module):
@@ -80,14 +83,14 @@ class VectorLayers(nn.ModuleList):
         return {path: state for path, state in weights.items() if state}
 
 
-def load_layers(specs: Sequence[LayerSpec], folder: Path, width: int) -> VectorLayers:
+def load_layers(specs: Sequence[LayerSpec], folder: Path, width: int, settings: ModelSettings) -> VectorLayers:
     """The layers whose subfolders lie in `folder`, for vectors of that width. Raises ModelError."""
     width_after(width, specs, folder)
     with torch.random.fork_rng(devices=[]):
         layers = VectorLayers(specs)
     for spec, layer in zip(specs, layers, strict=True):
         if next(layer.parameters(), None) is not None:
-            _load(layer, folder / spec.path)
+            _load(layer, folder / spec.path, settings)
     return layers
 
 
@@ -99,16 +102,22 @@ def _layer(spec: LayerSpec) -> nn.Module:
     return nn.Dropout(spec.probability) if spec.kind == "dropout" else UnitLayer()
 
 
-def _load(layer: nn.Module, folder: Path) -> None:
+def _load(layer: nn.Module, folder: Path, settings: ModelSettings) -> None:
     path = folder / WEIGHTS_FILE
+    pickled = folder / _PICKLE
+    if not path.is_file() and pickled.is_file():
+        if not settings.allow_pickled_weights:
+            raise ModelError(
+                f"{path} is missing; {_PICKLE} is a pickle, which can run code when it is opened. Save the layer as"
+                " safetensors, or set allow_pickled_weights: true, which reads tensors and runs nothing"
+            )
+        path = pickled
     if not path.is_file():
-        pickles = sorted(found.name for found in folder.glob("*.bin"))
-        hint = f"; it holds {pickles[0]}, a pickle, which can run code when it is opened" if pickles else ""
-        raise ModelError(f"{path} is missing{hint}. Save the layer as safetensors")
+        raise ModelError(f"{path} is missing: the weights of a layer that modules.json names")
     try:
-        state = load_file(path)
+        state = load_file(path) if path != pickled else torch.load(path, map_location="cpu", weights_only=True)
         layer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError, AttributeError) as error:
         raise ModelError(
             f"{path} does not fit {folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
         ) from error
