@@ -93,7 +93,7 @@ def test_any_language_model_gives_its_last_token(name, model_of, folder_of, text
 
 @pytest.mark.parametrize(("name", "end"), [("qwen3_embedding", "<|endoftext|>"), ("embeddinggemma", "<eos>")])
 def test_a_text_that_is_cut_keeps_its_end_token(name, end, fresh, texts):
-    model = fresh(name, max_length=12)
+    model = fresh(name, max_length=12, query_prompt="", document_prompt="")
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(model.base.model_name))
     inputs = model.processor.prepare([Item(text=text) for text in texts], "document")
     ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values.bool()

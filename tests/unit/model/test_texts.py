@@ -150,6 +150,21 @@ def test_files_come_before_what_is_known(tmp_path):
     assert detect(str(tuned), ModelSettings()).spec.recipe is None
 
 
+@pytest.mark.parametrize("name", ["modernbert", "distilbert", "gte", "t5"])
+def test_a_pooling_that_the_model_s_class_does_not_have_is_refused(name, fresh):
+    with pytest.raises(ModelError, match=r"pooling pooler: a .* model has no pooling of its own; use mean or cls"):
+        fresh(name, pooling="pooler")
+
+
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(fresh):
+    message = r"max_length 40: the query prompt alone takes \d+ tokens, which leaves none for a text"
+    with pytest.raises(ModelError, match=message):
+        fresh("bge", max_length=40)
+    with pytest.raises(ModelError, match="max_length 4: the document prompt alone takes 4 tokens"):
+        fresh("bert", max_length=4, document_prompt="a photo")
+    fresh("bert", max_length=5, document_prompt="a photo")
+
+
 def test_a_line_can_be_asked_for(tmp_path):
     folder = tiny_bert(tmp_path / "plain")
     spec = detect(folder, ModelSettings(encoder_mode="bge")).spec

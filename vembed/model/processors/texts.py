@@ -8,7 +8,9 @@ import torch
 from tokenizers import normalizers
 from torch import Tensor
 
+from vembed.errors import ModelError
 from vembed.model.spec import ModelSpec
+from vembed.types import Side
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class TextReader:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if spec.lower_case:
             lower_case(tokenizer)
+        self._refuse_long_prompt("query", spec.query_prompt)
+        self._refuse_long_prompt("document", spec.document_prompt)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> EncodedTexts:
         """Tokens of prompt + text, padded to the longest of these texts, or to the model's fixed length.
@@ -49,6 +53,15 @@ class TextReader:
         ids: Tensor = encoded["input_ids"]
         mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
         return EncodedTexts(ids, mask, self._num_truncated(encoded, texts), self._pooled_tokens(mask, prompt))
+
+    def _refuse_long_prompt(self, side: Side, prompt: str) -> None:
+        """Raise ModelError when every text of that side would be cut away, so that all were alike."""
+        num_tokens = len(self.tokenizer(prompt)["input_ids"]) if prompt else 0
+        if self._max_length is not None and num_tokens >= self._max_length:
+            raise ModelError(
+                f"max_length {self._max_length}: the {side} prompt alone takes {num_tokens} tokens, which leaves none"
+                f" for a text; raise max_length, or set a shorter {side}_prompt"
+            )
 
     def _tokenize(self, texts: list[str]) -> Any:  # Any: transformers is untyped here
         length: dict[str, Any] = {"padding": "longest", "truncation": False}
