@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vembed.grad_cache.cachex.tree_utils import select_rows
 from vembed.types import Ragged, Targets
 
 
@@ -69,6 +70,9 @@ def select_targets(targets: Targets, queries: Sequence[int], documents: Sequence
         document_hashes=targets.document_hashes[list(documents)],
         positives=_renamed(rows_of(targets.positives), queries, new_column),
         negatives=_renamed(rows_of(targets.negatives), queries, new_column),
+        ignored=None if targets.ignored is None else ragged([rows_of(targets.ignored)[query] for query in queries]),
+        scored=None if targets.scored is None else _renamed(rows_of(targets.scored), queries, new_column),
+        scores=None if targets.scores is None else select_rows(targets.scores, torch.tensor(list(queries))),
     )
 
 

@@ -40,7 +40,7 @@ def cosine(queries: Embeddings, documents: Embeddings) -> Tensor:
     >>> cosine(Embeddings(torch.tensor([[3.0, 4.0]])), Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor([[0.6000, 0.8000]])
     """
-    return inner_products(_unit(_single(queries)), _unit(_single(documents)))
+    return inner_products(unit(_single(queries)), unit(_single(documents)))
 
 
 def dot(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -102,7 +102,7 @@ def inner_product_vectors(scorer: Scorer, queries: Embeddings, documents: Embedd
     True
     """
     if scorer is cosine:
-        return _unit(_single(queries)), _unit(_single(documents))
+        return unit(_single(queries)), unit(_single(documents))
     return (_single(queries), _single(documents)) if scorer is dot else None
 
 
@@ -136,7 +136,7 @@ def _real_tokens(embeddings: Embeddings) -> Tensor:
     return torch.ones(embeddings.vectors.shape[:2], dtype=torch.bool, device=embeddings.vectors.device)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1. Zeros stay zeros; a plain division would give them a gradient of 1e12 or NaN."""
     lengths = vectors.norm(dim=-1, keepdim=True)
     zero = lengths == 0  # NaN is no zero: it must reach the loss

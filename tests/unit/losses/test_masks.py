@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from tests.targets import make_targets, random_targets, rows_of
-from vembed.losses.masks import Masks, dense_masks, mask_strips
+from tests.unit.losses.batches import graded
+from vembed.losses.masks import Masks, dense_masks, document_mask_strips, mask_strips, query_mask_strips
 from vembed.types import Targets
 
 NUM_CASES = 500
 POSITIVE, NEGATIVE, IGNORED = "positive", "negative", "ignored"
 
 
-def naive_kind(targets: Targets, query: int, document: int) -> str:
-    """The five rules, read from top to bottom."""
+def naive_kind(targets: Targets, query: int, document: int, *, private: bool = False) -> str:
+    """The six rules, read from top to bottom."""
     positives, negatives = rows_of(targets.positives), rows_of(targets.negatives)
     query_hashes, query_groups = targets.query_hashes.tolist(), targets.query_groups.tolist()
     document_hashes, document_groups = targets.document_hashes.tolist(), targets.document_groups.tolist()
@@ -20,6 +21,8 @@ def naive_kind(targets: Targets, query: int, document: int) -> str:
         return POSITIVE
     if document in negatives[query]:
         return NEGATIVE
+    if targets.ignored is not None and document_hashes[document] in rows_of(targets.ignored)[query]:
+        return IGNORED
     if query_groups[query] != -1 and query_groups[query] == document_groups[document]:
         return POSITIVE
     for other in range(len(query_hashes)):
@@ -29,7 +32,8 @@ def naive_kind(targets: Targets, query: int, document: int) -> str:
             for column in positives[other]:
                 if document_hashes[column] == document_hashes[document]:
                     return POSITIVE
-    return IGNORED if document_hashes[document] == query_hashes[query] else NEGATIVE
+    named = any(document in row for row in negatives) and not any(document in row for row in positives)
+    return IGNORED if document_hashes[document] == query_hashes[query] or (private and named) else NEGATIVE
 
 
 def kinds(masks: Masks) -> list[list[str]]:
@@ -38,17 +42,63 @@ def kinds(masks: Masks) -> list[list[str]]:
     return [[names[kind] for kind in zip(positive, valid, strict=True)] for positive, valid in pairs]
 
 
-def test_masks_equal_a_double_loop_over_random_keys():
+@pytest.mark.parametrize("private", [False, True])
+def test_masks_equal_a_double_loop_over_random_keys(private):
     seen = {POSITIVE: 0, NEGATIVE: 0, IGNORED: 0}
     for seed in range(NUM_CASES):
-        targets = random_targets(seed)
+        targets = graded(random_targets(seed), seed)
         num_queries, num_documents = len(targets.query_hashes), len(targets.document_hashes)
-        expected = [[naive_kind(targets, i, j) for j in range(num_documents)] for i in range(num_queries)]
-        assert kinds(dense_masks(targets)) == expected, seed
+        expected = [
+            [naive_kind(targets, i, j, private=private) for j in range(num_documents)] for i in range(num_queries)
+        ]
+        masks = dense_masks(targets, private_negatives=private)
+        assert kinds(masks) == expected, seed
+        named = [[j in row for j in range(num_documents)] for row in rows_of(targets.negatives)]
+        assert torch.equal(masks.explicit, torch.tensor(named) & ~named_positives(targets))
         for row in expected:
             for kind in row:
                 seen[kind] += 1
     assert min(seen.values()) > NUM_CASES / 4
+
+
+def named_positives(targets: Targets) -> torch.Tensor:
+    return torch.tensor([[j in row for j in range(len(targets.document_hashes))] for row in rows_of(targets.positives)])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_rows_of_one_side_are_negatives_unless_something_joins_them(rows):
+    """Queries: content, group, or a document that both ask for; documents: content, group, or a query of both."""
+    joined = 0
+    for seed in range(200):
+        targets = random_targets(seed)
+        hashes, groups = targets.query_hashes.tolist(), targets.query_groups.tolist()
+        contents, labels = targets.document_hashes.tolist(), targets.document_groups.tolist()
+        wanted = [{contents[column] for column in row} for row in rows_of(targets.positives)]
+
+        def alike(i, j, keys, own_groups):
+            return keys[i] == keys[j] or own_groups[i] == own_groups[j] != -1
+
+        shared = [
+            set().union(*(wanted[k] for k in range(len(hashes)) if k == i or alike(i, k, hashes, groups)))
+            for i in range(len(hashes))
+        ]
+        queries = [
+            [not (alike(i, j, hashes, groups) or shared[i] & wanted[j]) for j in range(len(hashes))]
+            for i in range(len(hashes))
+        ]
+        documents = [
+            [
+                not (alike(i, j, contents, labels) or any({contents[i], contents[j]} <= both for both in wanted))
+                for j in range(len(contents))
+            ]
+            for i in range(len(contents))
+        ]
+        for strips, expected in ((query_mask_strips, queries), (document_mask_strips, documents)):
+            masks = list(strips(targets, rows))
+            assert torch.cat([part.valid for part in masks]).tolist() == expected, seed
+            assert not any(part.positive.any() or part.explicit.any() for part in masks)
+            joined += sum(not value for row in expected for value in row) - len(expected)
+    assert joined > 1000
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])

@@ -11,7 +11,7 @@ from vembed.scoring import cosine, dot, maxsim
 from vembed.types import Embeddings
 
 SCORERS = {"cosine": (cosine, None), "dot": (dot, None), "maxsim": (maxsim, 3)}
-NUM_SEEDS = 12
+NUM_SEEDS = 6
 
 
 @pytest.fixture

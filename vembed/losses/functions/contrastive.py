@@ -18,5 +18,6 @@ def contrastive(view: ScoreView, targets: Targets, settings: ContrastiveSettings
     """The loss, a scalar."""
     pairs = graded_pairs(targets, "contrastive")
     distances = 1 - view.unscaled().pairs(pairs.queries, pairs.documents)
+    labels = pairs.grades.to(distances.dtype)
     apart = functional.relu(settings.margin - distances)
-    return (pairs.grades * distances.square() + (1 - pairs.grades) * apart.square()).mean() / 2
+    return (labels * distances.square() + (1 - labels) * apart.square()).mean() / 2

@@ -18,7 +18,8 @@ from vembed.types import Targets
 def margin_mse(view: ScoreView, targets: Targets, settings: MarginMSESettings) -> Tensor:
     """The loss, a scalar."""
     pairs = graded_pairs(targets, "margin_mse")
-    excess = view.pairs(pairs.queries, pairs.documents) - pairs.grades  # of the student over the teacher
+    scores = view.pairs(pairs.queries, pairs.documents)
+    excess = scores - pairs.grades.to(scores.dtype)  # of the student over the teacher
     positives, negatives = pairs.is_negative.logical_not().nonzero().squeeze(1), pairs.is_negative.nonzero().squeeze(1)
     positives, negatives = _together(positives, negatives, pairs.queries)
     return (excess[positives] - excess[negatives]).square().sum() / max(1, len(positives))

@@ -10,10 +10,10 @@ real tokens of each document. Kusupati et al. 2022, https://arxiv.org/abs/2205.1
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from vembed.losses.objective import LossFunction, ScoreView
+from vembed.scoring import at_least_float32, unit
 from vembed.types import Embeddings, Targets
 
 
@@ -53,5 +53,5 @@ def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
 
 
 def _narrow(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
-    vectors = embeddings.vectors[..., :width]
-    return Embeddings(torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors, embeddings.mask)
+    vectors = at_least_float32(embeddings.vectors[..., :width])
+    return Embeddings(unit(vectors) if normalize else vectors, embeddings.mask)

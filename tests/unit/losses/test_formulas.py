@@ -1,0 +1,209 @@
+"""Every loss equals its formula, one pair after the other, and holds in extremes and in half precision."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.targets import make_targets, select_targets
+from tests.unit.losses.batches import (
+    CASES,
+    RandomBatch,
+    evaluate,
+    graded,
+    has_meaning,
+    make_objective,
+    random_batch,
+    value_and_gradients,
+)
+from tests.unit.losses.naive import naive_loss
+from vembed.errors import ConfigError, DataError
+from vembed.losses.registry import LossRegistry
+from vembed.scoring import cosine, dot, maxsim
+from vembed.types import Embeddings
+
+SCORERS = {"cosine": (cosine, None), "dot": (dot, None), "maxsim": (maxsim, 3)}
+COMBINATIONS = [(name, scorer) for name in CASES for scorer in SCORERS if has_meaning(name, SCORERS[scorer][0])]
+NUM_SEEDS = 10
+NEEDS_SCORES = ("cosent", "contrastive", "margin_mse")
+
+
+def natural_scorer(name):
+    """The scorer of a loss that has its own, else cosine; and the tokens of its embeddings."""
+    return SCORERS["maxsim"] if CASES[name][0] == "colbert" else SCORERS["cosine"]
+
+
+def batch_of(targets, seed=0, *, tokens=None, dim=5):
+    """Random embeddings for these targets."""
+    shapes = [
+        (len(keys), dim) if tokens is None else (len(keys), tokens, dim)
+        for keys in (targets.query_hashes, targets.document_hashes)
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    sides = [
+        Embeddings(torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()) for shape in shapes
+    ]
+    scale, bias = (torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.2, -0.7))
+    return RandomBatch(*sides, graded(targets, seed), scale, bias)
+
+
+def test_every_registered_loss_is_tested():
+    assert {loss_type for loss_type, _, _ in CASES.values()} == set(LossRegistry.list())
+
+
+@pytest.mark.parametrize(("name", "scorer_name"), COMBINATIONS)
+def test_the_loss_equals_a_double_loop(name, scorer_name):
+    scorer, tokens = SCORERS[scorer_name]
+    values = []
+    for seed in range(NUM_SEEDS):
+        batch = random_batch(seed, tokens=tokens)
+        values.append(evaluate(name, batch, scorer).item())
+        assert values[-1] == pytest.approx(naive_loss(name, batch, scorer), rel=1e-9, abs=1e-12), seed
+    assert sum(value > 1e-3 for value in values) > NUM_SEEDS / 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_is_the_derivative(name):
+    scorer, tokens = natural_scorer(name)
+    batch = random_batch(8, tokens=tokens)
+
+    def function(queries, documents, scale, bias):
+        sides = Embeddings(queries, batch.queries.mask), Embeddings(documents, batch.documents.mask)
+        return evaluate(name, RandomBatch(*sides, batch.targets, scale, bias), scorer)
+
+    # Hardness weighs by the score without a gradient, by definition: its derivative is another.
+    if CASES[name][1].get("hardness_strength") is None:
+        assert torch.autograd.gradcheck(function, tuple(batch.leaves))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_inputs_are_scored_in_float32(name, dtype):
+    scorer, tokens = natural_scorer(name)
+    for seed in range(4):
+        half = random_batch(seed, tokens=tokens).to(dtype)
+        value, gradients = value_and_gradients(name, half, scorer)
+        exact = evaluate(name, half.to(torch.float64), scorer)
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-5)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+EXTREMES = {
+    "one row": make_targets([[0]], 1),
+    "one row that names all documents": make_targets([[0, 1, 2]], 3),
+    "all rows one group": make_targets([[0], [1], [2]], 3, query_groups=[4, 4, 4], document_groups=[4, 4, 4]),
+    "all documents equal": make_targets([[0], [1]], 2, document_hashes=[1, 1]),
+    "the only other document is the query itself": make_targets([[0]], 2, query_hashes=[5], document_hashes=[4, 5]),
+    "a query without negatives": make_targets([[0], [1]], 2, query_groups=[1, 2], document_groups=[2, 2]),
+}
+KINDS = ("random", "zero", "equal", "width 1")
+
+
+def spoil(batch: RandomBatch, kind: str) -> RandomBatch:
+    def change(side: Embeddings) -> Embeddings:
+        vectors = side.vectors.detach()
+        changed = {
+            "random": vectors,
+            "zero": torch.zeros_like(vectors),
+            "equal": torch.ones_like(vectors),
+            "width 1": vectors[..., :1],
+        }[kind]
+        return Embeddings(changed.clone().requires_grad_(), side.mask)
+
+    return replace(batch, queries=change(batch.queries), documents=change(batch.documents))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_extremes_give_finite_numbers_without_a_nan_on_the_way(name):
+    scorer, tokens = natural_scorer(name)
+    for targets in EXTREMES.values():
+        for kind in KINDS:
+            if CASES[name][0] == "mrl" and kind == "width 1":
+                continue
+            batch = spoil(batch_of(targets, tokens=tokens), kind)
+            with torch.autograd.set_detect_anomaly(True, check_nan=True):
+                value, gradients = value_and_gradients(name, batch, scorer)
+            assert value.isfinite()
+            assert all(gradient.isfinite().all() for gradient in gradients)
+            wanted = naive_loss(name, batch, scorer) if kind != "zero" or CASES[name][0] != "mrl" else value.item()
+            assert value.item() == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(NEEDS_SCORES)])
+def test_rows_whose_tokens_are_all_padding_cost_nothing(name):
+    batch = random_batch(3, tokens=3)
+    masked = [Embeddings(side.vectors, torch.zeros_like(side.mask)) for side in (batch.queries, batch.documents)]
+    value, gradients = value_and_gradients(name, replace(batch, queries=masked[0], documents=masked[1]), maxsim)
+    assert value.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_order_of_rows_does_not_matter(name):
+    scorer, tokens = natural_scorer(name)
+    for seed in range(5):
+        batch = random_batch(seed, tokens=tokens)
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(batch.queries.vectors), generator=generator).tolist()
+        columns = torch.randperm(len(batch.documents.vectors), generator=generator).tolist()
+        moved = RandomBatch(
+            take(batch.queries, rows),
+            take(batch.documents, columns),
+            select_targets(batch.targets, rows, columns),
+            batch.logit_scale,
+            batch.logit_bias,
+        )
+        assert evaluate(name, moved, scorer).item() == pytest.approx(evaluate(name, batch, scorer).item(), rel=1e-10)
+
+
+def take(side: Embeddings, rows: list[int]) -> Embeddings:
+    return Embeddings(side.vectors[rows], None if side.mask is None else side.mask[rows])
+
+
+@pytest.mark.parametrize("name", ["infonce", "infonce own sides", "supcon"])
+def test_both_directions_are_symmetric_under_swapping_the_sides(name):
+    swapped = make_targets([[1], [3], [0], [4], [2]], 5)
+    batch = batch_of(make_targets([[2], [0], [4], [1], [3]], 5))
+    other = RandomBatch(batch.documents, batch.queries, graded(swapped, 0), batch.logit_scale, batch.logit_bias)
+    assert evaluate(name, other, cosine).item() == pytest.approx(evaluate(name, batch, cosine).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["triplet hard", "triplet semi-hard", "hard_negative", "infonce"])
+def test_a_document_that_stands_twice_as_a_positive_changes_nothing_for_its_query(name):
+    once = make_targets([[0]], 3, negatives=[[1, 2]], document_hashes=[1, 2, 3])
+    twice = make_targets([[0]], 4, negatives=[[1, 2]], document_hashes=[1, 2, 3, 1])
+    batch = batch_of(once)
+    repeated = Embeddings(torch.cat([batch.documents.vectors, batch.documents.vectors[:1]]))
+    doubled = replace(batch, documents=repeated, targets=graded(twice, 0))
+    assert evaluate(name, doubled, cosine).item() == pytest.approx(evaluate(name, batch, cosine).item(), rel=1e-12)
+
+
+def test_with_one_positive_each_supcon_is_infonce():
+    batch = batch_of(make_targets([[0], [1], [2]], 5, negatives=[[3], [], [4]]))
+    assert evaluate("supcon", batch, cosine).item() == pytest.approx(
+        evaluate("infonce", batch, cosine).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", ["cosent", "contrastive", "margin_mse"])
+def test_a_batch_without_scores_is_refused(name):
+    batch = batch_of(make_targets([[0], [1]], 2))
+    with pytest.raises(DataError, match=rf"loss_type {name} compares with scores; rows need a `score`"):
+        evaluate(name, replace(batch, targets=make_targets([[0], [1]], 2)), cosine)
+
+
+@pytest.mark.parametrize(
+    ("name", "scorer", "words"),
+    [
+        ("colbert", cosine, "needs one vector per token; choose infonce"),
+        ("colbert", dot, "needs one vector per token"),
+        ("contrastive", dot, "is defined on cosine distance"),
+        ("contrastive", maxsim, "is defined on cosine distance"),
+    ],
+)
+def test_a_combination_without_meaning_says_why(name, scorer, words):
+    with pytest.raises(ConfigError, match=words):
+        make_objective(name, scorer)
+    assert Counter(has_meaning(name, one) for one in (cosine, dot, maxsim))[False] == 2
