@@ -10,12 +10,13 @@ from vembed.model.settings import ModelSettings
 
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
+STANFORD_FILE = "artifact.metadata"  # of the ColBERT checkpoints of its authors
 TRAINING_FILE = "training_state.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "vembed_base.json"
 
-_CONFIG_PATTERNS = ["*.json"]
-_WEIGHT_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_CONFIG_PATTERNS = ["*.json", STANFORD_FILE]
+_WEIGHT_PATTERNS = ["*.json", STANFORD_FILE, "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "flax/*", "coreml/*", "original/*"]
 
 

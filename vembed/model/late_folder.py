@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.files import read_json
+from vembed.model.files import STANFORD_FILE, read_json
 from vembed.model.sentence_layers import TOKENS, read_layer
 from vembed.model.spec import LayerSpec
 
@@ -85,6 +85,29 @@ def pylate_prompts(general: Json) -> dict[str, str]:
         if prefix is not None:
             found[side] = prefix + (prompts.get(side) or "").removeprefix(prefix)
     return found
+
+
+def is_stanford(config: Json) -> bool:
+    """Whether config.json is of a ColBERT as its authors save it: one file of weights, the projection among them."""
+    return "HF_ColBERT" in (config.get("architectures") or ())
+
+
+def read_stanford(folder: Path, width: int) -> tuple[LateFolder, dict[str, str]]:
+    """What artifact.metadata says beside a ColBERT of its authors' over an encoder of that width, and its markers."""
+    found: Json = read_json(folder / STANFORD_FILE) or {}
+    dim = int(found.get("dim") or 128)
+    layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
+    fill = int(found.get("query_maxlen") or _CLASSIC_LENGTH)
+    late = LateFolder(
+        layers=(layer,),
+        skipped_words=tuple(string.punctuation) if found.get("mask_punctuation", True) else (),
+        fill_tokens=fill,
+        attends_to_fill=bool(found.get("attend_to_mask_tokens")),
+        query_limit=fill,
+        document_limit=found.get("doc_maxlen"),
+    )
+    markers = (found.get("query_token_id") or "[unused0]", found.get("doc_token_id") or "[unused1]")
+    return late, dict(zip(("query", "document"), (f"{marker} " for marker in markers), strict=True))
 
 
 def _pylate_lengths(general: Json) -> Json:

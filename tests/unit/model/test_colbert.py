@@ -127,6 +127,46 @@ def test_a_folder_of_pylate_opens_with_its_markers_and_without_punctuation(texts
     assert_equal_to(MultiVectorEncoder(str(tmp_path / "ours"), device="cpu"), model, [*texts, "yes, or no?!"])
 
 
+@pytest.mark.parametrize("metadata", [{}, {"dim": 16, "query_maxlen": 12, "doc_maxlen": 20, "mask_punctuation": False}])
+def test_a_checkpoint_of_colbert_s_authors_opens(metadata, texts, tmp_path):
+    folder = Path(tiny_bert(tmp_path / "stanford"))
+    _rename_token(folder, "picture", "[unused0]")
+    _rename_token(folder, "large", "[unused1]")
+    weights = load_file(folder / "model.safetensors")
+    weights = {f"bert.{name}": tensor for name, tensor in weights.items()}
+    dim = metadata.get("dim", 128)
+    weights["linear.weight"] = torch.randn(dim, 24, generator=torch.Generator().manual_seed(1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"architectures": ["HF_ColBERT"]})
+    if metadata:
+        write_json(folder / "artifact.metadata", metadata)
+    model = load(folder)
+    assert model.reason.startswith("config.json says HF_ColBERT")
+    assert (model.spec.projection_dim, model.model.has_new_heads) == (dim, False)
+    assert_equal_to(MultiVectorEncoder(str(folder), device="cpu"), model, [*texts, "yes, or no?!"])
+    shake(model).save_pretrained(tmp_path / "ours")
+    assert_equal_to(MultiVectorEncoder(str(tmp_path / "ours"), device="cpu"), model, texts)
+    write_json(folder / "artifact.metadata", {"dim": 20})
+    with pytest.raises(ModelError, match=r"linear\.weight is \(\d+, 24\); .* say \(20, 24\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["colpali", "colqwen2", "colbert", "colqwen"])
+def test_adapters_saved_alone_bring_the_projection_with_them(name, fresh, texts, tmp_path):
+    model = fresh(name, use_lora=True)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    model.save_pretrained(tmp_path, merge_adapters=False)
+    assert not (tmp_path / "model.safetensors").exists()
+    ours = both_sides(model, texts)
+    for settings in ({}, {"use_lora": True}):
+        for side, rows in both_sides(load(tmp_path, **settings), texts).items():
+            assert_same_rows(rows, ours[side], 1e-5)
+
+
 def _rename_token(folder: Path, old: str, new: str) -> None:
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from vembed.errors import ModelError
 from vembed.model.backbones.late_interaction import START_TEMPERATURE, LateInteractionModel, TokenRows, TokenVectors
-from vembed.model.backbones.layers import DenseLayer, VectorLayers, load_layers
+from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vlm_generic import VlmModel
 from vembed.model.base import disable_kv_cache, unit_vectors
@@ -23,6 +25,7 @@ from vembed.model.spec import LayerSpec, ModelSpec
 from vembed.types import Embeddings, Inputs
 
 DEFAULT_WIDTH = 128  # as in ColBERT
+_INLINE = "linear.weight"
 
 
 class LateTextModel(LateInteractionModel):
@@ -151,7 +154,12 @@ def projection(
 ) -> tuple[ModelSpec, VectorLayers, bool]:
     """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
     if spec.layers:
-        return spec, load_layers(spec.layers, modules_folder(folder), width, settings), False
+        inline = _inline_weight(folder) if len(spec.layers) == 1 else None
+        if inline is None:
+            return spec, load_layers(spec.layers, modules_folder(folder), width, settings), False
+        heads = new_projection(spec.layers, seed)
+        _load_inline(heads, inline, folder)
+        return spec, heads, False
     spec = with_new_projection(spec, width)
     return spec, new_projection(spec.layers, seed), True
 
@@ -173,3 +181,25 @@ def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
         with torch.no_grad():
             nn.init.orthogonal_(layer.linear.weight, generator=generator)
     return heads
+
+
+def _inline_weight(folder: Path) -> Tensor | None:
+    """The projection that ColBERT's authors save among the encoder's weights; None in other folders."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file() or (folder / "modules.json").is_file():
+        return None
+    with safe_open(path, "pt") as weights:
+        found: Tensor | None = weights.get_tensor(_INLINE) if _INLINE in weights.keys() else None  # noqa: SIM118
+        return found
+
+
+def _load_inline(heads: VectorLayers, weight: Tensor, folder: Path) -> None:
+    (layer,) = heads
+    assert isinstance(layer, DenseLayer)
+    if weight.shape != layer.linear.weight.shape:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: {_INLINE} is {tuple(weight.shape)}; config.json and artifact.metadata say"
+            f" {tuple(layer.linear.weight.shape)}"
+        )
+    with torch.no_grad():
+        layer.linear.weight.copy_(weight)

@@ -9,7 +9,7 @@ from vembed.model.families.family import Architecture, Family
 from vembed.model.families.text import TEXT
 from vembed.model.families.towers import text_limit
 from vembed.model.families.vlm import VLM_GENERIC
-from vembed.model.late_folder import LateFolder
+from vembed.model.late_folder import LateFolder, is_stanford, read_stanford
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
@@ -61,6 +61,9 @@ def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     sentence = facts.sentence
     found = sentence.late if sentence else None
     prompts = (sentence.query_prompt, sentence.document_prompt) if sentence else (None, None)
+    if is_stanford(facts.config) and sentence is None:
+        found, markers = read_stanford(facts.folder, int(facts.config["hidden_size"]))
+        prompts = (markers["query"], markers["document"])
     if found is None and prompts == (None, None):
         prompts = (_QUERY_MARKER, _DOCUMENT_MARKER)
     found = found or LateFolder()
@@ -156,6 +159,8 @@ def _text_config(config: Json) -> Json:
 def _claim(facts: ModelFacts) -> str | None:
     if facts.model_type in _NATIVE:
         return f"config.json says {facts.model_type}"
+    if is_stanford(facts.config):
+        return "config.json says HF_ColBERT"
     late = facts.sentence is not None and facts.sentence.late is not None
     return "modules.json describes a vector per token" if late else None
 
@@ -219,6 +224,7 @@ LATE_INTERACTION = Family(
     aliases=("colbert", "colmodernvbert", "colpali", "colqwen", "colqwen2"),
     model_names={
         "colmodernvbert": "ModernVBERT/colmodernvbert-merged",
+        "colbert": "colbert-ir/colbertv2.0",
         "colpali": "vidore/colpali-v1.3-hf",
         "colqwen2": "vidore/colqwen2-v1.0-hf",
     },
