@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vembed.model.backbones.vlm_generic import IMAGE_TOKENS
+from vembed.model.files import ModelFolders
 from vembed.model.processors.token_rows import fill_token, side_flags
 from vembed.model.processors.vlm import VlmProcessor, VlmRow
+from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import Inputs, Item, LoadedItem, Side
 
@@ -23,9 +24,13 @@ class LateVlmProcessor(VlmProcessor):
     the instruction in it says anything of the row.
     """
 
-    def __init__(self, spec: ModelSpec, processor: Any) -> None:  # Any: transformers is untyped here
-        super().__init__(spec, processor)
-        self._fill = fill_token(self._tokenizer, spec) if spec.num_query_tokens else 0
+    @classmethod
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> VlmProcessor:
+        """The processor that the folder holds. Raises ModelError when its files, or a token to fill up, are missing."""
+        processor = super().from_folders(spec, folders, settings)
+        if spec.num_query_tokens:
+            fill_token(processor.tokenizer, spec)
+        return processor
 
     def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
         """Inputs of these rows."""
@@ -48,7 +53,7 @@ class LateVlmProcessor(VlmProcessor):
     def _filled(self, row: VlmRow) -> VlmRow:
         """A query with so many tokens at its end that num_query_tokens of all are scored."""
         missing = max(0, (self.spec.num_query_tokens or 0) - int(row.tokens[_SCORED].sum()))
-        filling = {"input_ids": self._fill, _SCORED: 1}
+        filling = {"input_ids": fill_token(self.tokenizer, self.spec), _SCORED: 1}
         tokens = {
             name: torch.cat([value, torch.full((missing,), filling.get(name, 0)).to(value)])
             for name, value in row.tokens.items()

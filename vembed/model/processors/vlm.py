@@ -87,6 +87,11 @@ class VlmProcessor(ItemProcessor):
             )
         return cls(spec, processor, has_image_file=(folders.text / _IMAGE_FILE).is_file())
 
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped here
+        """The tokenizer of the processor."""
+        return self._tokenizer
+
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """What the image processor makes of one picture."""
         return self._pictures.read([picture])
