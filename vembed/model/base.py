@@ -298,7 +298,7 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
 
 
 def _enable_checkpointing(module: Any, tower: Tower) -> None:  # Any: transformers is untyped here
-    if not module.supports_gradient_checkpointing:
+    if not getattr(module, "supports_gradient_checkpointing", False):  # code of a checkpoint's own may not say
         raise ModelError(f"gradient_checkpointing: the {tower} tower ({type(module).__name__}) does not support it")
     # transformers renamed the method in 5.x and warns about the old name.
     enable = getattr(module, "activation_checkpointing_enable", module.gradient_checkpointing_enable)

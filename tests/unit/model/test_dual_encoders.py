@@ -57,9 +57,11 @@ def test_features_are_those_of_transformers_with_the_checkpoint_s_own_processor(
     padding = {"padding": "max_length" if is_siglip else True, "max_length": LENGTH, "truncation": True}
     inputs = processor.tokenizer(words, return_tensors="pt", **padding)
     inputs.pop("token_type_ids", None)  # all zero
-    assert_same_vectors(model_of(name).get_text_features(texts), features(model.get_text_features(**inputs)))
+    call = model.encode_text if name == "own_code" else model.get_text_features
+    assert_same_vectors(model_of(name).get_text_features(texts), features(call(**inputs)))
     pixels = processor.image_processor(pictures, return_tensors="pt")
-    assert_same_vectors(model_of(name).get_image_features(pictures), features(model.get_image_features(**pixels)))
+    call = model.encode_image if name == "own_code" else model.get_image_features
+    assert_same_vectors(model_of(name).get_image_features(pictures), features(call(**pixels)))
 
 
 @pytest.mark.parametrize("name", KIN)
@@ -198,21 +200,22 @@ def test_encoder_mode_names_the_family_of_code_that_does_not_look_like_a_dual_en
 def test_code_that_is_no_dual_encoder_is_refused_with_what_it_lacks(tmp_path):
     folder = Path(tiny_own_code(tmp_path))
     code = (folder / "eva_clip.py").read_text()
-    absent = "\n\nEvaCLIPModel.get_text_features = property(lambda self: self.absent)\n"
-    (folder / "eva_clip.py").write_text(code + absent)
-    assert "it has no get_text_features" in refusal(folder, trust_remote_code=True)
-    (folder / "eva_clip.py").write_text(code.replace("self.text_norm", "self.norm"))
+    (folder / "eva_clip.py").write_text(code.replace("def encode_text", "def read_text"))
+    assert "it has no get_text_features or encode_text; write a family" in refusal(folder, trust_remote_code=True)
+    (folder / "eva_clip.py").write_text(code.replace("self.text_projection", "self.projection"))
     state = load_file(folder / "model.safetensors")
-    renamed = {name.replace("text_norm", "norm"): tensor for name, tensor in state.items()}
+    renamed = {name.replace("text_projection", "projection"): tensor for name, tensor in state.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "norm.weight belongs to neither tower" in refusal(folder, trust_remote_code=True)
+    assert "projection.weight belongs to neither tower" in refusal(folder, trust_remote_code=True)
 
 
 def _renamed(folder: str, into: Path) -> Path:
-    """The same model under a model_type and a class name that tell nothing."""
+    """The same model under a model_type and a class name that tell nothing, with methods as transformers names them."""
     copy = into / "two_towers"
     shutil.copytree(folder, copy)
     code = (copy / "eva_clip.py").read_text().replace("EvaCLIP", "TwoTower").replace('"clip"', '"two_towers"')
+    for old, new in (("encode_text", "get_text_features"), ("encode_image", "get_image_features")):
+        code = code.replace(old, new)
     (copy / "two_towers.py").write_text(code)
     (copy / "eva_clip.py").unlink()
     config = json.loads((copy / "config.json").read_text())

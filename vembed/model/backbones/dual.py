@@ -17,13 +17,17 @@ from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
 _SCALES = ("logit_scale", "logit_bias")
+# What gives features: as transformers calls it, as EVA-CLIP's own code does.
+_TEXT_CALLS = ("get_text_features", "encode_text")
+_IMAGE_CALLS = ("get_image_features", "encode_image")
 
 
 class DualModel(BaseEmbeddingModel):
     """A text and an image tower that were trained together. Projections belong to their tower.
 
-    Code that comes with a checkpoint fits when its model has `text_model`, `vision_model`, `get_text_features` and
-    `get_image_features`, the last two giving features, or an output whose `pooler_output` they are.
+    Code that comes with a checkpoint fits when its model has `text_model`, `vision_model`, `get_text_features` (or
+    `encode_text`) and `get_image_features` (or `encode_image`), which give features, or an output whose `pooler_output`
+    they are.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {"backbone.text": "text", "backbone.vis": "vision"}
@@ -33,8 +37,9 @@ class DualModel(BaseEmbeddingModel):
         super().__init__(spec)
         self.backbone = backbone
         self._adopt_scale(backbone)
-        self._dim = _width(backbone.config)
-        self._gives_plain_features = spec.own_code is not None and _gives_plain_features(backbone)
+        self._text_call, self._image_call = _named(backbone, _TEXT_CALLS), _named(backbone, _IMAGE_CALLS)
+        self._gives_plain_features = False
+        self._dim = _width(backbone.config) if spec.own_code is None else self._measure()
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "DualModel":
@@ -42,7 +47,7 @@ class DualModel(BaseEmbeddingModel):
         assert folders.text is not None
         backbone = load_backbone(folders.text, settings)
         _refuse_other_code(backbone)
-        refuse_odd_size(backbone.config.vision_config, spec.image_size)
+        refuse_odd_size(_vision_config(backbone), spec.image_size)
         model = cls(spec, backbone)
         refuse_unreadable_size(lambda pixels: model.embed_images({"pixel_values": pixels}), spec.image_size)
         return model
@@ -62,7 +67,8 @@ class DualModel(BaseEmbeddingModel):
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[texts, tokens] twice -> [texts, dim]."""
-        return _features(self.backbone.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
+        call = getattr(self.backbone, self._text_call)
+        return _features(call(input_ids=input_ids, attention_mask=attention_mask))
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """`pixel_values` [images, 3, height, width] -> [images, dim].
@@ -70,7 +76,7 @@ class DualModel(BaseEmbeddingModel):
         NaFlex: `pixel_values` [images, patches, numbers], `pixel_attention_mask` [images, patches] and
         `spatial_shapes` [images, 2].
         """
-        call, config = self.backbone.get_image_features, self.backbone.config.vision_config
+        call, config = getattr(self.backbone, self._image_call), _vision_config(self.backbone)
         images = {**images, "pixel_values": fitted(images["pixel_values"], self.backbone.vision_model)}
         return _features(call(**images, **interpolation(call, config, images["pixel_values"])))
 
@@ -82,12 +88,21 @@ class DualModel(BaseEmbeddingModel):
         return state
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """As any model's, but that features of the checkpoint's own code may be the output itself."""
+        """As any model's, but that code of the checkpoint's own has its names, and may give the features themselves."""
         files = super().sentence_files(subfolder)
-        if self._gives_plain_features:
-            for method in files["sentence_bert_config.json"]["modality_config"].values():
-                method["method_output_name"] = None
+        methods = files["sentence_bert_config.json"]["modality_config"]
+        for modality, call in (("text", self._text_call), ("image", self._image_call)):
+            output = None if self._gives_plain_features else "pooler_output"
+            methods[modality] = {"method": call, "method_output_name": output}
         return files
+
+    @torch.no_grad()
+    def _measure(self) -> int:
+        """The width of what code of the checkpoint's own gives, and whether that is the features themselves."""
+        token = torch.zeros(1, 1, dtype=torch.int64)
+        output = getattr(self.backbone, self._text_call)(input_ids=token, attention_mask=torch.ones_like(token))
+        self._gives_plain_features = isinstance(output, Tensor)
+        return int(_features(output).shape[-1])
 
     def _adopt_scale(self, backbone: Backbone) -> None:
         """Move the checkpoint's logit scale and bias here, as [1]; the backbone's own forward is never called."""
@@ -104,10 +119,13 @@ def _features(output: Any) -> Tensor:  # Any: transformers is untyped here
     return features
 
 
-@torch.no_grad()
-def _gives_plain_features(backbone: Backbone) -> bool:
-    token = torch.zeros(1, 1, dtype=torch.int64)
-    return isinstance(backbone.get_text_features(input_ids=token, attention_mask=torch.ones_like(token)), Tensor)
+def _named(backbone: Backbone, calls: tuple[str, ...]) -> str:
+    """The first of these methods that the model has."""
+    return next(name for name in calls if hasattr(backbone, name))
+
+
+def _vision_config(backbone: Backbone) -> Any:  # Any: transformers is untyped here
+    return getattr(backbone.config, "vision_config", backbone.config)
 
 
 def _width(config: Any) -> int:  # Any: transformers is untyped here
@@ -117,8 +135,8 @@ def _width(config: Any) -> int:  # Any: transformers is untyped here
 
 def _refuse_other_code(backbone: Backbone) -> None:
     """Raise ModelError for a class of a checkpoint's own that lacks what is used here."""
-    needed = ("text_model", "vision_model", "get_text_features", "get_image_features")
-    lacking = [name for name in needed if not hasattr(backbone, name)]
+    needed = (("text_model",), ("vision_model",), _TEXT_CALLS, _IMAGE_CALLS)
+    lacking = [" or ".join(names) for names in needed if not any(hasattr(backbone, name) for name in names)]
     if lacking:
         raise ModelError(
             f"{type(backbone).__name__} cannot be used as a dual encoder: it has no {', '.join(lacking)}; write a"
