@@ -43,8 +43,8 @@ def tiny_dinov3_vit(folder: str | Path, seed: int = 0) -> str:
 
 
 def tiny_dinov3_convnext(folder: str | Path, seed: int = 0) -> str:
-    """DINOv3ConvNextModel, 24 wide, whose first token is the mean of the others."""
-    config = DINOv3ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=IMAGE_SIZE)
+    """DINOv3ConvNextModel of two stages, 24 wide, whose first token is the mean of the others."""
+    config = DINOv3ConvNextConfig(hidden_sizes=[8, 24], depths=[1, 1], image_size=IMAGE_SIZE)
     config.layer_scale_init_value = 1.0
     save(DINOv3ConvNextModel, config, folder, seed)
     DINOv3ViTImageProcessor(size=_SQUARE).save_pretrained(folder)
@@ -87,8 +87,8 @@ def tiny_clip_vision(folder: str | Path, seed: int = 0) -> str:
 
 
 def tiny_convnext(folder: str | Path, seed: int = 0) -> str:
-    """ConvNextModel, 24 wide, with its processor, which crops by a share of its own."""
-    config = ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], image_size=IMAGE_SIZE)
+    """ConvNextModel of two stages, 24 wide over 4 x 4 places; its processor crops by a share of its own."""
+    config = ConvNextConfig(num_stages=2, hidden_sizes=[8, 24], depths=[1, 1], image_size=IMAGE_SIZE)
     config.layer_scale_init_value = 1.0
     save(ConvNextModel, config, folder, seed)
     ConvNextImageProcessor(size={"shortest_edge": IMAGE_SIZE}).save_pretrained(folder)
