@@ -29,6 +29,10 @@ class ModelError(VembedError):
     exit_code = 2
 
 
+class NotFiniteError(VembedError):
+    """A loss or a gradient is no finite number. Names the step and the rows."""
+
+
 class CheckpointError(VembedError):
     """A checkpoint cannot be written, read or resumed."""
 

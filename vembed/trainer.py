@@ -251,7 +251,15 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
     )
     optimizer, groups = build_optimizer(model.model, config.optimizer)
     schedule = build_schedule(config.optimizer, plan.num_steps)
-    engine = Engine(model.model, trainer, optimizer, schedule, precision, config.optimizer.max_grad_norm)
+    engine = Engine(
+        model.model,
+        trainer,
+        optimizer,
+        schedule,
+        precision,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        on_nan=config.training.on_nan,
+    )
     return Session(loaded.data, model, engine, loader, plan, groups, loaded.frozen)
 
 

@@ -1,15 +1,17 @@
 """Every loss trains a real model from a file; what a loss cannot work with is refused before anything is written."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from tests.pictures import write_jsonl
-from vembed.errors import ConfigError, DataError
+from vembed.errors import ConfigError, DataError, NotFiniteError
 from vembed.losses.registry import LossRegistry
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
 OPTIONS = {
@@ -101,3 +103,25 @@ def test_what_a_loss_cannot_work_with_is_refused_before_anything_is_written(tmp_
     with pytest.raises(error, match=words):
         Trainer(settings).train(**change)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_nan_in_training_names_the_last_checkpoint_which_stays(tmp_path, settings, monkeypatch):
+    steps = []
+    real = GradientCacheTrainer._loss
+
+    def spoiled(self, *sides):
+        steps.append(1)
+        return real(self, *sides) * (math.nan if len(steps) == 4 else 1)
+
+    monkeypatch.setattr(GradientCacheTrainer, "_loss", spoiled)
+    with pytest.raises(
+        NotFiniteError, match=r"(?s)^step 4: the loss is not finite.*before that are in .*checkpoint-3 "
+    ):
+        Trainer(settings).train(epochs=3, save_steps=1)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    result = Trainer(settings).train(epochs=3, save_steps=1, on_nan="skip", resume_from_checkpoint="latest")
+    assert result.num_steps == 6
+    assert None not in losses_of(tmp_path / "run")
+    steps.clear()
+    Trainer(settings).train(epochs=3, on_nan="skip", overwrite_output_dir=True)
+    assert [number for number, loss in enumerate(losses_of(tmp_path / "run"), 1) if loss is None] == [4]

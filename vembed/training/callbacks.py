@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ class MetricsFile:
         line = {
             "step": state.step,
             "epoch": round(state.step / self._plan.steps_per_epoch, 4),
-            "loss": state.window.mean_loss,
+            "loss": state.window.mean_loss if math.isfinite(state.window.mean_loss) else None,
             "learning_rate": leading_rate(record),
             "learning_rates": record.learning_rates,
             "temperature": record.temperature,

@@ -17,6 +17,7 @@ _FREE = frozenset(
         "save_steps",
         "save_adapter_only",
         "save_total_limit",
+        "on_nan",
         "num_workers",
         "test_data_path",
         "eval_batch_size",

@@ -1,14 +1,14 @@
 """GradientCacheTrainer: from a batch to gradients, through the gradient cache or plainly; the numbers are the same."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vembed.errors import VembedError
+from vembed.errors import NotFiniteError
 from vembed.grad_cache.cachex.functional import ChunkedSide, LossScale, cached_backward
 from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
@@ -60,14 +60,14 @@ class GradientCacheTrainer:
     def step(self, batch: Batch, *, loss_scale: LossScale = 1.0) -> StepResult:
         """Add the batch's gradient, times `loss_scale` (a factor, or a function such as `GradScaler.scale`).
 
-        Raises VembedError, before any gradient is added, when the loss is not finite; it names the rows.
+        Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
         targets = move(batch.targets, self._device)
 
         def loss_of(queries: Embeddings, documents: Embeddings) -> Tensor:
             loss = self._loss(queries, documents, targets)
             if not math.isfinite(loss.item()):
-                raise VembedError(_not_finite(batch, queries, documents))
+                raise NotFiniteError(_not_finite(batch, queries, documents))
             return loss
 
         sides = [ChunkedSide(self._encode, inputs, self._chunk_size) for inputs in (batch.queries, batch.documents)]
@@ -98,8 +98,13 @@ def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings) -> str
     advice = "lower the learning rate, or set mixed_precision: no"
     if not named:
         return f"the loss is not finite though all embeddings are (temperature or bias out of range?); {advice}"
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"the loss is not finite: the embeddings of {', '.join(named[:MOST_NAMED])}{more} are not; {advice}"
+    return f"the loss is not finite: the embeddings of {name_rows(named)} are not; {advice}"
+
+
+def name_rows(origins: Sequence[str]) -> str:
+    """Where rows come from, the first few of them: `train.jsonl:2, train.jsonl:5 and 3 more`."""
+    more = f" and {len(origins) - MOST_NAMED} more" if len(origins) > MOST_NAMED else ""
+    return f"{', '.join(origins[:MOST_NAMED])}{more}"
 
 
 def _bad_rows(embeddings: Embeddings) -> Tensor:

@@ -11,20 +11,21 @@ Everything that changes is in `TrainState`, the parameters, the optimiser and th
 all four, so a run that is continued from one does what it would have done. Weights are changed in `_update` alone.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 
 from vembed.data.loader import LoaderState, TrainingLoader
-from vembed.errors import DataError, VembedError
+from vembed.errors import DataError, NotFiniteError
 from vembed.grad_cache.cachex.functional import LossScale
 from vembed.losses.objective import limit_scale, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer, name_rows
 from vembed.training.interrupts import StopSignal
 from vembed.training.optimizer import apply_schedule, rates_by_part
 from vembed.training.plan import Plan
@@ -35,10 +36,16 @@ from vembed.training.settings import Part
 from vembed.training.state import LogWindow, Metrics, TrainState
 from vembed.types import Batch
 
+_log = logging.getLogger(__name__)
+MOST_NAN_IN_A_ROW = 20  # with on_nan: skip; after so many the run learns nothing any more
+
 
 @dataclass(frozen=True)
 class Engine:
-    """What turns batches into updates. `max_grad_norm` 0 does not clip."""
+    """What turns batches into updates. `max_grad_norm` 0 does not clip.
+
+    on_nan: whether a loss or gradient that is no number stops the run, or its step is left out.
+    """
 
     model: BaseEmbeddingModel
     trainer: GradientCacheTrainer
@@ -46,12 +53,14 @@ class Engine:
     schedule: Schedule
     precision: Precision
     max_grad_norm: float
+    on_nan: Literal["raise", "skip"] = "raise"
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. `skipped`: fp16 gradients overflowed, so the parameters stayed as they were.
+    """What one step did. `skipped`: the gradient is no number, so the parameters stayed as they were.
 
+    loss: the mean of its batches', NaN when none of them is a number.
     learning_rates: the highest of each part of the model.
     """
 
@@ -92,8 +101,8 @@ class Milestones:
 def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *, milestones: Milestones) -> None:
     """Train from `state` to the end of `plan`.
 
-    Raises StopRequested after a signal, at a point that can be saved and continued from; VembedError when the loss or
-    the gradient is no longer a number.
+    Raises StopRequested after a signal, at a point that can be saved and continued from; NotFiniteError when the loss
+    or the gradient is no longer a number, naming step and rows.
     """
     while state.step < plan.num_steps:
         _do_what_is_due(engine, plan, state, milestones)  # if a signal came first, before the run was continued
@@ -171,11 +180,13 @@ def _do_what_is_due(engine: Engine, plan: Plan, state: TrainState, milestones: M
 
 @dataclass
 class _Accumulated:
-    """Sums over the batches of one step."""
+    """Sums over the batches of one step. `problem`: why the step cannot be used, if it cannot."""
 
     num_batches: int = 0
     num_samples: int = 0
-    loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    problem: str | None = None
     load_seconds: float = 0.0
     step_seconds: float = 0.0
 
@@ -191,12 +202,17 @@ def _accumulate(
         loaded = time.perf_counter()
         if batch is None:
             break
-        result = engine.trainer.step(batch, loss_scale=_loss_scale(engine.precision, num_batches))
+        try:
+            result = engine.trainer.step(batch, loss_scale=_loss_scale(engine.precision, num_batches))
+            total.losses.append(result.loss)
+        except NotFiniteError as error:
+            total.problem = str(error)
+            _refuse_nan(engine, state, total.problem)
         state.loader = loader_state
         state.num_truncated_texts += batch.queries.num_truncated + batch.documents.num_truncated
         total.num_batches += 1
         total.num_samples += batch.queries.num_rows
-        total.loss += result.loss
+        total.origins += batch.origins
         total.load_seconds += loaded - started
         total.step_seconds += time.perf_counter() - loaded
     return total
@@ -207,13 +223,19 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
     started = time.perf_counter()
     factor = engine.schedule.factor(state.step)
     apply_schedule(engine.optimizer, factor)
-    grad_norm = _update(engine, plan.num_batches_per_step / accumulated.num_batches)
+    grad_norm = math.nan
+    if accumulated.problem is None:
+        grad_norm = _update(engine, plan.num_batches_per_step / accumulated.num_batches)
+        if engine.precision.scaler is None and not math.isfinite(grad_norm):
+            accumulated.problem = _diverged(grad_norm, accumulated.origins)
+    engine.optimizer.zero_grad(set_to_none=True)
+    _note_nan(engine, state, accumulated.problem)
     skipped = not math.isfinite(grad_norm)
     state.step += 1
     state.num_samples += accumulated.num_samples
     state.num_skipped_steps += skipped
     return StepRecord(
-        loss=accumulated.loss / accumulated.num_batches,
+        loss=sum(accumulated.losses) / len(accumulated.losses) if accumulated.losses else math.nan,
         learning_rates=rates_by_part(engine.optimizer),
         grad_norm=grad_norm,
         temperature=1 / scale_of(engine.model.logit_scale.detach()).item(),
@@ -225,11 +247,10 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
 
 
 def _update(engine: Engine, gradient_factor: float) -> float:
-    """Clip and apply the gradient, then forget it; gives its norm before clipping.
+    """Clip and apply the gradient if it is finite; gives its norm before clipping.
 
     `gradient_factor` makes up for the batches that a step lacks. Weights change here and nowhere else: an average of
-    them would be updated at the end of this function. Raises VembedError when the gradient is not finite and no
-    scaler expects that.
+    them would be updated at the end of this function.
     """
     parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
     scaler = engine.precision.scaler
@@ -241,13 +262,31 @@ def _update(engine: Engine, gradient_factor: float) -> float:
     if scaler is not None:
         scaler.step(engine.optimizer)
         scaler.update()
-    elif not math.isfinite(norm):
-        raise VembedError(f"the gradient's norm is {norm}: training diverged; lower the learning rate")
-    else:
+    elif math.isfinite(norm):
         engine.optimizer.step()
-    engine.optimizer.zero_grad(set_to_none=True)
     limit_scale(engine.model.logit_scale)
     return norm
+
+
+def _note_nan(engine: Engine, state: TrainState, problem: str | None) -> None:
+    """Count a step that cannot be used, or raise."""
+    if problem is None:
+        state.num_nan_in_a_row = 0
+        return
+    _refuse_nan(engine, state, problem)
+    state.num_nan_in_a_row += 1
+    _log.warning("step %d is left out: %s", state.step + 1, problem)
+    if state.num_nan_in_a_row == MOST_NAN_IN_A_ROW:
+        raise NotFiniteError(f"step {state.step + 1}: the {MOST_NAN_IN_A_ROW}th in a row to be left out: {problem}")
+
+
+def _refuse_nan(engine: Engine, state: TrainState, problem: str) -> None:
+    if engine.on_nan == "raise":
+        raise NotFiniteError(f"step {state.step + 1}: {problem}")
+
+
+def _diverged(norm: float, origins: Sequence[str]) -> str:
+    return f"the gradient's norm is {norm}: training diverged at {name_rows(origins)}; lower the learning rate"
 
 
 def _loss_scale(precision: Precision, num_batches: int) -> LossScale:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vembed.data.loader import TrainingLoader
-from vembed.errors import Interrupted
+from vembed.errors import Interrupted, NotFiniteError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
@@ -72,7 +72,7 @@ def train(
 ) -> None:
     """Train from `state` to the end, with metrics, checkpoints and best/ in the run's folder.
 
-    Raises Interrupted after a signal, when a checkpoint is written.
+    Raises Interrupted after a signal, when a checkpoint is written; NotFiniteError, which names the last checkpoint.
     """
     engine, plan, run = session.engine, session.plan, checkpoints.run
     device = engine.precision.device
@@ -98,8 +98,17 @@ def train(
             save_once(state, milestones)
             assert stop.number is not None
             raise Interrupted(_how_to_go_on(checkpoints, state, plan, stop.number), stop.number) from None
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}\n{_last_good(checkpoints)}") from error
         finally:
             session.loader.close()
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    written = checkpoints.run.checkpoints()
+    if not written:
+        return "no checkpoint was written before that; save_steps sets how often one is"
+    return f"the weights before that are in {written[-1]} (model_name: {written[-1]} starts a new run from them)"
 
 
 def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan, number: int) -> str:

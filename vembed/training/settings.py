@@ -44,6 +44,9 @@ class TrainingSettings(Section):
         "auto", description="Autocast dtype; auto: bf16 on a GPU that has it, else no.", json_schema_extra=COMMON
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+    on_nan: Literal["raise", "skip"] = Field(
+        "raise", description="A loss or gradient that is no finite number stops the run, or its step is left out."
+    )
     seed: int = Field(42, ge=0, description="Seed of order, augmentation, new weights and dropout.")
     train_batch_norm: bool = Field(
         False,

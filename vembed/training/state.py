@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,7 +23,10 @@ class Best:
 
 @dataclass
 class LogWindow:
-    """Sums since the last line of metrics.jsonl. `seconds` leave out evaluations and checkpoints."""
+    """Sums since the last line of metrics.jsonl. `seconds` leave out evaluations and checkpoints.
+
+    num_steps: those with a loss that is a number.
+    """
 
     loss_sum: float = 0.0
     num_steps: int = 0
@@ -31,15 +35,16 @@ class LogWindow:
 
     def add(self, loss: float, num_samples: int, seconds: float) -> None:
         """Count one step."""
-        self.loss_sum += loss
-        self.num_steps += 1
+        if math.isfinite(loss):
+            self.loss_sum += loss
+            self.num_steps += 1
         self.num_samples += num_samples
         self.seconds += seconds
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the steps, of which there is at least one."""
-        return self.loss_sum / self.num_steps
+        """Mean loss of the steps; NaN when none had one that is a number."""
+        return self.loss_sum / self.num_steps if self.num_steps else math.nan
 
     @property
     def samples_per_second(self) -> float:
@@ -53,7 +58,8 @@ class TrainState:
 
     step: finished updates. epoch: the running epoch, from 0. loader: where in it (None: at its start).
     evaluated_step, saved_step: when that was last done, so that none is left out or repeated after a resume.
-    num_metrics_lines: lines of metrics.jsonl that belong to the steps so far.
+    num_metrics_lines: lines of metrics.jsonl that belong to the steps so far. num_nan_in_a_row: steps left out by
+    on_nan: skip since the last one that was not.
     """
 
     step: int = 0
@@ -61,6 +67,7 @@ class TrainState:
     loader: LoaderState | None = None
     num_samples: int = 0
     num_skipped_steps: int = 0
+    num_nan_in_a_row: int = 0
     num_truncated_texts: int = 0
     evaluated_step: int = 0
     saved_step: int = 0

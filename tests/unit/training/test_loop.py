@@ -1,5 +1,6 @@
 """The loop on a tiny CLIP: what one step does to the parameters, and what happens when."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from tests.pictures import write_pairs
 from vembed.data.dataset import load_datasets
 from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
-from vembed.errors import VembedError
+from vembed.errors import NotFiniteError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
@@ -22,7 +23,7 @@ from vembed.training.plan import make_plan
 from vembed.training.precision import choose_precision
 from vembed.training.schedule import Schedule
 from vembed.training.settings import TrainingSettings
-from vembed.training.state import TrainState
+from vembed.training.state import LogWindow, TrainState
 
 ROWS = 10
 
@@ -158,9 +159,75 @@ def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_change(cl
     parts = Parts(clip_folder, pairs)
     parts.model.model.logit_scale.register_hook(lambda gradient: gradient * math.nan)
     before = parts.weights()
-    with pytest.raises(VembedError, match="norm is nan: training diverged"):
+    with pytest.raises(
+        NotFiniteError, match=r"^step 1: the gradient's norm is nan: training diverged at \S*\.jsonl:\d+, .*; lower the"
+    ):
         next(steps_of_epoch(parts.engine, parts.loader, parts.plan, TrainState()))
     assert all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
+
+
+def nan_at(parts, *calls):
+    """Makes the loss of these batches (counted from 1) NaN."""
+    objective, count = parts.trainer._objective, itertools.count(1)
+
+    def spoiled(*sides, **options):
+        loss = objective(*sides, **options)
+        return loss * math.nan if next(count) in calls else loss
+
+    parts.trainer._objective = spoiled
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step(clip_folder, pairs):
+    parts = Parts(clip_folder, pairs)
+    nan_at(parts, 2)
+    steps = steps_of_epoch(parts.engine, parts.loader, parts.plan, TrainState())
+    next(steps)
+    before = parts.weights()
+    with pytest.raises(NotFiniteError, match=r"^step 2: the loss is not finite though all embeddings are"):
+        next(steps)
+    assert all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_a_step_with_a_nan_is_left_out_whole_if_asked_for(clip_folder, pairs, shares, caplog):
+    parts = Parts(clip_folder, pairs, gradient_accumulation_steps=shares, batch_size=2, max_steps=2)
+    engine = replace(parts.engine, on_nan="skip")
+    nan_at(parts, shares)  # the last batch of the first step
+    state, before = TrainState(), parts.weights()
+    steps = steps_of_epoch(engine, parts.loader, parts.plan, state)
+    record = next(steps)
+    assert (record.skipped, state.step, state.num_skipped_steps, state.num_nan_in_a_row) == (True, 1, 1, 1)
+    assert math.isnan(record.loss) == (shares == 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
+    assert "step 1 is left out: the loss is not finite" in caplog.text
+    assert not next(steps).skipped
+    assert (state.step, state.num_skipped_steps, state.num_nan_in_a_row) == (2, 1, 0)
+    assert not all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
+
+
+def test_a_gradient_that_is_no_number_is_left_out_if_asked_for(clip_folder, pairs):
+    parts = Parts(clip_folder, pairs)
+    parts.model.model.logit_scale.register_hook(lambda gradient: gradient * math.nan)
+    before, state = parts.weights(), TrainState()
+    record = next(steps_of_epoch(replace(parts.engine, on_nan="skip"), parts.loader, parts.plan, state))
+    assert (record.skipped, state.num_nan_in_a_row) == (True, 1)
+    assert all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
+
+
+def test_too_many_steps_without_a_number_in_a_row_stop_the_run(clip_folder, pairs):
+    parts = Parts(clip_folder, pairs, batch_size=1, epochs=3)
+    engine = replace(parts.engine, on_nan="skip")
+    nan_at(parts, *range(1, 100))
+    with pytest.raises(NotFiniteError, match=r"^step 20: the 20th in a row to be left out: the loss is not finite"):
+        fit(engine, parts.loader, parts.plan, TrainState(), milestones=milestones([]))
+
+
+def test_a_window_without_a_number_says_so_in_the_metrics():
+    window = LogWindow()
+    window.add(math.nan, 8, 1.0)
+    assert math.isnan(window.mean_loss)
+    window.add(3.0, 8, 1.0)
+    assert (window.mean_loss, window.num_samples) == (3.0, 16)
 
 
 def test_the_temperature_stays_within_its_limit(clip_folder, pairs):
