@@ -8,6 +8,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
+from tests.cases import CASES
 from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError
@@ -112,6 +113,37 @@ def test_every_family_goes_on_exactly(tmp_path, request, family, mode, use_lora)
         **{"batch_size": 3, "max_steps": 4, "save_steps": 2, "save_total_limit": 9, "val_fraction": 0.0},
         **{"report": False, "device": "cpu", "learning_rate": 1e-3, "logging_steps": 1},
         **(adapters if use_lora else {}),
+    }
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**settings, "output_dir": str(straight)}).train()
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoint-4")
+    Trainer({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
+    assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "changes"),
+    [
+        ("sentence", "t2t", {}),  # layers after the pooling
+        ("colbert", "t2t", {}),  # a new projection
+        ("qwen3_vl", "m2i", {"freeze": ["vision"]}),
+        ("colpali", "t2i", {"use_dora": True}),
+        ("vit", "i2i", {"pooling": "gem"}),
+        ("clip_gated", "m2i", {"torch_dtype": "bfloat16"}),
+    ],
+)
+def test_adapters_of_any_kind_go_on_exactly(tmp_path, name, mode, changes):
+    case = CASES[name]
+    make = CASES["clip"].make if name == "clip_gated" else case.make
+    settings = {
+        "model_name": make(str(tmp_path / "model")),
+        "data_path": write_pairs(tmp_path / "data", 9, mode),
+        "retrieval_mode": mode,
+        **{"batch_size": 3, "max_steps": 4, "save_steps": 2, "save_total_limit": 9, "val_fraction": 0.0},
+        **{"report": False, "device": "cpu", "learning_rate": 1e-3, "logging_steps": 1, "use_lora": True},
+        **case.settings,
+        **changes,
     }
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     Trainer({**settings, "output_dir": str(straight)}).train()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -51,6 +52,20 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
     path = root if subfolders else model_path(root)
     folders = {tower: path / subfolders.get(tower, "") for tower in spec.towers}
     return ModelFolders(root, folders.get("text"), folders.get("vision"))
+
+
+@torch.no_grad()
+def read_layers(model: BaseEmbeddingModel, folder: Path) -> None:
+    """Restore the layers that follow a tower's pooling. Raises CheckpointError."""
+    for subfolder in model.backbones():
+        for name, state in model.layer_states(subfolder).items():
+            path = folder / subfolder / name / WEIGHTS_FILE
+            try:
+                saved = load_file(path)
+                for key, tensor in state.items():
+                    tensor.copy_(saved[key])
+            except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+                raise CheckpointError(f"{path} is missing, broken or of another model: {error}") from error
 
 
 def processor_folders(folders: ModelFolders, settings: ModelSettings) -> ModelFolders:
@@ -175,7 +190,8 @@ def _write_sentence_files(folder: Path, model: BaseEmbeddingModel, processor: It
         for name, content in files.items():
             _write_json(folder / subfolder / name, content)
         for name, state in model.layer_states(subfolder).items():
-            save_file(state, folder / subfolder / name / WEIGHTS_FILE, metadata={"format": "pt"})
+            plain = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+            save_file(plain, folder / subfolder / name / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: object) -> None:

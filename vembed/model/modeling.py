@@ -19,6 +19,7 @@ from vembed.model.checkpoint import (
     open_heads,
     processor_folders,
     read_heads,
+    read_layers,
     write_checkpoint,
 )
 from vembed.model.compilation import compile_towers
@@ -116,6 +117,7 @@ class VisualRetrievalModel:
         for subfolder, backbone in self.model.backbones().items():
             if any(True for _ in adapted_layers(backbone)):
                 load_adapters(folder / subfolder, backbone)
+        read_layers(self.model, folder)
         read_heads(self.model, folder)
 
     def encode(

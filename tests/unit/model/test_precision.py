@@ -107,6 +107,16 @@ def test_a_dtype_without_effect_or_without_a_scaler_is_refused(fresh):
     settle(model, torch_dtype="auto")
 
 
+def test_weights_of_4_bits_are_not_trained_themselves(fresh):
+    model = fresh("bert")
+    layer = model.model.text_tower.model.encoder.layer[0].output.dense
+    layer.weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)  # as bitsandbytes packs
+    with pytest.raises(
+        ConfigError, match="quantization: weights of 4 bits cannot learn; set use_lora: true, or freeze"
+    ):
+        settle(model, quantization="4bit")
+
+
 def test_casting_keeps_values_and_is_done_once(fresh):
     model = fresh("clip", torch_dtype="bfloat16", freeze=("text",)).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -75,11 +75,8 @@ class VectorLayers(nn.ModuleList):
         return vectors
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """The weights of each layer that has any, as plain tensors, by its subfolder."""
-        weights = {
-            spec.path: {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
-            for spec, layer in zip(self.specs, self, strict=True)
-        }
+        """The weights of each layer that has any, by its subfolder; writing to them changes the layer."""
+        weights = {spec.path: layer.state_dict() for spec, layer in zip(self.specs, self, strict=True)}
         return {path: state for path, state in weights.items() if state}
 
 
