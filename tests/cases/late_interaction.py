@@ -2,6 +2,7 @@
 
 from tests import tiny
 from tests.cases.case import Case
+from tests.tiny.language import tiny_llama
 from tests.tiny.text import tiny_modernbert
 
 _NATIVE = "AutoModelForPreTraining"
@@ -30,6 +31,7 @@ CASES = [
     Case(
         "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
     ),
+    Case("colbert_llama", "late_interaction", tiny_llama, settings=_COLBERT | {"num_query_tokens": 14}, image=False),
     Case(
         "colqwen",
         "late_interaction",

@@ -231,6 +231,7 @@ def test_a_text_model_reads_no_images_and_a_projection_fits_or_not(fresh, pictur
         ({"num_query_tokens": 40}, "num_query_tokens 40: this model reads at most 32 tokens"),
         ({"max_pixels": 4096}, "max_pixels: bert does not read pictures"),
         ({"pooling": "mean"}, "keeps a vector per token"),
+        ({"max_length": 5}, "max_length 5: the query prompt alone takes 5 tokens, which leaves none for a text"),
     ],
 )
 def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message, fresh):

@@ -99,7 +99,7 @@ class VisionModel(BaseEmbeddingModel):
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
     """The text model in `folder`, pooled as the spec says."""
     pooling = spec.pooling["text"]
-    loader = _encoder_loader(plain_folder(folder, settings))
+    loader = encoder_loader(plain_folder(folder, settings))
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler", loader=loader)
     disable_kv_cache(backbone)
     if pooling == "pooler" and getattr(backbone, "pooler", None) is None:
@@ -110,7 +110,7 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
     return TextTower(backbone, pooling, layers, left_padded=spec.padding_side == "left")
 
 
-def _encoder_loader(folder: Path) -> Any:  # Any: transformers is untyped here
+def encoder_loader(folder: Path) -> Any:  # Any: transformers is untyped here
     """The class that opens a text encoder: AutoModel, but for models with a decoder, of which the encoder is wanted."""
     config: dict[str, Any] = read_json(folder / "config.json") or {}
     encoders = {

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vembed.errors import ModelError
+from vembed.model.adapter_base import plain_folder
+from vembed.model.backbones.auto import encoder_loader
 from vembed.model.backbones.late_interaction import START_TEMPERATURE, LateInteractionModel, TokenRows, TokenVectors
 from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
@@ -43,7 +45,8 @@ class LateTextModel(LateInteractionModel):
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateTextModel":
         """The encoder in `folders.text`, with the layers of its spec; without any, with a new projection."""
         assert folders.text is not None
-        backbone = load_backbone(folders.text, settings)
+        loader = encoder_loader(plain_folder(folders.text, settings))
+        backbone = load_backbone(folders.text, settings, loader=loader)
         disable_kv_cache(backbone)
         spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), settings, seed=seed)
         return cls(spec, backbone, heads, has_new_heads=is_new)

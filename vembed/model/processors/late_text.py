@@ -13,11 +13,13 @@ from vembed.errors import ModelError
 from vembed.model.files import ModelFolders
 from vembed.model.processors.auto import load_tokenizer
 from vembed.model.processors.late_interaction import LateProcessor
-from vembed.model.processors.texts import lower_case
+from vembed.model.processors.texts import let_pad, lower_case, refuse_long_prompt
 from vembed.model.processors.token_rows import encode_texts, fill_token, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
+
+_SIDES: tuple[Side, ...] = ("query", "document")
 
 
 class LateTextProcessor(LateProcessor):
@@ -27,6 +29,8 @@ class LateTextProcessor(LateProcessor):
         super().__init__(spec)
         self._tokenizer = tokenizer
         self._skipped = skipped_ids(tokenizer, spec.late.skipped_words if spec.late else ())
+        for side in _SIDES:
+            refuse_long_prompt(tokenizer, side, spec.prompt(side), self._limit(side))
         self._fill = fill_token(tokenizer, spec) if spec.num_query_tokens else 0
 
     @classmethod
@@ -35,6 +39,7 @@ class LateTextProcessor(LateProcessor):
         assert folders.text is not None
         tokenizer = load_tokenizer(folders.text, settings)
         tokenizer.padding_side = spec.padding_side
+        let_pad(tokenizer)
         if spec.lower_case:
             lower_case(tokenizer)
         _keep_markers_whole(tokenizer, (spec.query_prompt, spec.document_prompt))
@@ -47,11 +52,8 @@ class LateTextProcessor(LateProcessor):
     def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
         """Inputs of these rows: prompts put before texts, padded to the longest; queries filled up."""
         texts = [item.text or "" for item in self.load_all(items)]
-        prompt, late = self.spec.prompt(side), self.spec.late
-        assert late is not None
-        limits = [self.spec.max_length, late.query_limit if side == "query" else None]
-        limit = min((length for length in limits if length), default=None)
-        encoded = encode_texts(self._tokenizer, [prompt + text for text in texts], limit)
+        prompt = self.spec.prompt(side)
+        encoded = encode_texts(self._tokenizer, [prompt + text for text in texts], self._limit(side))
         ids, mask = encoded.input_ids, encoded.attention_mask
         scored = mask.bool()
         if self.spec.mask_prompts:
@@ -76,6 +78,12 @@ class LateTextProcessor(LateProcessor):
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(text_folder)
+
+    def _limit(self, side: Side) -> int | None:
+        """The tokens that a text of that side is cut to."""
+        late = self.spec.late
+        limits = [self.spec.max_length, late.query_limit if late is not None and side == "query" else None]
+        return min((length for length in limits if length), default=None)
 
     def _filled(self, ids: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [rows, tokens] with mask tokens in the place of padding up to num_query_tokens; those are scored."""

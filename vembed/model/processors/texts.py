@@ -36,12 +36,11 @@ class TextReader:
         self._pad_to = spec.pad_to
         self._pools_prompt = spec.pool_prompt
         tokenizer.padding_side = spec.padding_side
-        if tokenizer.pad_token is None:  # Llama's has none; what pads is masked, so any token will do
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        let_pad(tokenizer)
         if spec.lower_case:
             lower_case(tokenizer)
-        self._refuse_long_prompt("query", spec.query_prompt)
-        self._refuse_long_prompt("document", spec.document_prompt)
+        refuse_long_prompt(tokenizer, "query", spec.query_prompt, spec.max_length)
+        refuse_long_prompt(tokenizer, "document", spec.document_prompt, spec.max_length)
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> EncodedTexts:
         """Tokens of prompt + text, padded to the longest of these texts, or to the model's fixed length.
@@ -53,15 +52,6 @@ class TextReader:
         ids: Tensor = encoded["input_ids"]
         mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
         return EncodedTexts(ids, mask, self._num_truncated(encoded, texts), self._pooled_tokens(mask, prompt))
-
-    def _refuse_long_prompt(self, side: Side, prompt: str) -> None:
-        """Raise ModelError when every text of that side would be cut away, so that all were alike."""
-        num_tokens = len(self.tokenizer(prompt)["input_ids"]) if prompt else 0
-        if self._max_length is not None and num_tokens >= self._max_length:
-            raise ModelError(
-                f"max_length {self._max_length}: the {side} prompt alone takes {num_tokens} tokens, which leaves none"
-                f" for a text; raise max_length, or set a shorter {side}_prompt"
-            )
 
     def _tokenize(self, texts: list[str]) -> Any:  # Any: transformers is untyped here
         length: dict[str, Any] = {"padding": "longest", "truncation": False}
@@ -95,3 +85,19 @@ def lower_case(tokenizer: Any) -> None:
         return
     steps = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer is not None else [])
     backend.normalizer = normalizers.Sequence(steps)
+
+
+def let_pad(tokenizer: Any) -> None:
+    """Give a tokenizer without a token to pad with (Llama's) one; what pads is masked, so any will do."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+
+
+def refuse_long_prompt(tokenizer: Any, side: Side, prompt: str, limit: int | None) -> None:
+    """Raise ModelError when every text of that side would be cut away, so that all were alike."""
+    num_tokens = len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    if limit is not None and num_tokens >= limit:
+        raise ModelError(
+            f"max_length {limit}: the {side} prompt alone takes {num_tokens} tokens, which leaves none for a text;"
+            f" raise max_length, or set a shorter {side}_prompt"
+        )
