@@ -85,13 +85,13 @@ def gemma_tokenizer(special: Mapping[str, str] | None = None) -> GemmaTokenizer:
     return tokenizer
 
 
-def qwen2_tokenizer() -> Qwen2Tokenizer:
-    """Every byte, a few merges, and the special tokens of Qwen2-VL."""
+def qwen2_tokenizer(names: Mapping[str, str] | None = None) -> Qwen2Tokenizer:
+    """Every byte, a few merges, and the special tokens of Qwen2-VL. `names`: further tokens, by their names."""
     special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     merges = [("Ġ", "a"), ("e", "r"), ("i", "n"), ("o", "f"), ("t", "h"), ("th", "e")]
     tokens = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
     vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges)
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=dict(names or {}))
     tokenizer.add_special_tokens({"additional_special_tokens": special})
     return tokenizer
 

@@ -33,6 +33,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
     SiglipImageProcessor,
@@ -91,7 +93,7 @@ _GEMMA_TEMPLATE = """
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """.strip()
 
-_LLAVA_TEMPLATE = """
+LLAVA_TEMPLATE = """
 {%- for message in messages %}{{ '<|im_start|>' + message.role + ' ' }}
 {%- for part in message.content %}{% if part.type == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}
 {%- for part in message.content %}{% if part.type == 'text' %}{{ '\n' + part.text }}{% endif %}{% endfor %}
@@ -121,7 +123,7 @@ _SIGLIP = {
     "vision_use_head": False,
 }
 
-_TEXT = {
+TEXT = {
     "hidden_size": 24,
     "intermediate_size": 40,
     "num_hidden_layers": 2,
@@ -131,10 +133,23 @@ _TEXT = {
 }
 
 
+_QWEN_PATCHES = {"patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 16,
+    "out_hidden_size": 24,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+    **_QWEN_PATCHES,
+}
+
+
 def tiny_qwen2_vl(folder: str | Path, seed: int = 0) -> str:
     """Qwen2VLForConditionalGeneration: images keep their shape, in patches of 8 x 8 pixels, four to a token."""
     tokenizer = qwen2_tokenizer()
-    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 24, "mlp_ratio": 2, "num_heads": 2, **_qwen_patches()}
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 24, "mlp_ratio": 2, "num_heads": 2, **_QWEN_PATCHES}
     config = Qwen2VLConfig(text_config=_qwen_text(tokenizer), vision_config=vision, **_qwen_ids(tokenizer))
     save(Qwen2VLForConditionalGeneration, config, folder, seed)
     video = Qwen2VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2)
@@ -153,7 +168,7 @@ def tiny_qwen2_5_vl(folder: str | Path, seed: int = 0) -> str:
         "num_heads": 2,
         "window_size": 32,
         "fullatt_block_indexes": [1],
-        **_qwen_patches(),
+        **_QWEN_PATCHES,
     }
     config = Qwen2_5_VLConfig(text_config=_qwen_text(tokenizer), vision_config=vision, **_qwen_ids(tokenizer))
     save(Qwen2_5_VLForConditionalGeneration, config, folder, seed)
@@ -169,19 +184,21 @@ def tiny_qwen3_vl(folder: str | Path, seed: int = 0, *, tied: bool = True) -> st
     """
     tokenizer = qwen2_tokenizer()
     text = {**_qwen_text(tokenizer), "head_dim": 12}
-    vision = {
-        "depth": 3,
-        "hidden_size": 16,
-        "out_hidden_size": 24,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 1],
-        **_qwen_patches(),
-    }
     ids = _qwen_ids(tokenizer)
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
+    config = Qwen3VLConfig(text_config=text, vision_config=_QWEN3_VISION, tie_word_embeddings=tied, **ids)
     save(Qwen3VLForConditionalGeneration, config, folder, seed)
+    video = Qwen3VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2)
+    Qwen3VLProcessor(_qwen_images(), tokenizer, video, chat_template=_CHATML).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_qwen3_vl_moe(folder: str | Path, seed: int = 0) -> str:
+    """Qwen3VLMoeForConditionalGeneration: as Qwen3-VL, each token read by two of four experts."""
+    tokenizer = qwen2_tokenizer()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    text = {**_qwen_text(tokenizer), "head_dim": 12, **experts}
+    config = Qwen3VLMoeConfig(text_config=text, vision_config=_QWEN3_VISION, **_qwen_ids(tokenizer))
+    save(Qwen3VLMoeForConditionalGeneration, config, folder, seed)
     video = Qwen3VLVideoProcessor(patch_size=8, merge_size=2, temporal_patch_size=2)
     Qwen3VLProcessor(_qwen_images(), tokenizer, video, chat_template=_CHATML).save_pretrained(folder)
     return str(folder)
@@ -215,7 +232,7 @@ def tiny_llava_onevision(folder: str | Path, seed: int = 0) -> str:
     tokenizer = qwen2_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
     grid = [[IMAGE_SIZE * rows, IMAGE_SIZE * columns] for rows in (1, 2) for columns in (1, 2)]
-    text = {"model_type": "qwen2", **_TEXT, "vocab_size": len(tokenizer), **_special_ids(tokenizer)}
+    text = {"model_type": "qwen2", **TEXT, "vocab_size": len(tokenizer), **special_ids(tokenizer)}
     config = LlavaOnevisionConfig(
         text_config=text,
         vision_config=_SIGLIP,
@@ -234,7 +251,7 @@ def tiny_llava_onevision(folder: str | Path, seed: int = 0) -> str:
         LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        chat_template=_LLAVA_TEMPLATE,
+        chat_template=LLAVA_TEMPLATE,
     )
     processor.save_pretrained(folder)
     return str(folder)
@@ -245,7 +262,7 @@ def tiny_gemma3(folder: str | Path, seed: int = 0) -> str:
     names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     tokenizer = gemma_tokenizer(names)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
-    text = {**_TEXT, "head_dim": 12, "vocab_size": len(tokenizer), "sliding_window": 8, **_special_ids(tokenizer)}
+    text = {**TEXT, "head_dim": 12, "vocab_size": len(tokenizer), "sliding_window": 8, **special_ids(tokenizer)}
     config = Gemma3Config(
         text_config=text | {"layer_types": ["sliding_attention", "full_attention"]},
         vision_config=_SIGLIP,
@@ -267,7 +284,7 @@ def tiny_paligemma(folder: str | Path, seed: int = 0) -> str:
     images = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     images.image_seq_length = 16
     processor = PaliGemmaProcessor(images, tokenizer)
-    text = {"model_type": "gemma", **_TEXT, "head_dim": 12, "vocab_size": len(tokenizer), **_special_ids(tokenizer)}
+    text = {"model_type": "gemma", **TEXT, "head_dim": 12, "vocab_size": len(tokenizer), **special_ids(tokenizer)}
     config = PaliGemmaConfig(
         text_config=text,
         vision_config={**_SIGLIP, "projection_dim": 24},
@@ -284,7 +301,7 @@ def tiny_plain_llava(folder: str | Path, seed: int = 0) -> str:
     """A model that transformers does not know: its folder brings the code of model and processor (`own_code`)."""
     tokenizer = qwen2_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    text = {**_TEXT, "vocab_size": len(tokenizer), **_special_ids(tokenizer)}
+    text = {**TEXT, "vocab_size": len(tokenizer), **special_ids(tokenizer)}
     number = tokenizer.convert_tokens_to_ids("<image>")
     config = PlainLlavaConfig(text_config=text, vision_config=_SIGLIP, image_token_id=number)
     names = {"AutoConfig": "PlainLlavaConfig", "AutoModelForCausalLM": "PlainLlavaForCausalLM"}
@@ -302,7 +319,7 @@ def tiny_plain_llava(folder: str | Path, seed: int = 0) -> str:
 
 def _smol(tokenizer: Any, vision: str) -> dict[str, Any]:
     return {
-        "text_config": {"model_type": "llama", **_TEXT, "vocab_size": len(tokenizer), **_special_ids(tokenizer)},
+        "text_config": {"model_type": "llama", **TEXT, "vocab_size": len(tokenizer), **special_ids(tokenizer)},
         "vision_config": {**_SIGLIP, "model_type": vision},
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
         "pad_token_id": tokenizer.pad_token_id,
@@ -310,12 +327,9 @@ def _smol(tokenizer: Any, vision: str) -> dict[str, Any]:
     }
 
 
-def _special_ids(tokenizer: Any) -> dict[str, int | None]:
+def special_ids(tokenizer: Any) -> dict[str, int | None]:
+    """A tokenizer's numbers as a text model's config names them."""
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-
-
-def _qwen_patches() -> dict[str, int]:
-    return {"patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
 
 def _qwen_images() -> Qwen2VLImageProcessor:
@@ -325,10 +339,10 @@ def _qwen_images() -> Qwen2VLImageProcessor:
 
 def _qwen_text(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     return {
-        **_TEXT,
+        **TEXT,
         "vocab_size": len(tokenizer),
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
-        **_special_ids(tokenizer),
+        **special_ids(tokenizer),
     }
 
 

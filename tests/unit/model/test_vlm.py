@@ -16,7 +16,7 @@ from torch.nn import functional
 from tests import tiny
 from vembed.errors import DataError, ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
-from vembed.model.facts import ModelFacts
+from vembed.model.facts import ModelFacts, read_facts
 from vembed.model.families.registry import family_for
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
@@ -68,6 +68,24 @@ def test_the_generic_loader_gives_the_last_token_of_the_chat_template(name, mode
     expected = last_states(folder_of(name), [message_of(item) for item in items])
     assert torch.allclose(embed(model, items), expected, atol=1e-5)
     assert (expected[0] - expected[1]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_llava, tiny.tiny_llava_next, tiny.tiny_internvl, tiny.tiny_qwen3_vl_moe])
+def test_their_kin_are_read_in_the_same_way(make, items_for, tmp_path):
+    """Without the whole contract: equal to plain transformers, all that learns gets a gradient, and saved."""
+    folder = make(tmp_path / "base")
+    model = VisualRetrievalModel.from_pretrained(folder)
+    items = items_for(model)[:13]
+    assert torch.allclose(embed(model, items), last_states(folder, map(message_of, items)), atol=1e-5)
+    assert family_for(read_facts(folder, Path(folder)))[0].architectures[model.model.backbone.config.model_type].tested
+    model.model.train()
+    model.model(finished(model, items)).vectors.sum().backward()
+    learning = {name: parameter for name, parameter in model.model.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in learning.items() if parameter.grad is None} == {"logit_scale"}
+    model.model.eval()
+    model.save_pretrained(tmp_path / "saved")
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path / "saved"))
+    assert torch.equal(embed(again, items), embed(model, items))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of its processor, when it returns tensors

@@ -112,7 +112,6 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 _LAST = Architecture("last")
-_UNTESTED = Architecture("last", tested=False)
 
 VLM_GENERIC = Family(
     name="vlm_generic",
@@ -124,11 +123,15 @@ VLM_GENERIC = Family(
     architectures={
         "gemma3": _LAST,
         "idefics3": _LAST,
+        "internvl": _LAST,
+        "llava": _LAST,
+        "llava_next": _LAST,
         "llava_onevision": _LAST,
         "paligemma": _LAST,
         "qwen2_vl": _LAST,
         "qwen2_5_vl": _LAST,
         "qwen3_vl": _LAST,
+        "qwen3_vl_moe": _LAST,
         "smolvlm": _LAST,
     },
     own_code=_LAST,
@@ -145,7 +148,7 @@ QWEN3_VL = Family(
     model="vembed.model.backbones.qwen3:Qwen3VLEmbeddingModel",
     processor="vembed.model.processors.qwen3_vl:Qwen3VLEmbeddingProcessor",
     describe=_describe_qwen3,
-    architectures={"qwen3_vl": _LAST, "qwen3_vl_moe": _UNTESTED},
+    architectures={"qwen3_vl": _LAST, "qwen3_vl_moe": Architecture("last", tested=False)},
     claim=_claim_qwen3,
     keys=_PROCESSOR_KEYS,
     check=_check,
