@@ -22,6 +22,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
+NO_NAMES = {"text_model_name": None, "image_model_name": None}
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
 
 
@@ -157,9 +158,9 @@ def test_a_pooling_that_the_model_s_class_does_not_have_is_refused(name, fresh):
 
 
 def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(fresh):
-    message = r"max_length 40: the query prompt alone takes \d+ tokens, which leaves none for a text"
+    message = r"max_length 9: the query prompt alone takes \d+ tokens, which leaves none for a text"
     with pytest.raises(ModelError, match=message):
-        fresh("bge", max_length=40)
+        fresh("bge", max_length=9)
     with pytest.raises(ModelError, match="max_length 4: the document prompt alone takes 4 tokens"):
         fresh("bert", max_length=4, document_prompt="a photo")
     fresh("bert", max_length=5, document_prompt="a photo")
@@ -236,6 +237,21 @@ def test_code_may_lie_in_a_repository_of_its_own(tmp_path):
     shutil.rmtree(repository)
     gone = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "model 'some/impl' is neither a local folder nor a Hugging Face model that can be reached" in gone.stderr
+
+
+@pytest.mark.parametrize("name", ["bge", "sentence", "modernbert", "t5", "gte_own_code", "qwen3_embedding"])
+def test_a_composed_model_reads_texts_as_its_text_tower_does(name, model_of, folder_of, texts, tmp_path):
+    settings = ModelSettings(
+        text_model_name=folder_of(name), image_model_name=folder_of("timm"), trust_remote_code=name == "gte_own_code"
+    )
+    model = VisualRetrievalModel.from_pretrained(None, settings)
+    for side in ("query", "document"):
+        items = [Item(text=text) for text in texts]
+        ours, alone = model.encode(items, side=side).vectors, model_of(name).encode(items, side=side).vectors
+        assert_same(ours, functional.normalize(alone, dim=-1))
+    model.save_pretrained(tmp_path)
+    again = VisualRetrievalModel.from_pretrained(str(tmp_path), settings.model_copy(update=NO_NAMES))
+    assert torch.equal(again.get_text_features(texts), model.get_text_features(texts))
 
 
 def test_the_prompts_of_a_known_text_tower_reach_a_composed_model(folder_of, texts):
