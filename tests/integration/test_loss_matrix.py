@@ -1,0 +1,128 @@
+"""Every loss with every kind of model and data: through the gradient cache, in strips, the gradients are those of the
+plain step on the full matrix; or the combination is refused and says why."""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.gradients import assert_gradients_equal, take_gradients
+from tests.targets import make_targets, ragged
+from vembed.errors import ConfigError
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses import contrasts, strips
+from vembed.losses.factory import LossFactory
+from vembed.losses.registry import LossRegistry
+from vembed.losses.settings import LossSettings
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.scoring import get_scorer
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.types import Batch, Item, Ragged, Targets
+
+LOSSES = LossRegistry.list()
+KINDS = ("single", "multi-vector")
+NEGATIVES, GROUPS, MATRYOSHKA = ("none", "ragged"), (False, True), (False, True)
+CELLS = list(itertools.product(LOSSES, KINDS, NEGATIVES, GROUPS, MATRYOSHKA))
+WORDS = "red blue green small large round square bright dark picture sign shape".split()
+NUM_QUERIES, NUM_DOCUMENTS, CHUNK = 5, 8, 3
+
+
+def why_refused(loss_type: str, kind: str, negatives: str) -> str | None:
+    """What the combination lacks."""
+    if loss_type == "colbert" and kind == "single":
+        return "needs one vector per token"
+    if loss_type == "contrastive" and kind == "multi-vector":
+        return "is defined on cosine distance"
+    return "explicit negatives" if loss_type == "margin_mse" and negatives == "none" else None
+
+
+@pytest.fixture(scope="module")
+def models(bert_folder):
+    colbert = ModelSettings(encoder_mode="colbert", projection_dim=16)
+    pairs = {
+        "single": VisualRetrievalModel.from_pretrained(bert_folder),
+        "multi-vector": VisualRetrievalModel.from_pretrained(bert_folder, colbert),
+    }
+    for pair in pairs.values():
+        pair.model.double()
+        pair.model.add_bias(0.1)
+    return pairs
+
+
+def make_batch(pair: VisualRetrievalModel, negatives: str, *, groups: bool) -> Batch:
+    """Two positives for a query, a query that stands twice, and a score for all that rows name."""
+    against = [[5, 6], [], [7], [], []] if negatives == "ragged" else [[]] * NUM_QUERIES
+    labels = [-1, 3, -1, 3, -1] if groups else [-1] * NUM_QUERIES
+    positives = [[0], [1, 4], [2], [3], [0]]
+    targets = make_targets(
+        positives,
+        NUM_DOCUMENTS,
+        negatives=against,
+        query_groups=labels,
+        document_groups=[-1, 3, -1, 3, -1, -1, -1, -1] if groups else [-1] * NUM_DOCUMENTS,
+        query_hashes=[1, 2, 3, 4, 1],
+    )
+    prepare = pair.processor.prepare
+    queries, documents = (
+        [
+            Item(text=" ".join(WORDS[(start + step * row) % 12] for step in range(1, 3 + row % 3)))
+            for row in range(count)
+        ]
+        for start, count in ((0, NUM_QUERIES), (5, NUM_DOCUMENTS))
+    )
+    return Batch(prepare(queries, "query"), prepare(documents, "document"), scored(targets, positives, against))
+
+
+def scored(targets: Targets, positives: list[list[int]], negatives: list[list[int]]) -> Targets:
+    columns = ragged([positive + negative for positive, negative in zip(positives, negatives, strict=True)])
+    scores = torch.arange(len(columns.values), dtype=torch.float64) % 2
+    return replace(targets, scored=columns, scores=Ragged(scores, columns.counts))
+
+
+def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSettings, chunk_size: int | None):
+    objective = LossFactory.create(
+        settings,
+        scorer=get_scorer(pair.spec.similarity, pair.spec.scoring),
+        dim=pair.model.dim,
+        normalize=pair.spec.normalize,
+    )
+    cache = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
+    loss = GradientCacheTrainer(pair.model, pair.processor, objective, cache).step(batch).loss
+    return loss, take_gradients(pair.model.named_parameters())
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, monkeypatch):
+    kinds = Counter()
+    for _, kind, negatives, groups, use_mrl in (cell for cell in CELLS if cell[0] == loss_type):
+        reason, pair = why_refused(loss_type, kind, negatives), models[kind]
+        settings = LossSettings(loss_type=loss_type, use_mrl=use_mrl, mrl_dims=(pair.model.dim, 6) if use_mrl else ())
+        batch = make_batch(pair, negatives, groups=groups)
+        kinds["refused" if reason else "equal"] += 1
+        if reason == "explicit negatives":
+            loss = LossRegistry.get(loss_type)
+            assert loss.needs(loss.settings()).negatives  # rows without are refused as they are read: test_scores.py
+            continue
+        if reason:
+            with pytest.raises(ConfigError, match=reason):
+                gradients_of(pair, batch, settings, None)
+            continue
+        expected_loss, expected = gradients_of(pair, batch, settings, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(strips, "DENSE_SCORES", -1)
+            for module in (strips, contrasts):
+                patch.setattr(module, "strip_rows", lambda _view: 2)
+            loss, gradients = gradients_of(pair, batch, settings, CHUNK)
+        assert loss == pytest.approx(expected_loss, rel=1e-10)
+        assert loss > 0
+        assert_gradients_equal(gradients, expected)
+    assert sum(kinds.values()) == len(CELLS) // len(LOSSES)
+    assert kinds["refused"] == {"colbert": 8, "contrastive": 8, "margin_mse": 8}.get(loss_type, 0)
+
+
+def test_the_matrix_holds_every_combination():
+    assert len(CELLS) == 11 * 2 * 2 * 2 * 2 == 176
+    assert len([cell for cell in CELLS if why_refused(*cell[:3])]) == 24
