@@ -1,5 +1,8 @@
 """Prints what the demo reaches with seeds 0, 1 and 2: base and tuned figures on the test emoji, and training time.
 
+A second table holds every row of the queries of picture and text (m2i, m2t): the base by picture, by text and by both,
+and base and tuned with the query's picture in the gallery and without it. The base of the first table is the best row.
+
     python benchmark/demo_seeds.py [--folder output/demo-seeds] [--seeds 0 1 2]
 
 Each seed is the demo's own `vembed train` and `vembed evaluate` with another `--seed` and `--output_dir`. Recipe and
@@ -26,16 +29,22 @@ FIGURES = (
     ("i2i", "recall@1"),
     ("i2i", "recall@10"),
     ("t2t", "recall@1"),
+    ("m2i", "recall@1"),
+    ("m2i", "recall@10"),
+    ("m2t", "recall@10"),
 )
+ROW_FIGURES = ("recall@1", "recall@10")
 
 
 @dataclass(frozen=True)
 class SeedResult:
-    """base and tuned: a value in percent for each of FIGURES."""
+    """base and tuned: a value in percent for each of FIGURES. rows: each way of the composed sets in words, and its
+    values in percent for each of ROW_FIGURES."""
 
     seed: int
     base: tuple[float, ...]
     tuned: tuple[float, ...]
+    rows: dict[tuple[str, ...], tuple[float, ...]]
     training_seconds: float
 
 
@@ -47,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = write_recipe(prepare(arguments.folder), arguments.folder, epochs=EPOCHS)
     results = [run_seed(recipe, arguments.folder / f"seed-{seed}", seed) for seed in arguments.seeds]
-    print("\n".join(table(results)))
+    print("\n".join([*table(results), "", *row_table(results)]))
 
 
 def run_seed(recipe: Path, run: Path, seed: int) -> SeedResult:
@@ -63,7 +72,14 @@ def run_seed(recipe: Path, run: Path, seed: int) -> SeedResult:
         vembed("evaluate", str(run))
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     base, tuned = (tuple(100 * metrics[label][name][metric] for name, metric in FIGURES) for label in ("base", "tuned"))
-    return SeedResult(seed, base, tuned, float(seconds_file.read_text()))
+    rows = {
+        (name, row["model"], row["query"], row["query_image"], row["compared_by"]): tuple(
+            100 * row["metrics"][metric] for metric in ROW_FIGURES
+        )
+        for name, every in metrics["rows"].items()
+        for row in every
+    }
+    return SeedResult(seed, base, tuned, rows, float(seconds_file.read_text()))
 
 
 def vembed(*words: str) -> None:
@@ -82,6 +98,17 @@ def table(results: Sequence[SeedResult]) -> list[str]:
         means = [statistics.mean(column) for column in zip(*values, strict=True)]
         seconds = statistics.mean(one.training_seconds for one in results)
         lines.append(row(f"**{label}, mean**", means, f"{seconds:.0f} s" if label == "tuned" else ""))
+    return lines
+
+
+def row_table(results: Sequence[SeedResult]) -> list[str]:
+    """A Markdown table: every way in which composed queries were measured, means over the seeds."""
+    metrics = " | ".join(metric.replace("recall@", "R@") for metric in ROW_FIGURES)
+    lines = [f"| set | model | query | its picture in the gallery | compared by | {metrics} |", "|---" * 7 + "|"]
+    for words in results[0].rows:
+        columns = zip(*(one.rows[words] for one in results), strict=True)
+        values = " | ".join(f"{statistics.mean(column):.1f}" for column in columns)
+        lines.append(f"| {' | '.join(words)} | {values} |")
     return lines
 
 
