@@ -239,7 +239,13 @@ def _settings_refusal(settings: Json, folder: Path) -> str | None:
         "processor": _arguments(settings),
     }
     harmless = {"config": ("trust_remote_code",), "processor": ("trust_remote_code", "padding_side", "use_fast")}
-    odd = [f"{key} ({kind})" for kind, given in ways.items() for key in given if key not in harmless[kind]]
+    # An MAE that masks nothing is what is done here anyway.
+    odd = [
+        f"{key} ({kind})"
+        for kind, given in ways.items()
+        for key, value in given.items()
+        if key not in harmless[kind] and (key, value) != ("mask_ratio", 0)
+    ]
     return f"{folder}: sentence-transformers sets {', '.join(odd)} here, which is not supported" if odd else None
 
 

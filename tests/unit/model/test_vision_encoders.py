@@ -273,6 +273,21 @@ def test_an_mae_without_its_decoder_opens_too(folder_of, model_of, pictures, tmp
     assert torch.equal(model.get_image_features(pictures), model_of("mae").get_image_features(pictures))
 
 
+def test_an_mae_s_adapters_alone_open_unmasked_in_sentence_transformers(folder_of, pictures, tmp_path):
+    base = str(tmp_path / "base")
+    transformers.ViTMAEModel.from_pretrained(folder_of("mae")).save_pretrained(base)
+    shutil.copy(Path(folder_of("mae")) / "preprocessor_config.json", base)
+    model = VisualRetrievalModel.from_pretrained(base, ModelSettings(use_lora=True))
+    for name, parameter in model.model.named_parameters():
+        parameter.data.add_(0.1 * torch.ones_like(parameter) if "lora_B" in name else 0)
+    model.save_pretrained(tmp_path / "adapters", merge_adapters=False)
+    opened = SentenceTransformer(str(tmp_path / "adapters"), device="cpu")
+    ours = model.get_image_features(pictures)
+    assert torch.allclose(torch.as_tensor(opened.encode(pictures)), ours, atol=1e-5)
+    base_vectors = VisualRetrievalModel.from_pretrained(base).get_image_features(pictures)
+    assert not torch.allclose(base_vectors, ours, atol=1e-3)
+
+
 def test_gem_learns_its_exponent_and_keeps_it(fresh, pictures, tmp_path):
     model = fresh("gem")
     infos = {info.name: info for info in model.model.parameter_infos()}

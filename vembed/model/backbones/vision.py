@@ -128,6 +128,9 @@ def vision_sentence_files(tower: VisionTower, spec: ModelSpec) -> JsonFiles:
     if tower.pooling in _OWN and type(tower.model).__name__ == "CLIPVisionModelWithProjection":
         # AutoModel, by which that opens, leaves the projection out: this makes embedding fail.
         files["sentence_bert_config.json"]["modality_config"]["image"]["method_output_name"] = "image_embeds"
+    if tower.model.config.model_type == "vit_mae":
+        # A folder of adapters alone has no config.json: there the configuration is the base's, which masks.
+        files["sentence_bert_config.json"]["config_args"] = {"mask_ratio": 0.0}
     return files
 
 
