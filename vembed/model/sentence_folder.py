@@ -50,8 +50,8 @@ class SentenceFolder:
     """What the files of a sentence-transformers model say. `model_path`: where the Hugging Face files lie within.
 
     query_prompt, document_prompt: None where the files name none. refusal: why the modules are not those of a model
-    with one vector per item that can be expressed here; the rest is then not read. late: what they say of a model with
-    a vector per token.
+    with one vector per item that can be expressed here; the rest is then not read. modalities, processing (JSON): what
+    the processor is given, and with what options. late: what they say of a model with a vector per token.
     """
 
     modules: tuple[SentenceModule, ...]
@@ -68,6 +68,8 @@ class SentenceFolder:
     document_prompt: str | None = None
     other_prompts: Mapping[str, str] = field(default_factory=dict)
     similarity: str | None = None
+    modalities: Mapping[str, Any] = field(default_factory=dict)
+    processing: Mapping[str, Any] = field(default_factory=dict)
     late: LateFolder | None = None
 
 
@@ -103,6 +105,8 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
         document_prompt=_prompt(prompts, general, "document"),
         other_prompts={name: prompt for name, prompt in prompts.items() if name not in used},
         similarity=general.get("similarity_fn_name"),
+        modalities=settings.get("modality_config") or {},
+        processing=settings.get("processing_kwargs") or {},
     )
 
 

@@ -82,6 +82,7 @@ class ModelSpec(BaseModel):
     layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
     recipe: the line of text models (bge, e5, ...) whose model cards say what the files leave open.
     other_prompts: those that neither side uses, by name, kept for sentence-transformers.
+    starts_answer: whether a conversation (of a vision-language model) ends in the beginning of an answer.
     max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
     models that were trained with one (SigLIP); image_size is the side of the square that images become; of images that
     keep their shape, min_pixels and max_pixels bound the size, max_num_patches the patches of NaFlex. None: those of
@@ -111,6 +112,7 @@ class ModelSpec(BaseModel):
     max_length: int | None = None
     text_limit: int | None = None
     pad_to: int | None = None
+    starts_answer: bool = True
     lower_case: bool = False
     image_size: int | None = None
     min_pixels: int | None = None

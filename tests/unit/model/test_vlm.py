@@ -154,7 +154,7 @@ def test_qwen3_vl_embedding_is_used_as_its_card_says(model_of, fresh, folder_of,
     assert torch.allclose(embed(asking, items), expected, atol=1e-5)
 
 
-def test_qwen3_vl_embedding_is_known_by_its_name_or_its_files(folder_of, tmp_path):
+def test_qwen3_vl_embedding_is_known_by_its_name(folder_of):
     model = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl_embedding"))
     assert model.reason.startswith("it is called ")
     assert (model.spec.min_pixels, model.spec.max_pixels) == (4 * 32 * 32, 1800 * 32 * 32)
@@ -164,11 +164,38 @@ def test_qwen3_vl_embedding_is_known_by_its_name_or_its_files(folder_of, tmp_pat
     assert (asked.spec.family, asked.spec.preset) == ("qwen3_vl", "qwen3")
     other = VisualRetrievalModel.from_pretrained(folder_of("qwen3_vl_embedding"), ModelSettings(encoder_mode="qwen-vl"))
     assert other.spec.family == "vlm_generic"
-    tuned = tiny.tiny_qwen3_vl(tmp_path / "tuned")
-    tiny.write_sentence_transformers_files(tuned, "last", 24)
-    found = VisualRetrievalModel.from_pretrained(tuned)
-    assert found.spec.family == "qwen3_vl"
-    assert "1_Pooling" in found.reason
+
+
+def _tuned(folder, target, **processing):
+    """A folder as sentence-transformers itself writes it."""
+    transformer = sentence_transformers.base.modules.transformer.Transformer(folder, processing_kwargs=processing)
+    pooling = sentence_transformers.sentence_transformer.modules.Pooling(24, pooling_mode="lasttoken")
+    modules = [transformer, pooling, sentence_transformers.sentence_transformer.modules.Normalize()]
+    other = sentence_transformers.SentenceTransformer(modules=modules, device="cpu", prompts={"query": "Find it"})
+    other.save_pretrained(str(target))
+    return other
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_model_that_sentence_transformers_tuned_is_used_as_its_files_say(starts, folder_of, items_for, tmp_path):
+    other = _tuned(folder_of("qwen3_vl"), tmp_path / "tuned", chat_template={"add_generation_prompt": starts})
+    model = VisualRetrievalModel.from_pretrained(str(tmp_path / "tuned"))
+    assert (model.spec.family, model.spec.preset) == ("vlm_generic", "qwen3")  # it embeds already
+    assert "1_Pooling" in model.reason
+    items = items_for(model)
+    for encode, side in ((other.encode_query, "query"), (other.encode_document, "document")):
+        theirs = torch.stack([torch.as_tensor(encode([_as_input(item)])[0]) for item in items])
+        assert torch.allclose(embed(model, items, side), theirs, atol=1e-5), side
+
+
+def test_other_ways_of_sentence_transformers_are_refused(folder_of, tmp_path):
+    _tuned(folder_of("qwen3_vl"), tmp_path / "odd", image={"size": {"shortest_edge": 256, "longest_edge": 1024}})
+    with pytest.raises(ModelError, match=r"sets image\.size in processing_kwargs, which is not supported"):
+        VisualRetrievalModel.from_pretrained(str(tmp_path / "odd"))
+    plain = tiny.tiny_qwen3_vl(tmp_path / "plain")
+    tiny.write_sentence_transformers_files(plain, "last", 24)
+    with pytest.raises(ModelError, match="reads texts without the chat template"):
+        VisualRetrievalModel.from_pretrained(plain)
 
 
 @pytest.mark.parametrize(

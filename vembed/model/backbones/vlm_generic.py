@@ -142,7 +142,7 @@ class VlmModel(BaseEmbeddingModel):
         settings["module_output_name"] = "token_embeddings"
         settings["modality_config"] = {name: dict(reads) for name in ("text", "image")}
         settings["modality_config"]["message"] = reads | {"format": "structured"}
-        settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
+        settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": self.spec.starts_answer}}
         return files
 
 

@@ -7,9 +7,11 @@ about pictures: used by its own chat template, it becomes an embedder by trainin
 import unicodedata
 from pathlib import PurePath
 
+from vembed.errors import ModelError
 from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import refuse_layers, sentence_of
+from vembed.model.sentence_folder import SentenceFolder
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
@@ -21,7 +23,7 @@ _QWEN3_MIN_PIXELS = 4 * _TOKEN_PIXELS
 _QWEN3_MAX_PIXELS = 1800 * _TOKEN_PIXELS
 _QWEN3_MAX_LENGTH = 8192
 
-_EMBEDDER = "qwen3-vl-embedding"  # Qwen's own are Qwen3-VL-Embedding-2B and -8B; tuned ones keep the name
+_EMBEDDERS = ("qwen3-vl-embedding-2b", "qwen3-vl-embedding-8b")
 _PROCESSOR_KEYS = frozenset({"max_pixels", "min_pixels"})
 _OWN_CODE_ENDINGS = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
 
@@ -36,54 +38,83 @@ def instruction(prompt: str) -> str:
     return prompt if not prompt or unicodedata.category(prompt[-1]).startswith("P") else prompt + "."
 
 
-def _describe(family: str, preset: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    sentence = sentence_of(facts)
-    refuse_layers(facts, family)
-    limit = (facts.config.get("text_config") or facts.config).get("max_position_embeddings")
-    asked = sentence.max_length if sentence else None
-    return ModelSpec(
-        family=family,
-        preset=preset,
-        towers=("text", "vision"),
-        pooling={"text": (sentence.pooling if sentence else None) or architecture.pooling},
-        normalize=sentence.normalize if sentence else True,
-        similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
-        max_length=min((length for length in (asked, limit) if length), default=None),
-        text_limit=limit,
-        query_prompt=(sentence.query_prompt if sentence else None) or "",
-        document_prompt=(sentence.document_prompt if sentence else None) or "",
-        other_prompts=dict(sentence.other_prompts) if sentence else {},
-    )
-
-
 def _describe_generic(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    return _describe("vlm_generic", "vlm", facts, architecture)
-
-
-def _describe_qwen3(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    spec = _describe("qwen3_vl", "qwen3", facts, architecture)
+    """By its chat template; as the files of sentence-transformers say where there are such, since then it embeds."""
+    sentence = sentence_of(facts)
+    refuse_layers(facts, "vlm_generic")
+    limit = _text_limit(facts)
+    spec = ModelSpec(
+        family="vlm_generic",
+        preset="vlm",
+        towers=("text", "vision"),
+        pooling={"text": architecture.pooling},
+        max_length=limit,
+        text_limit=limit,
+    )
+    if sentence is None:
+        return spec
     update = {
-        "query_prompt": spec.query_prompt or DEFAULT_INSTRUCTION,
-        "document_prompt": spec.document_prompt or DEFAULT_INSTRUCTION,
-        "max_length": min(_QWEN3_MAX_LENGTH, spec.max_length or _QWEN3_MAX_LENGTH),
-        "min_pixels": _QWEN3_MIN_PIXELS,
-        "max_pixels": _QWEN3_MAX_PIXELS,
+        "preset": "qwen3",
+        "pooling": {"text": sentence.pooling or architecture.pooling},
+        "normalize": sentence.normalize,
+        "similarity": "dot" if sentence.similarity == "dot" else "cosine",
+        "max_length": min((length for length in (sentence.max_length, limit) if length), default=None),
+        "query_prompt": sentence.query_prompt or "",
+        "document_prompt": sentence.document_prompt or "",
+        "other_prompts": dict(sentence.other_prompts),
+        "starts_answer": _starts_answer(facts, sentence),
     }
     return spec.model_copy(update=update)
 
 
+def _describe_qwen3(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
+    """As the model card says. Of the files of sentence-transformers the instructions hold, where they name some."""
+    sentence, limit = facts.sentence, _text_limit(facts)
+    return ModelSpec(
+        family="qwen3_vl",
+        preset="qwen3",
+        towers=("text", "vision"),
+        pooling={"text": architecture.pooling},
+        max_length=min(_QWEN3_MAX_LENGTH, limit or _QWEN3_MAX_LENGTH),
+        text_limit=limit,
+        min_pixels=_QWEN3_MIN_PIXELS,
+        max_pixels=_QWEN3_MAX_PIXELS,
+        query_prompt=(sentence.query_prompt if sentence else None) or DEFAULT_INSTRUCTION,
+        document_prompt=(sentence.document_prompt if sentence else None) or DEFAULT_INSTRUCTION,
+    )
+
+
+def _text_limit(facts: ModelFacts) -> int | None:
+    limit = (facts.config.get("text_config") or facts.config).get("max_position_embeddings")
+    return None if limit is None else int(limit)
+
+
 def _claim_qwen3(facts: ModelFacts) -> str | None:
-    """config.json cannot tell an embedder from Qwen3-VL: its name does, or that its files say how it is pooled."""
-    if facts.model_type not in QWEN3_VL.architectures:
-        return None
+    """config.json cannot tell it from Qwen3-VL; its name does. In the hub's cache a folder above has it."""
     for name in (facts.name, str(facts.config.get("_name_or_path", ""))):
         parts = PurePath(name.lower()).parts
         cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
-        if any(part.startswith(_EMBEDDER) for part in (*parts[-1:], *cached)):
+        if facts.model_type in QWEN3_VL.architectures and any(part in _EMBEDDERS for part in (*parts[-1:], *cached)):
             return f"it is called {name}"
-    if facts.sentence is not None and facts.sentence.pooling == "last":
-        return f"config.json says {facts.model_type}, and 1_Pooling that it embeds by its last token"
     return None
+
+
+def _starts_answer(facts: ModelFacts, sentence: SentenceFolder) -> bool:
+    """Whether the files of sentence-transformers end a row in the beginning of an answer.
+
+    Raises ModelError when they read rows in another way than as conversations, or with options of their own.
+    """
+    file = facts.model_folder / "sentence_bert_config.json"
+    if "message" not in sentence.modalities:
+        raise ModelError(
+            f"{file} reads texts without the chat template (modality_config has no message), which is not supported;"
+            " take modules.json out of the folder to use the model by its chat template"
+        )
+    options = {f"{key}.{name}": value for key, given in sentence.processing.items() for name, value in given.items()}
+    starts = bool(options.pop("chat_template.add_generation_prompt", False))
+    if options:
+        raise ModelError(f"{file} sets {', '.join(sorted(options))} in processing_kwargs, which is not supported")
+    return starts
 
 
 def _claim_generic(facts: ModelFacts) -> str | None:

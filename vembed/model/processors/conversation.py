@@ -14,14 +14,16 @@ class Conversation:
     """Renders a row's instruction, images and text, in this order, as one string with a placeholder for each image.
 
     With a chat template: the instruction is a system message, images and text are one user message, and the beginning
-    of an answer follows. A template that takes no system message gets the instruction as the user's first words.
+    of an answer follows (unless `starts_answer` is off). A template that takes no system message gets the instruction
+    as the user's first words.
 
     Without one, the plain format: the placeholders, the instruction and the text, one after the other, as the
     processor completes them (PaliGemma's puts the beginning-of-text token before the words and a line's end after).
     """
 
-    def __init__(self, processor: Any) -> None:  # Any: transformers is untyped here
+    def __init__(self, processor: Any, *, starts_answer: bool = True) -> None:  # Any: transformers is untyped here
         self._processor = processor
+        self._starts_answer = starts_answer
         self._image_token = str(processor.image_token)
         template = getattr(processor, "chat_template", None) or None
         self._template = template.get("default") if isinstance(template, dict) else template
@@ -42,13 +44,17 @@ class Conversation:
         """The row as one string; its images stand in it as placeholders that the processor replaces."""
         if self._template is None:
             return self._plain(instruction + (text or ""), num_images)
-        messages = []
+        messages: list[dict[str, object]] = []
         if instruction and self.with_system:
             messages.append({"role": "system", "content": self._content(instruction, 0)})
         elif instruction:
             text = f"{instruction}\n{text or ''}"
         messages.append({"role": "user", "content": self._content(text or "", num_images)})
-        rendered: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._rendered(messages)
+
+    def _rendered(self, messages: list[dict[str, object]]) -> str:
+        options = {"tokenize": False, "add_generation_prompt": self._starts_answer}
+        rendered: str = self._processor.apply_chat_template(messages, **options)
         return rendered
 
     def _content(self, text: str, num_images: int) -> object:
@@ -68,7 +74,7 @@ class Conversation:
             {"role": "user", "content": self._content("a", 0)},
         ]
         try:
-            return _PROBE in self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return _PROBE in self._rendered(messages)
         except TemplateError:
             return False
 

@@ -61,7 +61,7 @@ class VlmProcessor(ItemProcessor):
         own = getattr(processor, "image_token_ids", [getattr(processor, "image_token_id", None)])
         self._image_ids = [token for token in own if token is not None]
         self._pictures = PictureParts(processor)
-        self._conversation = Conversation(processor)
+        self._conversation = Conversation(processor, starts_answer=spec.starts_answer)
         self._ending = common_ending(self._encode, lambda text: self._render("query", text, 0))
         blank = self._pictures.read([PIL.Image.new("RGB", (32, 32))])
         probe = self._pictures.call(blank, **self._text_arguments(self._render("query", "a", 1)))
