@@ -83,7 +83,7 @@ def tiny_nomic_bert(folder: str | Path, seed: int = 0) -> str:
 
 def tiny_t5(folder: str | Path, seed: int = 0) -> str:
     """T5EncoderModel, as gtr-t5, sentence-t5 and Instructor have it."""
-    config = T5Config(d_model=WIDTH, d_kv=12, d_ff=40, num_layers=2, num_heads=2)
+    config = T5Config(d_model=WIDTH, d_kv=12, d_ff=40, num_layers=3, num_heads=2)
     return _written(folder, T5EncoderModel, config, t5_tokenizer(), seed)
 
 

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 Part = Literal["text", "vision", "heads", "scale"]
 
 # The names under which architectures list their blocks; a network of stages counts its stages.
-_BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks|stages|h)\.(\d+)\.|layer(\d+)\.)")
+_BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks?|stages|h)\.(\d+)\.|layer(\d+)\.)")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ def layer_numbers(names: Sequence[str]) -> tuple[list[int], int]:
 
     >>> layer_numbers(["embed.weight", "layer.0.q.weight", "layer.1.q.weight", "norm.weight"])
     ([0, 1, 2, 2], 2)
+    >>> layer_numbers(["embed.weight", "block.0.layer.0.q.weight", "block.0.layer.1.wi.weight"])
+    ([0, 1, 1], 1)
     """
     blocks = [_block(name) for name in names]
     order = {block: index + 1 for index, block in enumerate(sorted({block for block in blocks if block is not None}))}

@@ -22,6 +22,17 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
+ARCHITECTURES = {
+    "mpnet": "mean",
+    "roberta": "mean",
+    "xlm_roberta": "mean",
+    "distilbert": "mean",
+    "modernbert": "mean",
+    "nomic_bert": "mean",
+    "t5": "mean",
+    "gte": "cls",
+    "gte_own_code": "cls",
+}
 NO_NAMES = {"text_model_name": None, "image_model_name": None}
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
 
@@ -57,20 +68,7 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor) -> None:
     assert (ours[0] - expected[1]).abs().max() > 1e-3, "all are alike: the comparison proves nothing"
 
 
-@pytest.mark.parametrize(
-    ("name", "pooling"),
-    [
-        ("mpnet", "mean"),
-        ("roberta", "mean"),
-        ("xlm_roberta", "mean"),
-        ("distilbert", "mean"),
-        ("modernbert", "mean"),
-        ("nomic_bert", "mean"),
-        ("t5", "mean"),
-        ("gte", "cls"),
-        ("gte_own_code", "cls"),
-    ],
-)
+@pytest.mark.parametrize(("name", "pooling"), ARCHITECTURES.items())
 def test_each_architecture_gives_what_transformers_gives(name, pooling, model_of, folder_of, texts):
     expected = plain_vectors(folder_of(name), texts, pooling, code=name == "gte_own_code")
     assert_same(model_of(name).get_text_features(texts), expected)
@@ -87,6 +85,15 @@ def test_known_models_have_the_prompts_of_their_cards(
     for side, prompt in (("query", query_prompt), ("document", document_prompt)):
         ours = model.encode([Item(text=text) for text in texts], side=side).vectors
         assert_same(ours, plain_vectors(folder_of(name), texts, pooling, prompt, limit=model.spec.max_length))
+
+
+@pytest.mark.parametrize("name", ["bge", *ARCHITECTURES, "qwen3_embedding", "embeddinggemma"])
+def test_every_block_is_a_layer_with_a_rate_of_its_own(name, model_of):
+    model = model_of(name).model
+    blocks = model.text_tower.model.config.num_hidden_layers
+    infos = model.parameter_infos()
+    assert {info.num_layers for info in infos if info.part == "text"} == {blocks}
+    assert {info.layer for info in infos if info.part == "text"} == set(range(blocks + 1))
 
 
 def test_no_hub_id_is_known_twice():
