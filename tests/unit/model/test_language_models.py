@@ -212,6 +212,16 @@ def test_a_language_model_with_its_layers_is_a_text_tower(folder_of, texts, tmp_
     assert torch.allclose(opened.encode_query(texts, convert_to_tensor=True), embed(alone, texts, "query"), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_embedding", "embeddinggemma"])
+def test_an_empty_text_has_an_embedding_of_its_own(name, model_of):
+    model = model_of(name)
+    alone = model.get_text_features([""])
+    together = model.get_text_features(["a red circle", "", "what colour is the small yellow triangle"])
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+    assert alone.isfinite().all()
+    assert (together - together.roll(1, dims=0)).norm(dim=1).min() > 1e-3
+
+
 def test_a_tokenizer_that_cannot_pad_is_taught_to(tmp_path, texts):
     folder = tiny_llama(tmp_path / "llama")
     assert transformers.AutoTokenizer.from_pretrained(folder).pad_token is None

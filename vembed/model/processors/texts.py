@@ -51,7 +51,21 @@ class TextReader:
         encoded = self._tokenize(texts)
         ids: Tensor = encoded["input_ids"]
         mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
+        ids, mask = self._with_a_token_each(ids.long(), mask.long())
         return EncodedTexts(ids, mask, self._num_truncated(encoded, texts), self._pooled_tokens(mask, prompt))
+
+    def _with_a_token_each(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """An empty text, where the tokenizer adds no token of its own (Llama's), reads as the end token alone."""
+        empty = ~mask.bool().any(dim=1)
+        if not empty.any():
+            return ids, mask
+        own = self.tokenizer
+        end = own.eos_token_id if own.eos_token_id is not None else own.pad_token_id
+        if ids.shape[1] == 0:
+            ids, mask = ids.new_full((len(ids), 1), end), mask.new_zeros(len(ids), 1)
+        column = -1 if own.padding_side == "left" else 0
+        ids[empty, column], mask[empty, column] = end, 1
+        return ids, mask
 
     def _tokenize(self, texts: list[str]) -> Any:  # Any: transformers is untyped here
         length: dict[str, Any] = {"padding": "longest", "truncation": False}
@@ -62,12 +76,17 @@ class TextReader:
         return self.tokenizer(texts, return_tensors="pt", **length)
 
     def _pooled_tokens(self, mask: Tensor, prompt: str) -> Tensor | None:
-        """As sentence-transformers counts them: as many tokens as the prompt has alone, without an end token."""
+        """As sentence-transformers counts them: as many tokens as the prompt has alone, without an end token.
+
+        Of an empty text, which has no others, the prompt is pooled.
+        """
         if self._pools_prompt or not prompt:
             return None
         ids: list[int] = self._tokenize([prompt])["input_ids"][0].tolist()
         num_prompt_tokens = len(ids) - int(ids[-1] in self.tokenizer.all_special_ids)
-        return mask.bool() & (mask.cumsum(dim=1) > num_prompt_tokens)
+        real = mask.bool()
+        pooled = real & (mask.cumsum(dim=1) > num_prompt_tokens)
+        return torch.where(pooled.any(dim=1, keepdim=True), pooled, real)
 
     def _num_truncated(self, encoded: Any, texts: list[str]) -> int:  # Any: transformers is untyped here
         if self._max_length is None:
