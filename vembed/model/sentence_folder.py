@@ -83,7 +83,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     if is_late([module.kind for module in modules], general):
         return _read_late(folder, modules, model_path, general)
     settings = _transformer_settings(folder / model_path)
-    refusal = _refusal(modules, folder) or _settings_refusal(settings, folder / model_path)
+    refusal = _refusal(modules, folder) or _settings_refusal(settings, general, folder / model_path)
     if refusal is not None:
         return SentenceFolder(modules, model_path, refusal)
     prompts: dict[str, str] = dict(general.get("prompts") or {})
@@ -233,8 +233,11 @@ def _own_output(settings: Json) -> Pooling | None:
     return "pooler" if methods.get("text", {}).get("method") == "forward" else "own"
 
 
-def _settings_refusal(settings: Json, folder: Path) -> str | None:
-    """Why a Transformer of these settings cannot be expressed here: each of them would change the embedding."""
+def _settings_refusal(settings: Json, general: Json, folder: Path) -> str | None:
+    """Why a model of these settings cannot be expressed here: each would change embeddings or their comparison."""
+    if general.get("similarity_fn_name") in ("euclidean", "manhattan"):
+        way = general["similarity_fn_name"]
+        return f"{folder}: embeddings are compared by {way} distance; only cosine and dot are known"
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
         return f"{folder}: sentence-transformers runs this model for {task}; only feature-extraction is supported"

@@ -110,6 +110,16 @@ def test_a_prompt_that_is_not_pooled_is_still_read(bert, texts, tmp_path):
     assert (both - without).norm(dim=1).min() > 1e-3
 
 
+def test_of_an_empty_text_the_prompt_is_pooled(bert, tmp_path):
+    modules = [Pooling(WIDTH, "max", include_prompt=False)]
+    prompts = {"query": "what is the "}
+    model = VisualRetrievalModel.from_pretrained(sentence_folder(tmp_path / "base", bert, modules, prompts=prompts))
+    tokenizer = model.processor._texts.tokenizer
+    tokenizer.backend_tokenizer.post_processor = None  # no token around the text, so that nothing else is left
+    vectors = model.encode([Item(text=""), Item(text="a red circle")], side="query").vectors
+    assert vectors.isfinite().all()
+
+
 def test_a_default_prompt_stands_for_sides_without_one(bert, texts, tmp_path):
     prompts = {"any": "what is "}
     folder = sentence_folder(tmp_path / "a", bert, MODULES["mean"](), prompts=prompts, default_prompt_name="any")
@@ -272,6 +282,11 @@ def test_settings_that_would_change_an_embedding_are_refused(settings, message, 
     edit_json(layered / "sentence_bert_config.json", transformer_task="feature-extraction")
     edit_json(layered / "sentence_bert_config.json", model_args={"attn_implementation": "eager"})
     VisualRetrievalModel.from_pretrained(str(layered))
+
+
+def test_a_comparison_by_distance_is_refused(layered):
+    edit_json(layered / "config_sentence_transformers.json", similarity_fn_name="manhattan")
+    assert "compared by manhattan distance; only cosine and dot are known" in refusal(layered)
 
 
 def test_layers_for_images_are_refused(folder_of, layered, tmp_path):
