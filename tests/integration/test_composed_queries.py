@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.pictures import write_jsonl, write_picture
+from tests.pictures import write_jsonl, write_pairs, write_picture
 from vembed.entrypoints.evaluate import evaluate
+from vembed.errors import ConfigError
 from vembed.trainer import Trainer
 
 COLOURS = ("red", "green", "blue")
@@ -78,3 +79,22 @@ def test_a_second_stage_adds_another_fusion_to_a_run_that_has_none(rows, bert_fo
     assert saved["spec"]["fusion"] == "attention"
     learned = json.loads((second.output_dir / "run.json").read_text())["groups"]
     assert {group["pretrained"] for group in learned if group["part"] == "heads"} == {True, False}
+
+
+def test_a_fusion_that_no_training_set_teaches_is_refused(clip_folder, tmp_path):
+    settings = {"data_path": write_pairs(tmp_path, 6, "t2i"), "val_fraction": 0, "output_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        ConfigError, match=r"fusion: mlp would stay the sum .* no training set has rows of text and image"
+    ):
+        Trainer(clip_folder, fusion="mlp", **settings).train()
+
+
+def test_frozen_towers_learn_nothing_from_rows_that_pass_no_fusion(clip_folder, tmp_path):
+    plain, both = write_pairs(tmp_path / "plain", 6, "t2i"), write_pairs(tmp_path / "both", 6, "m2i")
+    entries = [{"path": both, "retrieval_mode": "m2i"}, {"path": plain, "retrieval_mode": "t2i"}]
+    settings = {"fusion": "gated", "freeze": ["text", "vision"], "val_fraction": 0, "batch_size": 4, "max_steps": 2}
+    with pytest.raises(
+        ConfigError, match=r"data set t2i \(t2i\) teaches nothing: its text and vision towers are frozen"
+    ):
+        Trainer(clip_folder, data_path=entries, output_dir=str(tmp_path / "out"), **settings).train()
+    Trainer(clip_folder, data_path=entries[:1], output_dir=str(tmp_path / "out"), **settings).train()

@@ -25,7 +25,7 @@ from vembed.types import Embeddings, Inputs, Ragged
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
-_FUSION = "fusion."
+FUSION_PREFIX = "fusion."
 NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
 TextEncoder = Callable[..., Tensor]
 ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
@@ -224,7 +224,7 @@ class BaseEmbeddingModel(nn.Module):
     def _part(self, name: str) -> Part:
         if name in ("logit_scale", "logit_bias"):
             return "scale"
-        if name.startswith(_FUSION):
+        if name.startswith(FUSION_PREFIX):
             return "heads"
         return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
 
@@ -232,7 +232,7 @@ class BaseEmbeddingModel(nn.Module):
         part = self._part(name)
         if part == "scale":
             return self.has_own_scale
-        if name.startswith(_FUSION):
+        if name.startswith(FUSION_PREFIX):
             return not self.has_new_fusion
         return not self.has_new_heads if part == "heads" else not is_adapter(name)
 

@@ -9,10 +9,11 @@ from vembed.data.settings import DataSettings, DataSource
 from vembed.data.split import Split, load_split, split_validation
 from vembed.data.validation import check_dataset
 from vembed.errors import ConfigError
-from vembed.model.base import BaseEmbeddingModel
+from vembed.model.base import FUSION_PREFIX, BaseEmbeddingModel
 from vembed.types import RowNeeds
 
 Datasets = Sequence[VisualRetrievalDataset]
+_BOTH = "m"  # the letter of rows with text and image
 _PARTS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
 
 
@@ -74,11 +75,24 @@ def _check_query_images(settings: DataSettings, datasets: Datasets) -> None:
 
 
 def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
-    """Refuse a training set of which nothing but the temperature could learn. Raises ConfigError."""
-    learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    """Refuse a training set of which nothing but the temperature could learn, and a new fusion that no set would teach.
+
+    Raises ConfigError.
+    """
+    learning = {
+        "fusion" if info.name.startswith(FUSION_PREFIX) else info.part
+        for info in model.parameter_infos()
+        if info.parameter.requires_grad
+    }
+    if model.has_new_fusion and not any(_BOTH in dataset.mode for dataset in data.train):
+        raise ConfigError(
+            f"fusion: {model.spec.fusion} would stay the sum that it starts as: no training set has rows of text and"
+            " image (retrieval_mode m2i, m2t, ...); take it out, or add one"
+        )
     for dataset in data.train:
         parts = {part for letter in dataset.mode.split("2") for part in _PARTS[letter]}
-        if not learning & {*parts, "heads"}:
+        fused = {"fusion"} if _BOTH in dataset.mode else set()
+        if not learning & {*parts, *fused, "heads"}:
             raise ConfigError(
                 f"data set {dataset.name} ({dataset.mode}) teaches nothing: its {' and '.join(sorted(parts))} tower"
                 f"{'s are' if len(parts) > 1 else ' is'} frozen"
