@@ -12,12 +12,14 @@ import torch
 import transformers
 from torch.nn import functional
 
+from tests.cases import CASES
 from tests.tiny import tiny_bert
 from tests.tiny.text import tiny_gte, tiny_modernbert, tiny_new, tiny_xlm_roberta
 from vembed.errors import ModelError
 from vembed.model.detect import detect
 from vembed.model.families.known_texts import LINES, RECIPES
 from vembed.model.families.registry import family_of_mode
+from vembed.model.families.text import TEXT
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
@@ -72,6 +74,12 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor) -> None:
 def test_each_architecture_gives_what_transformers_gives(name, pooling, model_of, folder_of, texts):
     expected = plain_vectors(folder_of(name), texts, pooling, code=name == "gte_own_code")
     assert_same(model_of(name).get_text_features(texts), expected)
+
+
+def test_what_is_listed_as_tested_is_tested(folder_of):
+    names = [name for name, case in CASES.items() if case.family == "text" and case.make is not None]
+    types = {json.loads((Path(folder_of(name)) / "config.json").read_text())["model_type"] for name in names}
+    assert {name for name, architecture in TEXT.architectures.items() if architecture.tested} == types
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
 _ENCODERS = {
-    "albert": Architecture("mean", 512),
+    "albert": Architecture("mean", 512, tested=False),
     "bert": Architecture("mean", 512),
-    "camembert": Architecture("mean", 514, offset_positions=True),
-    "deberta-v2": Architecture("mean", 512),
+    "camembert": Architecture("mean", 514, offset_positions=True, tested=False),
+    "deberta-v2": Architecture("mean", 512, tested=False),
     "distilbert": Architecture("mean", 512),
-    "electra": Architecture("mean", 512),
+    "electra": Architecture("mean", 512, tested=False),
     "eurobert": Architecture("mean", tested=False),
     "gte": Architecture("cls"),
     "modernbert": Architecture("mean"),
