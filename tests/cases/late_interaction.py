@@ -22,13 +22,6 @@ CASES = [
     ),
     Case("colbert", "late_interaction", tiny.tiny_bert, settings=_COLBERT, image=False),
     Case(
-        "colbert_filled",
-        "late_interaction",
-        tiny.tiny_bert,
-        settings=_COLBERT | {"num_query_tokens": 14},
-        image=False,
-    ),
-    Case(
         "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
     ),
     Case("colbert_llama", "late_interaction", tiny_llama, settings=_COLBERT | {"num_query_tokens": 14}, image=False),
