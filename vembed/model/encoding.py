@@ -1,4 +1,10 @@
-"""Many items to embeddings: sorted by length, in batches, images decoded while the model runs."""
+"""Many items to embeddings, with little padding, and with images decoded and texts tokenised while the model runs.
+
+items alike in modality, about in order of length     _windows
+a window of them, loaded and tokenised once           _prepared       in threads, one window ahead
+batches of rows alike in their number of tokens       _batches
+batch -> embeddings, in the order of the items        encode_items
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,15 +16,20 @@ import torch
 from torch import Tensor
 
 from vembed.errors import ModelError
-from vembed.grad_cache.cachex.tree_utils import concat_rows, map_tensors, move, select_rows
+from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel, unit_vectors
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.spec import ModelSpec
-from vembed.types import Embeddings, Item, LoadedItem, Side
+from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
+from vembed.utils.onednn import quick_linear
 
 Features = Literal["model", "tower"]
 
 _MAX_THREADS = 8
+_TEXT_WINDOW = 16  # batches of texts that are tokenised and put in order together
+# Tokens of a batch, padding included. More only leave a CPU's cache; an accelerator needs many to be busy.
+_CPU_TOKENS = 2**11
+_ACCELERATOR_TOKENS = 2**15
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,14 @@ class EncodeOptions:
     batch_size: int = 64
     width: int | None = None
     features: Features = "model"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Embeddings of some rows, and the place of each among all items, int64 [rows]."""
+
+    places: Tensor
+    embeddings: Embeddings
 
 
 def encode_items(
@@ -53,19 +72,20 @@ def _encode(
 ) -> Embeddings:
     device = model.logit_scale.device
     forward = model if options.features == "model" else model.tower_features
-    order: list[int] = []
-    parts: list[Embeddings] = []
-    for rows, loaded in _loaded_batches(processor, items, options.batch_size):
-        inputs = processor.prepare(loaded, options.side)
-        with torch.inference_mode():
-            embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
-        order += rows
-        parts.append(map_tensors(_float32_on_cpu, embeddings))
+    parts: list[_Part] = []
+    tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
+    for rows, window in _prepared(processor, items, options):
+        for batch in _batches(processor.num_tokens(window).tolist(), options.batch_size, tokens_at_once):
+            inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
+            with torch.inference_mode(), quick_linear():
+                embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
+            places = torch.tensor([rows[number] for number in batch])
+            parts.append(_Part(places, map_tensors(_float32_on_cpu, embeddings)))
     if not parts:
         return _nothing(options.width or model.dim, model.spec)
-    if len({part.vectors.shape[-1] for part in parts}) > 1:
+    if len({part.embeddings.vectors.shape[-1] for part in parts}) > 1:
         raise ModelError("the towers' own features differ in width; encode texts and images apart")
-    return select_rows(concat_rows(parts), torch.tensor(order).argsort())
+    return _table(parts, len(items))
 
 
 def _kept(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
@@ -87,32 +107,68 @@ def _nothing(width: int, spec: ModelSpec) -> Embeddings:
     return Embeddings(torch.zeros(0, 0, width), torch.zeros(0, 0, dtype=torch.bool))
 
 
-def _batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:
-    """Row numbers of each batch: alike in modality, long texts first, so that little is padded."""
+def _table(parts: list[_Part], num_items: int) -> Embeddings:
+    """All rows in order, padded to the most tokens. Takes the parts away one by one: both would be twice the memory."""
+    sizes = [part.embeddings.vectors.shape[1:] for part in parts]
+    vectors = torch.zeros(num_items, *(max(size) for size in zip(*sizes, strict=True)))
+    mask = torch.zeros(vectors.shape[:2], dtype=torch.bool) if vectors.ndim == 3 else None
+    while parts:
+        places, own = parts[-1].places, parts.pop().embeddings
+        if mask is None:
+            vectors[places] = own.vectors
+        else:
+            vectors[places, : own.vectors.shape[1]] = own.vectors
+            mask[places, : own.vectors.shape[1]] = True if own.mask is None else own.mask
+    return Embeddings(vectors, mask)
+
+
+def _windows(items: Sequence[Item], batch_size: int, texts_at_once: int) -> list[list[int]]:
+    """Row numbers of each window: alike in modality, long texts first."""
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for row, item in enumerate(items):
         kinds.setdefault((item.text is not None, bool(item.images)), []).append(row)
-    batches = []
-    for rows in kinds.values():
+    windows = []
+    for (_, has_images), rows in kinds.items():
         rows.sort(key=lambda row: -len(items[row].text or ""))
-        batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return batches
+        step = batch_size if has_images else texts_at_once
+        windows += [rows[start : start + step] for start in range(0, len(rows), step)]
+    return windows
 
 
-def _loaded_batches(
-    processor: ItemProcessor, items: Sequence[Item], batch_size: int
-) -> Iterator[tuple[list[int], list[Item | LoadedItem]]]:
-    """Each batch's rows and items; the next batch's images are decoded in threads while this one is embedded."""
-    batches = _batches(items, batch_size)
-    if not batches:
-        return
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+def _prepared(
+    processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
+) -> Iterator[tuple[list[int], Inputs]]:
+    """Each window's rows and inputs; the next window is made in threads while this one is embedded."""
+    texts_at_once = options.batch_size * (_TEXT_WINDOW if processor.counts_tokens else 1)
+    windows = _windows(items, options.batch_size, texts_at_once)
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
 
-        def start(rows: list[int]) -> list[Item | Future[LoadedItem]]:
+        def start(rows: list[int]) -> Future[Inputs]:
             chosen = [items[row] for row in rows]
-            return [pool.submit(processor.load, item) if item.images else item for item in chosen]
+            loading = [loaders.submit(processor.load, item) if item.images else item for item in chosen]
+            return preparer.submit(finish, loading)
 
-        waiting = start(batches[0])
-        for rows, following in zip(batches, [*batches[1:], []], strict=True):
-            current, waiting = waiting, start(following)
-            yield rows, [entry.result() if isinstance(entry, Future) else entry for entry in current]
+        def finish(loading: list[Item | Future[LoadedItem]]) -> Inputs:
+            loaded = [entry.result() if isinstance(entry, Future) else entry for entry in loading]
+            return processor.prepare(loaded, options.side)
+
+        waiting = [start(rows) for rows in windows[:1]]
+        for number, rows in enumerate(windows, 1):
+            waiting += [start(following) for following in windows[number : number + 1]]
+            yield rows, waiting.pop(0).result()
+
+
+def _batches(num_tokens: Sequence[int], batch_size: int, tokens_at_once: int) -> list[list[int]]:
+    """The rows of a window, longest first, in batches within both limits, padding counted; a batch has a row at least.
+
+    >>> _batches([3, 9, 4, 9], batch_size=3, tokens_at_once=18)
+    [[1, 3], [2, 0]]
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(num_tokens)), key=lambda row: -num_tokens[row]):
+        last = batches[-1] if batches else []
+        if last and len(last) < batch_size and (len(last) + 1) * num_tokens[last[0]] <= tokens_at_once:
+            last.append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional
 
 from vembed.errors import DataError, ModelError
+from vembed.grad_cache.cachex.tree_utils import take_rows
+from vembed.model import encoding
 from vembed.types import ImageSource, Item
 
 
@@ -15,6 +17,37 @@ def test_batch_size_does_not_change_a_vector(name, batch_size, model_of, items_f
     items = items_for(model)
     expected = torch.cat([model.encode([item]).vectors for item in items])
     assert torch.allclose(model.encode(items, batch_size=batch_size).vectors, expected, atol=1e-5)
+
+
+def test_texts_are_tokenised_once_and_embedded_beside_texts_of_their_length(fresh, texts, monkeypatch):
+    monkeypatch.setattr(encoding, "_CPU_TOKENS", 24)
+    model, items = fresh("bert"), [Item(text=text) for text in texts * 3]
+    batches, prepared = [], []
+    model.model.register_forward_pre_hook(lambda module, args: batches.append(args[0].tensors["attention_mask"].values))
+    prepare = model.processor.prepare
+    monkeypatch.setattr(model.processor, "prepare", lambda items, side: prepared.extend(items) or prepare(items, side))
+    model.encode(items, batch_size=4)
+    assert len(prepared) == len(items)
+    assert sum(len(mask) for mask in batches) == len(items)
+    for mask in batches:
+        assert mask.any(dim=0).all(), "a column of padding only"
+        assert len(mask) <= 4
+        assert mask.numel() <= 24 or len(mask) == 1
+    waste = 1 - sum(int(mask.sum()) for mask in batches) / sum(mask.numel() for mask in batches)
+    assert waste < 0.1
+
+
+@pytest.mark.parametrize("name", ["bert", "sentence", "clip", "siglip", "colpali", "colbert", "colbert_filled"])
+def test_what_is_cut_off_a_window_is_what_the_row_alone_has_not(name, model_of):
+    processor, items = model_of(name).processor, [Item(text="red"), Item(text="two blue squares on a green field" * 2)]
+    window, alone = processor.prepare(items, "query"), processor.prepare(items[:1], "query")
+    cut = processor.without_padding(take_rows(window, 0, 1))
+    assert cut.tensors.keys() == alone.tensors.keys()
+    for tensor, ragged in alone.tensors.items():
+        assert torch.equal(cut.tensors[tensor].values, ragged.values), tensor
+    if name != "siglip":  # which reads its padding
+        width = alone.tensors["input_ids"].values.shape[1]
+        assert processor.num_tokens(window)[0] == width < window.tensors["input_ids"].values.shape[1]
 
 
 def test_encoding_leaves_the_model_in_the_mode_it_was_in(fresh, items_for):

@@ -40,6 +40,8 @@ class TowerProcessor(ItemProcessor):
         super().__init__(spec, max_image_pixels=max_image_pixels)
         self._texts = texts
         self._images = images
+        if spec.pad_to is None:
+            self.token_masks = ("attention_mask", "pooled_tokens")
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "TowerProcessor":

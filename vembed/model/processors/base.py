@@ -3,10 +3,12 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import PIL.Image
+import torch
 from torch import Tensor
 
 from vembed.data.hashing import content_hash
@@ -24,8 +26,12 @@ Self = TypeVar("Self", bound="ItemProcessor")
 class ItemProcessor(ABC):
     """Turns items into a model's inputs, in three moves that can run in three places (`vembed.types.Processor`).
 
-    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`.
+    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`. `token_masks` names the masks
+    [texts, tokens] that `prepare` pads along with `input_ids`: where they are known, many texts are prepared at once,
+    and embedded in batches that are alike in length.
     """
+
+    token_masks: tuple[str, ...] = ()
 
     def __init__(self, spec: ModelSpec, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.spec = spec
@@ -55,6 +61,36 @@ class ItemProcessor(ABC):
     def is_read_alike_elsewhere(self) -> bool:
         """Whether sentence-transformers makes the same inputs with the files that `save` writes."""
         return True
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether rows that were prepared together can be told apart by `num_tokens` and cut by `without_padding`."""
+        return bool(self.token_masks)
+
+    def num_tokens(self, inputs: Inputs) -> Tensor:
+        """Tokens of each row's texts without padding, int64 [rows]; zeros where they are not counted."""
+        counted = torch.zeros(inputs.num_rows, dtype=torch.int64)
+        real = self._real_tokens(inputs)
+        if real is None:
+            return counted
+        rows = torch.repeat_interleave(torch.arange(inputs.num_rows), inputs.tensors["input_ids"].counts)
+        return counted.index_add(0, rows, real.sum(dim=1))
+
+    def without_padding(self, inputs: Inputs) -> Inputs:
+        """The same inputs without the columns that are padding in all of their texts."""
+        real = self._real_tokens(inputs)
+        if real is None:
+            return inputs
+        names = [name for name in ("input_ids", *self.token_masks) if name in inputs.tensors]
+        padded = {name: inputs.tensors[name] for name in names}
+        columns = real.any(dim=0)
+        cut = {name: replace(ragged, values=ragged.values[:, columns]) for name, ragged in padded.items()}
+        return replace(inputs, tensors={**inputs.tensors, **cut})
+
+    def _real_tokens(self, inputs: Inputs) -> Tensor | None:
+        """Bool [texts, tokens], False for what every mask leaves out; None without masks, or texts."""
+        masks = [inputs.tensors[name].values.bool() for name in self.token_masks if name in inputs.tensors]
+        return torch.stack(masks).any(dim=0) if masks else None
 
     def with_image_limit(self: Self, max_image_pixels: int) -> Self:
         """The same processor, refusing images of more pixels."""

@@ -135,6 +135,8 @@ class LateRetrievalProcessor(LateProcessor):
     `scored` says which tokens become vectors, `is_document` which rows are reduced as documents are.
     """
 
+    token_masks = ("attention_mask", "scored")
+
     def __init__(self, spec: ModelSpec, reader: _Reader, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         super().__init__(spec, max_image_pixels=max_image_pixels)
         self._reader = reader

@@ -25,6 +25,8 @@ _SIDES: tuple[Side, ...] = ("query", "document")
 class LateTextProcessor(LateProcessor):
     """Items to `input_ids`, `attention_mask` and `scored` (which tokens become vectors), each per row."""
 
+    token_masks = ("attention_mask", "scored")
+
     def __init__(self, spec: ModelSpec, tokenizer: Any) -> None:  # Any: transformers is untyped here
         super().__init__(spec)
         self._tokenizer = tokenizer

@@ -145,6 +145,15 @@ class VlmProcessor(ItemProcessor):
             tensors["pixel_values"] = replace(pixels, values=finished)
         return replace(inputs, tensors=tensors)
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Always: rows are not padded before `finish`."""
+        return True
+
+    def num_tokens(self, inputs: Inputs) -> Tensor:
+        """Tokens of each row, those of its images among them, int64 [rows]."""
+        return inputs.tensors["input_ids"].counts
+
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the files of the processor and its chat template; the image processor's own where it had one."""
         self._processor.save_pretrained(text_folder)

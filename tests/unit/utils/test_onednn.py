@@ -1,0 +1,63 @@
+"""Linear layers by oneDNN: the same numbers, and only where it can do the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from vembed.utils import onednn
+from vembed.utils.onednn import quick_linear
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every linear layer that oneDNN ran, whatever processor this is."""
+    ran = []
+    linear = onednn._linear
+    monkeypatch.setattr(onednn, "_linear", lambda *args, **kwargs: ran.append(args) or linear(*args, **kwargs))
+    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: True)
+    return ran
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch comes without oneDNN")
+@pytest.mark.parametrize("shape", [(1, 8), (5, 8), (3, 4, 8), (2, 3, 4, 8)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_are_those_of_torch(calls, shape, bias):
+    layer, features = nn.Linear(8, 6, bias=bias), torch.randn(shape)
+    with torch.inference_mode():
+        expected = layer(features)
+        with quick_linear():
+            torch.testing.assert_close(layer(features), expected)
+            torch.testing.assert_close(layer(features.transpose(-2, -1).contiguous().transpose(-2, -1)), expected)
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("calls")
+def test_what_onednn_cannot_do_is_left_alone(calls):
+    layer, features = nn.Linear(8, 6), torch.randn(3, 8)
+    with quick_linear():
+        layer(features).sum().backward()
+        with torch.no_grad():
+            assert layer.double()(features.double()).dtype == torch.float64
+            assert layer.float()(features[0]).shape == (6,)
+            assert layer(features[:0]).shape == (0, 6)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert layer(features).dtype == torch.bfloat16
+            assert layer(input=features).shape == (3, 6)
+    assert layer.weight.grad is not None
+    assert len(calls) == 1
+
+
+def test_other_processors_keep_torchs_own(calls, monkeypatch):
+    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: False)
+    with torch.inference_mode(), quick_linear():
+        nn.Linear(8, 6)(torch.randn(3, 8))
+    assert not calls
+
+
+def test_the_processor_is_known_by_its_maker(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for maker, slow in (("AuthenticAMD", torch.backends.mkl.is_available()), ("GenuineIntel", False)):
+        monkeypatch.setattr(onednn, "_cpu_info", lambda maker=maker: f"vendor_id\t: {maker}\n")
+        onednn.mkl_is_slow.cache_clear()
+        assert onednn.mkl_is_slow() is slow
+    onednn.mkl_is_slow.cache_clear()
