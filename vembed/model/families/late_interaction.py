@@ -20,11 +20,13 @@ _NATIVE = {
     "colpali": Architecture("last"),
     "colqwen2": Architecture("last"),
 }
+# Of these a test compares the projected tokens with plain transformers or sentence-transformers.
+_COMPARED = ("bert", "llama", "modernbert", "qwen2_vl", "qwen3_vl")
 _TEXT = {
-    name: architecture if architecture.pooling == "last" else replace(architecture, pooling="cls")
+    name: replace(architecture, pooling="last" if architecture.pooling == "last" else "cls", tested=name in _COMPARED)
     for name, architecture in TEXT.architectures.items()
 }
-_VLM = VLM_GENERIC.architectures
+_VLM = {name: replace(one, tested=name in _COMPARED) for name, one in VLM_GENERIC.architectures.items()}
 _QUERY_MARKER, _DOCUMENT_MARKER = "[Q] ", "[D] "
 
 
@@ -206,7 +208,7 @@ LATE_INTERACTION = Family(
     model="vembed.model.backbones.late_interaction:LateInteractionModel",
     processor="vembed.model.processors.late_interaction:LateProcessor",
     describe=_describe,
-    architectures=_NATIVE | _TEXT | dict(_VLM),
+    architectures=_NATIVE | _TEXT | _VLM,
     claim=_claim,
     keys=frozenset(
         {
