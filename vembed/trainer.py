@@ -284,7 +284,8 @@ def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFold
     )
     precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
-    return Checkpoints(run, session.model, session.engine.optimizer, precision.scaler, facts, limit, merge)
+    optimizer = session.engine.optimizer
+    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge)
 
 
 def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainState:

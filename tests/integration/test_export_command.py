@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from tests.pictures import write_pairs
 from vembed.cli import app
+from vembed.entrypoints.encode import EncodeRequest, encode
+from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.export import ExportRequest, export
 from vembed.errors import UsageError
 from vembed.inference import Predictor
@@ -49,6 +52,16 @@ def test_a_checkpoint_of_adapters_becomes_plain_weights(run, bert_folder, texts_
     assert abs(vectors[0] - Predictor(bert_folder, "cpu").encode_text(texts_of)).max() > 1e-5
     with pytest.raises(UsageError, match="is there already"):
         export(ExportRequest(str(run / "checkpoint-3"), merged, merge=True))
+
+
+def test_a_folder_of_adapters_is_encoded_with_and_measured(run, texts_of, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(texts_of))
+    encode(EncodeRequest(str(run / "checkpoint-3"), tmp_path / "texts.txt", tmp_path / "out.npy", side="query"))
+    expected = Predictor(run / "final", "cpu").encode_text(texts_of)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
+    data = {"test_data_path": write_pairs(tmp_path / "data", 9, "t2t"), "retrieval_mode": "t2t"}
+    measured = [evaluate(run / name, data).metrics["model"] for name in ("checkpoint-3", "final")]
+    assert measured[0] == measured[1]
 
 
 def test_a_whole_model_is_written_again_in_another_dtype(run, tmp_path):

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.pictures import write_jsonl, write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets
+from tests.tiny import tiny_clip
 from vembed.config import load_config
 from vembed.entrypoints.train import summary
 from vembed.errors import ConfigError, DataError, ModelError, UsageError, VembedError
 from vembed.inference import Predictor
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
 from vembed.trainer import Trainer
 
 
@@ -155,9 +158,26 @@ def test_frozen_weights_may_be_bf16_and_final_is_the_best_adapter_merged(tmp_pat
     assert (run / "final" / "model.safetensors").is_file()
     best, final = Predictor(run / "best"), Predictor(run / "final")
     texts = ["a red circle", "two blue squares"]
-    assert np.allclose(best.encode_text(texts), final.encode_text(texts), atol=1e-6)
+    written = load_file(run / "final" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in written.items() if name != "logit_scale"} == {torch.bfloat16}
+    cosines = (np.array(best.encode_text(texts)) * np.array(final.encode_text(texts))).sum(axis=1)
+    assert cosines.min() > 0.999
     records = [json.loads((run / name / "vembed_config.json").read_text()) for name in ("best", "final")]
     assert records[0] == records[1]
+
+
+def test_adapters_of_a_base_in_pickles_are_merged_reported_and_opened(tmp_path, settings):
+    folder = Path(tiny_clip(tmp_path / "clip"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    run = tmp_path / "run"
+    result = Trainer({**settings, "model_name": str(folder)}).train(
+        use_lora=True, allow_pickled_weights=True, max_steps=2, report=True
+    )
+    assert result.report is not None
+    best = Predictor(run / "best", settings=ModelSettings(allow_pickled_weights=True))
+    final = Predictor(run / "final")
+    assert np.allclose(best.encode_text("a red circle"), final.encode_text("a red circle"), atol=1e-6)
 
 
 def test_a_run_of_adapters_may_leave_them_alone(tmp_path, settings):

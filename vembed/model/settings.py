@@ -196,3 +196,7 @@ class ModelSettings(Section):
         description="Whether the adapter that model_name has goes on learning, or is merged first and a new one added.",
         json_schema_extra=only_with("use_lora", True),
     )
+
+    def for_opening(self) -> "ModelSettings":
+        """The consent that opening a checkpoint of this model takes: to run its code, to read tensors from pickles."""
+        return ModelSettings(trust_remote_code=self.trust_remote_code, allow_pickled_weights=self.allow_pickled_weights)

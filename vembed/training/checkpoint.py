@@ -65,6 +65,7 @@ class Checkpoints:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
     facts: RunFacts
+    settings: ModelSettings
     limit: int
     merge_final: bool = True
 
@@ -98,7 +99,7 @@ class Checkpoints:
             if state.best is None:
                 self._save_model(new, state, merge_adapters=merged)
             elif merged:
-                merge_folder(self.run.best, new, self._own_code)
+                merge_folder(self.run.best, new, self._as_held())
             else:
                 shutil.copytree(self.run.best, new, dirs_exist_ok=True)
         source = "the last step" if state.best is None else f"best/ (step {state.best.step})"
@@ -136,9 +137,9 @@ class Checkpoints:
         written = json.loads(file.read_text(encoding="utf-8"))
         return Best(step=written["step"], **written["best"])
 
-    @property
-    def _own_code(self) -> ModelSettings:
-        return ModelSettings(trust_remote_code=bool(self.facts.settings.get("trust_remote_code")))
+    def _as_held(self) -> ModelSettings:
+        """For opening the model in the dtype that its frozen weights have in the run."""
+        return self.settings.for_opening().model_copy(update={"torch_dtype": self.settings.torch_dtype})
 
     def _save_model(self, folder: Path, state: TrainState, *, merge_adapters: bool = False) -> None:
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
@@ -167,7 +168,7 @@ class Checkpoints:
         if has_adapters(self.model.model):
             self.model.load_adapters(folder)
         else:
-            saved = VisualRetrievalModel.from_pretrained(str(folder), self._own_code)
+            saved = VisualRetrievalModel.from_pretrained(str(folder), self.settings.for_opening())
             self.model.model.load_state_dict(saved.model.state_dict())
         if checksum(self.model.model.parameter_infos()) != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")

@@ -116,8 +116,7 @@ def model_title(settings: ModelSettings) -> str:
 
 
 def _load_final(run: RunFolder, settings: ReportSettings) -> VisualRetrievalModel:
-    trusted = ModelSettings(trust_remote_code=settings.model.trust_remote_code)
-    return prepared(VisualRetrievalModel.from_pretrained(str(run.final), trusted), settings)
+    return prepared(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
 
 
 def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:

@@ -188,8 +188,11 @@ def test_a_folder_without_usable_weights_is_refused(tmp_path):
     assert "holds no weights; expected model.safetensors" in refusal(folder)
     torch.save(weights, folder / "pytorch_model.bin")
     assert "pickled weights only (pytorch_model.bin)" in refusal(folder)
-    (folder / "model.safetensors").write_bytes(b"\x10\x00")
-    assert "cannot be loaded" in refusal(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    whole = (folder / "model.safetensors").read_bytes()
+    for cut in (whole[:2], whole[:-8]):
+        (folder / "model.safetensors").write_bytes(cut)
+        assert "its weights are damaged or cut short" in refusal(folder)
     del weights["visual_projection.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert "lacks 1 weights of CLIPModel, such as 'visual_projection.weight'" in refusal(folder)
