@@ -85,6 +85,7 @@ def test_the_first_layers_compute_what_the_file_computes(dinov2_folder):
 @pytest.mark.slow
 def test_minilm_and_dinov2_learn_emoji_through_adapters(dinov2_folder, demo_files, tmp_path):
     entries = {"names_to_pictures": "t2i", "pictures_to_pictures": "i2i", "changes_to_pictures": "m2i"}
+    weights = {"t2i": 1.0, "i2i": 0.5, "m2i": 0.2}
     result = Trainer(
         text_model_name=str(demo_files.text_model),
         image_model_name=str(dinov2_folder),
@@ -92,13 +93,17 @@ def test_minilm_and_dinov2_learn_emoji_through_adapters(dinov2_folder, demo_file
         use_lora=True,
         fusion="gated",
         image_size=56,
-        data_path=[{"path": str(demo_files.train[name]), "retrieval_mode": mode} for name, mode in entries.items()],
+        data_path=[
+            {"path": str(demo_files.train[name]), "retrieval_mode": mode, "weight": weights[mode]}
+            for name, mode in entries.items()
+        ],
         val_fraction=0,
         test_data_path=[{"path": str(demo_files.val[mode]), "retrieval_mode": mode} for mode in entries.values()],
         num_hard_negatives=1,
-        batch_size=32,
-        gradient_cache_chunk_size=96,
-        max_steps=30,
+        batch_size=48,
+        gradient_cache_chunk_size=192,
+        epochs=2,
+        max_steps=80,
         learning_rate=1e-3,
         head_learning_rate=2e-3,
         temperature=0.07,
@@ -108,9 +113,9 @@ def test_minilm_and_dinov2_learn_emoji_through_adapters(dinov2_folder, demo_file
     ).train()
     base, tuned = result.metrics["base"], result.metrics["tuned"]
     gains = {mode: tuned[mode]["ndcg@10"] - base[mode]["ndcg@10"] for mode in entries.values()}
-    assert gains["t2i"] > 0.03
-    assert gains["i2i"] > 0.1
-    assert tuned["m2i"]["ndcg@10"] > base["m2i"]["ndcg@10"]
+    assert gains["t2i"] > 0.03, gains
+    assert gains["i2i"] > 0.1, gains
+    assert gains["m2i"] > 0, gains
 
 
 def _no_distribution(name: str):
