@@ -223,45 +223,68 @@ def _logits(raw: Tensor, candidates: Candidates, scale: Tensor, bias: Tensor | N
 
 
 class _Sweep:
-    """Adds up the sums of a batch, strip by strip."""
+    """Adds up the sums of a batch, strip by strip.
+
+    What stays has its room from the beginning: room made between the passing ones of each strip would leave the heap
+    full of holes of their size.
+    """
 
     def __init__(self, plan: _Plan, scale: Tensor, bias: Tensor | None) -> None:
         self._plan, self._scale, self._bias = plan, scale, bias
-        num_documents = num_rows(plan.view.documents)
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        num_queries, num_documents = num_rows(plan.view.queries), num_rows(plan.view.documents)
+        self._pairs = _Pairs(num_queries, scale)
+        self._row_log_sum, self._row_total, self._row_count = scale.new_zeros(3, num_queries)
         self._column_log_sum = scale.new_full((num_documents,), float("-inf"))
-        self._column_total, self._column_count = scale.new_zeros(num_documents), scale.new_zeros(num_documents)
+        self._column_total, self._column_count = scale.new_zeros(2, num_documents)
 
     def add(self, start: int, raw: Tensor, masks: Masks) -> None:
         """The strip of scores [rows, documents] from query `start` on."""
         candidates = self._plan.choose(raw, masks)
         queries, documents = masks.positive.nonzero(as_tuple=True)
-        self._pairs.append((queries + start, documents, self._shifted(raw[queries, documents])))
+        self._pairs.add(queries + start, documents, self._shifted(raw[queries, documents]))
         logits = _logits(raw, candidates, self._scale, self._bias)
-        self._rows.append((logits.logsumexp(dim=1).clamp(min=NOTHING), *self._totals(raw, candidates, dim=1)))
+        rows = slice(start, start + len(raw))
+        self._row_log_sum[rows] = logits.logsumexp(dim=1)
         if self._plan.columns:
-            self._column_log_sum = torch.logaddexp(self._column_log_sum, logits.logsumexp(dim=0))
-            total, count = self._totals(raw, candidates, dim=0)
-            self._column_total += total
-            self._column_count += count
+            torch.logaddexp(self._column_log_sum, logits.logsumexp(dim=0), out=self._column_log_sum)
+        if self._plan.totals:
+            negative = candidates.negative
+            totals = self._shifted(raw).masked_fill_(~negative, 0)
+            self._row_total[rows], self._row_count[rows] = totals.sum(dim=1), negative.sum(dim=1)
+            self._column_total += totals.sum(dim=0)
+            self._column_count += negative.sum(dim=0)
 
     def sums(self) -> _Sums:
         """What all strips add up to."""
-        queries, documents, scores = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
-        log_sum, total, count = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
-        columns = (self._column_log_sum.clamp(min=NOTHING), self._column_total, self._column_count)
-        return _Sums(queries, documents, scores, log_sum, total, count, *columns)
-
-    def _totals(self, raw: Tensor, candidates: Candidates, dim: int) -> tuple[Tensor, Tensor]:
-        """Sum and number of the negatives' scores along an axis, or zeros."""
-        negative = candidates.negative
-        if not self._plan.totals:
-            nothing = raw.new_zeros(raw.shape[1 - dim])
-            return nothing, nothing
-        total = self._shifted(raw).masked_fill_(~negative, 0).sum(dim=dim)
-        return total, negative.sum(dim=dim).to(raw.dtype)
+        row_log_sum, column_log_sum = (side.clamp(min=NOTHING) for side in (self._row_log_sum, self._column_log_sum))
+        rows = (row_log_sum, self._row_total.clone(), self._row_count.clone())
+        return _Sums(*self._pairs.all(), *rows, column_log_sum, self._column_total.clone(), self._column_count.clone())
 
     def _shifted(self, raw: Tensor) -> Tensor:
         scaled = raw * self._scale
         return scaled if self._bias is None else scaled + self._bias
+
+
+class _Pairs:
+    """The positive pairs so far, in room that doubles when it is full. `like`: a tensor of the scores' dtype."""
+
+    def __init__(self, room: int, like: Tensor) -> None:
+        self._numbers = torch.empty(2, room, dtype=torch.int64, device=like.device)
+        self._scores = like.new_empty(room)
+        self._length = 0
+
+    def add(self, queries: Tensor, documents: Tensor, scores: Tensor) -> None:
+        """Pairs [pairs] that come after those so far."""
+        end = self._length + len(scores)
+        if end > len(self._scores):
+            more = max(end, 2 * len(self._scores)) - len(self._scores)
+            self._numbers = torch.nn.functional.pad(self._numbers, (0, more))
+            self._scores = torch.nn.functional.pad(self._scores, (0, more))
+        new = slice(self._length, end)
+        self._numbers[0, new], self._numbers[1, new], self._scores[new] = queries, documents, scores
+        self._length = end
+
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, documents and scores, [pairs] each."""
+        queries, documents = self._numbers[:, : self._length].clone()
+        return queries, documents, self._scores[: self._length].clone()
