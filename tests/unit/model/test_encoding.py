@@ -37,7 +37,7 @@ def test_texts_are_tokenised_once_and_embedded_beside_texts_of_their_length(fres
     assert waste < 0.1
 
 
-@pytest.mark.parametrize("name", ["bert", "sentence", "clip", "siglip", "colpali", "colbert", "colbert_filled"])
+@pytest.mark.parametrize("name", ["bert", "sentence", "clip", "siglip", "colpali", "colbert", "colbert_modern"])
 def test_what_is_cut_off_a_window_is_what_the_row_alone_has_not(name, model_of):
     processor, items = model_of(name).processor, [Item(text="red"), Item(text="two blue squares on a green field" * 2)]
     window, alone = processor.prepare(items, "query"), processor.prepare(items[:1], "query")
