@@ -1,7 +1,9 @@
 """A loss is found by name, built with its own options, and refused with the nearest name."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,3 +64,25 @@ def test_a_users_loss_is_built_with_its_options_and_scorer(function, monkeypatch
         {"defaults": 2, "options": 3, "dot": 8}
     )
     assert values["defaults"].scorer is cosine
+
+
+def test_the_loss_in_the_docs_works_as_it_is_written(monkeypatch):
+    monkeypatch.setattr(LossRegistry, "_components", dict(LossRegistry._components))
+    text = (Path(__file__).resolve().parents[3] / "docs" / "losses.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(code, {"__name__": "my_losses"})
+    objective = LossFactory.create(LossSettings(loss_type="hinge"))
+    queries, documents = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.6, -0.8]])
+    value = objective(
+        Embeddings(queries), Embeddings(documents), make_targets([[0], [1]], 2), logit_scale=torch.zeros(1)
+    )
+    assert value.item() == pytest.approx((0 + 1.0) / 2 + (0.6 + 0) / 2)
+
+
+def test_every_loss_has_a_row_a_section_and_a_paper_in_the_docs():
+    text = (Path(__file__).resolve().parents[3] / "docs" / "losses.md").read_text()
+    for name in LossRegistry.list():
+        assert re.search(rf"^\| .* \| .*`{name}`.* \|", text, flags=re.MULTILINE), name
+        (title,) = (line for line in text.splitlines() if line.startswith("## ") and f"`{name}`" in line)
+        section = text.split(title)[1].split("\n## ")[0]
+        assert re.search(r"arXiv \d{4}\.\d{5}|doi 10\.", section), name

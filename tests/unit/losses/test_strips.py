@@ -36,7 +36,7 @@ def assert_close(actual, expected, tolerance):
 COMBINATIONS = [(name, scorer) for name in CASES for scorer in SCORERS if has_meaning(name, SCORERS[scorer][0])]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("name", "scorer_name"), COMBINATIONS)
 def test_strips_equal_the_full_matrix(name, scorer_name, rows, in_strips):
     scorer, tokens = SCORERS[scorer_name]
