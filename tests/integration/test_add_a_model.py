@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import RegNetConfig, RegNetModel, ViTImageProcessor
+from transformers import ConvNextImageProcessor, RegNetConfig, RegNetModel
 
 from tests.pictures import write_jsonl, write_picture
 from tests.tiny.saving import save
@@ -25,7 +25,7 @@ def project(tmp_path_factory):
     (folder / "regnet_family.py").write_text(code)
     config = RegNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], groups_width=4)
     save(RegNetModel, config, folder / "regnet", seed=0)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "regnet")
+    ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875).save_pretrained(folder / "regnet")
     for number in range(12):
         write_picture(folder / f"{number}.png", number)
     rows = [{"query": f"{number}.png", "positive": f"{number + 1}.png"} for number in range(0, 12, 2)]

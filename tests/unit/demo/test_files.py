@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vembed.demo.files import prepare
@@ -151,6 +152,7 @@ def test_a_second_call_reuses_what_is_there(demo_files, demo_folder):
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*") if path.is_file()} == written
 
 
+@pytest.mark.slow
 def test_a_broken_off_call_is_done_again_and_writes_the_same_bytes(demo_files, demo_folder, tmp_path):
     unfinished = tmp_path / demo_files.test["t2i"].relative_to(demo_folder)
     unfinished.parent.mkdir()
