@@ -117,7 +117,7 @@ def _evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("-
 
 
 @app.command("encode")
-def _encode(
+def _encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model (RUN/final) or hub id.")],
     items: Annotated[
         Path,
@@ -131,13 +131,21 @@ def _encode(
     width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run the model's own code.")
+    ] = False,
+    plugins: Annotated[
+        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
+    ] = None,
 ) -> None:
     """Embed texts and images, and write the vectors."""
     if side not in _SIDES:
         raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
     from vembed.entrypoints import encode as entrypoint
 
-    request = entrypoint.EncodeRequest(model, items, output, _SIDES[side], width, batch_size, device)
+    request = entrypoint.EncodeRequest(
+        model, items, output, _SIDES[side], width, batch_size, device, trust_remote_code, plugins or ()
+    )
     typer.echo(entrypoint.encode(request, _show_progress).text())
 
 

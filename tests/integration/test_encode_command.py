@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from tests import tiny
 from tests.pictures import write_jsonl, write_picture
+from tests.tiny.dual import tiny_own_code
+from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
-from vembed.errors import DataError, ModelError, UsageError
+from vembed.errors import ConfigError, DataError, ModelError, UsageError
 from vembed.inference import Predictor
 
 
@@ -62,3 +65,21 @@ def test_a_vector_per_token_is_written_with_counts(tmp_path, pictures):
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["counts"].tolist() == [len(row) for row in rows]
         np.testing.assert_allclose(arrays["vectors"], np.concatenate(rows), atol=1e-6)
+
+
+def test_code_of_a_checkpoint_runs_where_it_is_allowed(tmp_path, pictures):
+    folder, paths = pictures
+    model = tiny_own_code(tmp_path / "model")
+    words = ["encode", model, "--input", str(folder), "--output", str(tmp_path / "out.npy")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "trust_remote_code" in refused.output
+    done = CliRunner().invoke(app, [*words, "--trust_remote_code"])
+    assert done.exit_code == 0, done.output
+    expected = Predictor(model, trust_remote_code=True).encode_image(paths)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_plugins_are_imported_first(tmp_path, pictures):
+    with pytest.raises(ConfigError, match="no_such_plugin"):
+        encode(EncodeRequest("no/model", pictures[0], tmp_path / "out.npz", plugins=["no_such_plugin"]))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vembed.configuration.layers import Setting, import_plugins
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import token_rows
 from vembed.inference import Predictor
@@ -36,7 +37,10 @@ class EncodeResult:
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Which model embeds what, and how. side: whose prompt texts get, "query" or "document"."""
+    """Which model embeds what, and how. side: whose prompt texts get, "query" or "document".
+
+    plugins: modules to import first, which may bring families.
+    """
 
     model: str
     items: Path
@@ -45,6 +49,8 @@ class EncodeRequest:
     width: int | None = None
     batch_size: int = 64
     device: str = "auto"
+    trust_remote_code: bool = False
+    plugins: Sequence[str] = ()
 
 
 def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeResult:
@@ -55,8 +61,9 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     if request.side not in ("query", "document"):
         raise UsageError(f"side {request.side!r} is unknown; known are: query, document")
     check_vectors_path(request.output)
+    import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
     named = read_items(request.items)
-    model = Predictor(request.model, request.device).model
+    model = Predictor(request.model, request.device, trust_remote_code=request.trust_remote_code).model
     check_vectors_path(request.output, per_token=model.spec.scoring != "single")
     encoder = ItemEncoder(model, Encoding(request.batch_size, request.width), progress)
     embeddings = encoder.encode([one.item for one in named], side=request.side)

@@ -23,6 +23,7 @@ def evaluate_simple(
     column_mapping: Mapping[str, str] | None = None,
     eval_k: tuple[int, ...] = (1, 5, 10),
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> dict[str, float]:
     """Metric -> value in [0, 1] of a model (folder or hub id) on a data set; "recall@1" and so on, "mrr", "map".
 
@@ -31,4 +32,4 @@ def evaluate_simple(
     settings = DataSettings(retrieval_mode=retrieval_mode, column_mapping=dict(column_mapping or {}))
     sets = [retrieval_set(dataset, settings) for dataset in load_datasets(str(data_path), settings)]
     evaluator = Evaluator(sets, EvaluationSettings(eval_k=eval_k))
-    return evaluator.measure(Predictor(model, device).model).sets[0].metrics
+    return evaluator.measure(Predictor(model, device, trust_remote_code=trust_remote_code).model).sets[0].metrics
