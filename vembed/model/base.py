@@ -87,7 +87,8 @@ class BaseEmbeddingModel(nn.Module):
         """Embeddings [rows, dim] of finished inputs, in row order.
 
         A row with several images, or with text and image, gets the normalised mean of their unit vectors (first over
-        the images, then over text and image, unless the model has a fusion for that).
+        the images, then over text and image, unless the model has a fusion for that). A model that does not normalise
+        gives the mean of the images' vectors as they are.
         """
         return self._assemble(inputs, self.embed_text, self.embed_images, self.fusion)
 
@@ -273,20 +274,25 @@ def _one_vector_per_row(encoded: list[Ragged], normalize: bool, fusion: Fusion |
         return unit_vectors(encoded[0].values) if normalize else encoded[0].values
     if {part.values.shape[1] for part in encoded} != {encoded[0].values.shape[1]}:
         raise ModelError("the towers' own features differ in width; texts and images need a batch each")
-    parts = [_sum_by_row(part) for part in encoded]
+    parts = [_by_row(part, normalize) for part in encoded]
     total = parts[0] + parts[1] if len(parts) > 1 else parts[0]
     both = torch.stack([part.counts > 0 for part in encoded]).all(dim=0).nonzero()[:, 0].to(total.device)
     if fusion is not None and len(parts) > 1 and len(both):
         total = total.index_copy(0, both, fusion(parts[0][both], parts[1][both]))
-    return unit_vectors(total)
+    return unit_vectors(total) if normalize else total
 
 
-def _sum_by_row(part: Ragged) -> Tensor:
-    """The unit vector of each row's slices, zero for a row without any, [rows, dim]."""
+def _by_row(part: Ragged, normalize: bool) -> Tensor:
+    """The mean of each row's slices, of length 1 as they are where `normalize`; zero for a row without any.
+
+    [rows, dim].
+    """
     counts = part.counts.to(part.values.device)
     rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     total = part.values.new_zeros(len(counts), part.values.shape[1])
-    return unit_vectors(total.index_add(0, rows, unit_vectors(part.values)))
+    if normalize:
+        return unit_vectors(total.index_add(0, rows, unit_vectors(part.values)))
+    return total.index_add(0, rows, part.values) / counts.clamp(min=1).unsqueeze(1)
 
 
 def _widened(vectors: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """An item's vector is its own: it depends neither on the batch, the order, the neighbours, nor the padding."""
 
+import json
 import pickle
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from vembed.errors import DataError, ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
+from vembed.model.modeling import VisualRetrievalModel
 from vembed.types import ImageSource, Item
 
 
@@ -45,6 +47,20 @@ def test_text_and_image_give_the_normalised_mean_of_their_unit_vectors(name, mod
     mean = functional.normalize(image + other, dim=0)
     assert torch.allclose(two, mean, atol=1e-6)
     assert torch.allclose(three, functional.normalize(text + mean, dim=0), atol=1e-6)
+
+
+def test_vectors_that_are_not_normalised_do_not_depend_on_neighbours_with_several_images(tmp_path, model_of, pictures):
+    model_of("vit").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "vembed_config.json").read_text(encoding="utf-8"))
+    saved["spec"]["normalize"] = False
+    (tmp_path / "vembed_config.json").write_text(json.dumps(saved), encoding="utf-8")
+    model = VisualRetrievalModel.from_pretrained(str(tmp_path))
+    first, second = (Item(images=(ImageSource(pil=picture),)) for picture in pictures[:2])
+    both = Item(images=first.images + second.images)
+    alone = embed(model, [first, second])
+    beside = embed(model, [first, second, both])
+    assert torch.allclose(beside[:2], alone, atol=1e-6)
+    assert torch.allclose(beside[2], alone.mean(dim=0), atol=1e-6)
 
 
 def test_no_rows_give_no_vectors(model_of):
