@@ -59,7 +59,7 @@ def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 def _pooling_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     """A problem when texts are to be pooled as images are; what an architecture lacks is found when it is loaded."""
     pooling = settings.pooling
-    if pooling not in ("gem", "own") or not spec.can(["text"]) or "own" in spec.pooling.values():
+    if pooling not in ("gem", "own") or not spec.can(["text"]) or spec.pooling.get("text") == "own":
         return []
     return [f"pooling {pooling!r}: this is for images; a {spec.family} model pools the tokens of a text"]
 

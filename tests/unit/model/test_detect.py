@@ -171,6 +171,12 @@ def test_a_composed_model_needs_two_towers_of_the_right_kind(folder_of):
     )
 
 
+def test_the_text_tower_of_a_composed_model_has_no_pooling_of_its_own_code(folder_of):
+    towers = {"text_model_name": folder_of("bert"), "image_model_name": folder_of("timm")}
+    for pooling in ("own", "gem"):
+        assert "a composed model pools the tokens of a text" in refusal(None, **towers, pooling=pooling)
+
+
 def test_names_that_lead_nowhere_are_refused(tmp_path):
     assert "there is no model folder" in refusal(tmp_path / "nowhere")
     assert "neither a local folder nor a Hugging Face model that can be reached" in refusal("no-one/no-such-model")
