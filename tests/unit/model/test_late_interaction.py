@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.gradients import assert_gradients_equal
 from tests.unit.model.test_contract import assert_same_rows, batch_of, embed, gradients, rows_of, shake
-from vembed.errors import ModelError
+from vembed.errors import DataError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import maxsim
@@ -173,3 +173,11 @@ def test_max_pixels_bounds_the_tokens_of_a_page_and_is_saved(fresh, pictures, tm
 def test_settings_that_cannot_be_honoured_are_refused(name, settings, message, fresh):
     with pytest.raises(ModelError, match=message):
         fresh(name, **settings)
+
+
+@pytest.mark.parametrize("name", ["colpali", "colqwen2", "colmodernvbert"])
+def test_a_limit_that_cuts_a_picture_is_refused(name, fresh, pictures):
+    model = fresh(name, max_length=6)
+    assert len(model.encode([Item(text="a red circle on a green square and much more")], side="query").vectors) == 1
+    with pytest.raises(DataError, match=r"a\.jsonl:2: max_length 6: a picture alone takes \d+ tokens; set a larger"):
+        model.encode([Item(images=(ImageSource(pil=pictures[0]),), origin="a.jsonl:2")])

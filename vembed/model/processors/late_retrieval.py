@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from vembed.errors import ModelError
+from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS
@@ -165,6 +165,8 @@ class LateRetrievalProcessor(LateProcessor):
         sequences = [sequence for item in loaded for sequence in self._sequences(item, side)]
         limit = self.spec.max_length
         encoded = encode_texts(self._reader.processor.tokenizer, ["".join(parts) for parts in sequences], limit)
+        if encoded.num_truncated:
+            self._refuse_cut_pictures(loaded, sequences, encoded.input_ids)
         counts = torch.tensor([(item.text is not None) + len(item.images) for item in loaded])
         scored = encoded.attention_mask.bool()
         if self.spec.mask_prompts:
@@ -198,6 +200,21 @@ class LateRetrievalProcessor(LateProcessor):
             before, rest = self._reader.query(item.text)
             sequences.append((before + self.spec.prompt(side), rest))
         return sequences + [("", self._reader.picture(image)) for image in item.images]
+
+    def _refuse_cut_pictures(
+        self, loaded: Sequence[LoadedItem], sequences: Sequence[tuple[str, str]], input_ids: Tensor
+    ) -> None:
+        """Raise DataError when the limit cut tokens off that stand for a picture; a text may be cut."""
+        token = self._reader.processor.image_token
+        left = (input_ids == self._reader.processor.image_token_id).sum(dim=1).tolist()
+        origins = [item.origin for item in loaded for _ in range((item.text is not None) + len(item.images))]
+        for (_, rest), kept, origin in zip(sequences, left, origins, strict=True):
+            if rest.count(token) > kept:
+                where = f"{origin}: " if origin else ""
+                raise DataError(
+                    f"{where}max_length {self.spec.max_length}: a picture alone takes {rest.count(token)} tokens; set a"
+                    " larger max_length, or a smaller max_pixels where the model has one"
+                )
 
     def _content(self, input_ids: Tensor, starts: Tensor, lengths: list[int]) -> Tensor:
         """Bool [sequences, tokens]: of an image what stands for it, of a text what follows its instruction."""
