@@ -339,6 +339,8 @@ def test_pixel_bounds_are_the_settings_own_and_are_saved(fresh, pictures, tmp_pa
     assert dict(plain.size)["longest_edge"] == 4096
     with pytest.raises(ModelError, match="min_pixels 512 is more than max_pixels 256"):
         fresh("qwen2_vl", min_pixels=512, max_pixels=256)
+    with pytest.raises(ModelError, match=r"min_pixels: the image processor .* at least 4096 .*; set max_pixels too"):
+        fresh("qwen2_vl", min_pixels=4096)
     with pytest.raises(ModelError, match="image_size: the processor of a vlm_generic model sizes pictures"):
         fresh("qwen2_vl", image_size=64)
     with pytest.raises(ModelError, match=r"max_pixels: a clip model has no use for it; these have: .*vlm_generic"):

@@ -280,6 +280,13 @@ def _bound_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transf
     size = dict(image_processor.size)
     size |= {"shortest_edge": spec.min_pixels} if spec.min_pixels is not None else {}
     size |= {"longest_edge": spec.max_pixels} if spec.max_pixels is not None else {}
+    least, most = size.get("shortest_edge"), size.get("longest_edge")
+    if least is not None and most is not None and least > most:
+        given, other = ("min_pixels", "max_pixels") if spec.max_pixels is None else ("max_pixels", "min_pixels")
+        raise ModelError(
+            f"{given}: the image processor of this model would read pictures of at least {least} and at most {most}"
+            f" pixels; set {other} too"
+        )
     image_processor.size = type(image_processor.size)(**size)
 
 
