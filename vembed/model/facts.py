@@ -59,11 +59,13 @@ def read_facts(name: str, folder: Path) -> ModelFacts:
     """The facts of the model in `folder`. Raises ModelError when it has no config.json, or a broken one."""
     sentence = read_sentence_folder(folder)
     path = folder / sentence.model_path if sentence else folder
-    config: Json | None = read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if config is None:
         if sentence is not None and sentence.refusal is not None:
             raise ModelError(sentence.refusal)
         final = folder / "final"
         hint = f"; did you mean {str(final)!r}?" if (final / SPEC_FILE).exists() else ""
         raise ModelError(f"model folder {str(path)!r} holds no config.json{hint}")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path / 'config.json'} holds no table of settings, but {type(config).__name__}")
     return ModelFacts(name, folder, config, sentence)

@@ -165,6 +165,19 @@ def test_pickled_weights_are_read_when_asked(texts, tmp_path):
     assert load(tmp_path / "adapter", allow_pickled_weights=True)
 
 
+@pytest.mark.parametrize("length", [0, 6, 300])
+def test_a_damaged_pickle_is_refused(length, tmp_path):
+    folder = Path(tiny_bert(tmp_path / "bert", pooling="mean"))
+    pickled(folder, load(folder).model.text_tower.model.state_dict())
+    file = folder / "pytorch_model.bin"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ModelError, match=r"model folder .*bert' cannot be loaded: "):
+        load(folder, allow_pickled_weights=True)
+    file.write_bytes(b"\x80\x02r\x00")
+    with pytest.raises(ModelError, match="its weights are damaged or cut short"):
+        load(folder, allow_pickled_weights=True)
+
+
 class Attack:
     """Pickled, it is a call that makes a file."""
 

@@ -1,5 +1,6 @@
 """Load a transformers model from a folder: complete, quietly, as the settings say, with the adapters of the folder."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     try:
         with quiet():
             model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
-    except (*_LOAD_ERRORS, UnpicklingError, SafetensorError) as error:
+    except (*_LOAD_ERRORS, UnpicklingError, SafetensorError, EOFError, struct.error) as error:
         raise _load_error(folder, error, settings) from error
     missing = sorted(report["missing_keys"])
     pooler = [name for name in missing if name.startswith("pooler.")]
@@ -84,7 +85,7 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
 def _load_error(folder: Path, error: Exception, settings: ModelSettings) -> ModelError:
     """What to tell the user when transformers could not open a folder."""
     start = f"model folder {str(folder)!r}"
-    if isinstance(error, SafetensorError):
+    if isinstance(error, SafetensorError | EOFError | struct.error):
         return ModelError(
             f"{start} cannot be loaded: its weights are damaged or cut short ({error}); copy or download them again"
         )
