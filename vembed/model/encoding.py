@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from vembed.errors import ModelError
+from vembed.errors import ModelError, UsageError
 from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel, unit_vectors
 from vembed.model.processors.base import ItemProcessor
@@ -55,8 +55,10 @@ def encode_items(
 ) -> Embeddings:
     """Embeddings of the items, in their order, on the CPU in float32: [items, dim], or [items, tokens, dim] with mask.
 
-    Raises DataError, ModelError.
+    Raises DataError, ModelError, UsageError for a side that there is not: its texts would get the wrong prompt.
     """
+    if options.side not in get_args(Side):
+        raise UsageError(f"side {options.side!r} is unknown; known are: {', '.join(get_args(Side))}")
     if options.width is not None and not 1 <= options.width <= model.dim:
         raise ModelError(f"width {options.width}: this model's embeddings have {model.dim} numbers")
     was_training = model.training

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vembed.errors import DataError, ModelError
+from vembed.errors import DataError, ModelError, UsageError
 from vembed.grad_cache.cachex.tree_utils import take_rows
 from vembed.model import encoding
 from vembed.types import ImageSource, Item
@@ -123,3 +123,9 @@ def test_a_transform_changes_the_picture_before_it_is_resized(model_of, pictures
 
 def test_no_items_give_an_empty_table(model_of):
     assert model_of("clip").encode([]).vectors.shape == (0, 16)
+
+
+@pytest.mark.parametrize("name", ["clip", "colbert"])
+def test_a_side_that_there_is_not_is_refused(name, model_of):
+    with pytest.raises(UsageError, match="side 'qurey' is unknown; known are: query, document"):
+        model_of(name).encode([Item(text="red")], side="qurey")
