@@ -68,6 +68,27 @@ def test_no_rows_give_no_vectors(model_of):
     assert model_of("clip").model(inputs).vectors.shape == (0, 16)
 
 
+@pytest.mark.parametrize("name", ["bert", "naflex_vision", "colpali", "colbert", "colqwen", "qwen2_vl"])
+@pytest.mark.parametrize("side", ["query", "document"])
+def test_no_rows_and_an_empty_chunk_give_no_vectors(name, side, model_of, items_for):
+    model = model_of(name)
+    inputs = model.processor.prepare(items_for(model), side)
+    for empty in (model.processor.prepare([], side), take_rows(inputs, 0, 0)):
+        vectors = model.model(model.processor.finish(empty)).vectors
+        assert (len(vectors), vectors.shape[-1]) == (0, model.model.dim)
+
+
+@pytest.mark.parametrize("name", ["clip", "naflex", "colpali", "qwen2_vl"])
+def test_a_chunk_of_texts_beside_a_chunk_of_images(name, model_of, pictures):
+    model = model_of(name)
+    items = [Item(text="a red circle"), Item(images=(ImageSource(pil=pictures[0]),))]
+    inputs = model.processor.prepare(items, "document")
+    with torch.no_grad():
+        chunks = [model.model(model.processor.finish(take_rows(inputs, row, row + 1))).vectors for row in (0, 1)]
+    for item, chunk in zip(items, chunks, strict=True):
+        assert torch.allclose(chunk, embed(model, [item]), atol=1e-5)
+
+
 def test_a_row_needs_text_or_image(model_of):
     with pytest.raises(DataError, match=r"pairs\.jsonl:3: an item needs a text, an image, or both"):
         model_of("clip").processor.load(Item(origin="pairs.jsonl:3"))

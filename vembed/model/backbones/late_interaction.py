@@ -91,6 +91,8 @@ class LateInteractionModel(BaseEmbeddingModel):
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, tokens, dim] of finished inputs: the vectors of a row's text, then of its images."""
+        if inputs.num_rows == 0:
+            return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
         return self.rows_of(inputs, self.encode_tokens(inputs))
 
 

@@ -161,6 +161,8 @@ class LateRetrievalProcessor(LateProcessor):
 
     def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
         """Inputs of these rows: a sequence for the text, one for each image, all padded to the longest."""
+        if not items:
+            return Inputs(0, {})
         loaded = self.load_all(items)
         sequences = [sequence for item in loaded for sequence in self._sequences(item, side)]
         limit = self.spec.max_length

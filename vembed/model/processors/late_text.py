@@ -53,6 +53,8 @@ class LateTextProcessor(LateProcessor):
 
     def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
         """Inputs of these rows: prompts put before texts, padded to the longest; queries filled up."""
+        if not items:
+            return Inputs(0, {})
         texts = [item.text or "" for item in self.load_all(items)]
         prompt = self.spec.prompt(side)
         encoded = encode_texts(self._tokenizer, [prompt + text for text in texts], self._limit(side))

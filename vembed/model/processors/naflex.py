@@ -29,9 +29,8 @@ class NaflexImages:
     def finish(self, images: Mapping[str, Tensor]) -> Tensor:
         """uint8 `pixel_values` [images, patches, numbers] -> float32 of the same shape."""
         patches = images["pixel_values"]
-        channels = patches.reshape(*patches.shape[:2], -1, _CHANNELS).movedim(
-            -1, 1
-        )  # [images, channels, patches, pixels]
+        # The number of pixels is said, since a chunk may hold texts alone. [images, channels, patches, pixels]
+        channels = patches.reshape(*patches.shape[:2], patches.shape[2] // _CHANNELS, _CHANNELS).movedim(-1, 1)
         pixels = normalized(self._processor, channels).movedim(1, -1).flatten(2)
         return pixels.masked_fill(images["pixel_attention_mask"].unsqueeze(-1) == 0, 0.0)
 
