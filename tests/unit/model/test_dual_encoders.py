@@ -129,7 +129,7 @@ def test_max_num_patches_is_kept_and_makes_finer_patches(fresh, model_of, pictur
         (
             "clip",
             {"max_num_patches": 64},
-            "max_num_patches: a clip model has no use for it; these have: vision, siglip",
+            "max_num_patches: a clip model has no use for it; these have: vision, siglip, composed",
         ),
         ("altclip", {"max_length": 17}, "max_length 17: this model reads at most 16 tokens"),
         ("own_code", {"trust_remote_code": True, "image_size": 48}, "image_size 48: the model cannot read it"),

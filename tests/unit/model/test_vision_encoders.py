@@ -204,6 +204,22 @@ def test_feature_maps_are_pooled_over_their_places(name, pooling, fresh, folder_
     assert_same_vectors(model.get_image_features(pictures), expected)
 
 
+def test_a_composed_model_bounds_the_patches_of_its_naflex_tower(folder_of, pictures, tmp_path):
+    def load(name=None, image="naflex_vision", **settings):
+        towers = {} if name else {"text_model_name": folder_of("bert"), "image_model_name": folder_of(image)}
+        return VisualRetrievalModel.from_pretrained(name, ModelSettings.model_validate(towers | settings))
+
+    model = load(max_num_patches=5)
+    assert pixels_of(model, pictures[:1])["pixel_values"].shape[1] == 5
+    model.save_pretrained(tmp_path)
+    again = load(str(tmp_path))
+    assert torch.allclose(again.get_image_features(pictures), model.get_image_features(pictures), atol=1e-6)
+    with pytest.raises(ModelError, match="image_size: a NaFlex model keeps the shape of a picture; set max_num_patch"):
+        load(image_size=64)
+    with pytest.raises(ModelError, match="max_num_patches: this model reads pictures of one size"):
+        load(image="vit", max_num_patches=5)
+
+
 def test_naflex_patches_that_are_padding_are_not_pooled(fresh, pictures):
     model = fresh("naflex_vision", pooling="mean", max_num_patches=11)
     padded = pixels_of(model, pictures[:1])

@@ -3,7 +3,7 @@
 from vembed.errors import ModelError
 from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
-from vembed.model.families.towers import PROCESSOR, check_pooling
+from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
@@ -33,6 +33,10 @@ def describe_composed(text: ModelSpec, vision: ModelSpec, settings: ModelSetting
     )
 
 
+def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    return check_pooling(spec, settings) + check_patches(spec, settings)
+
+
 COMPOSED = Family(
     name="composed",
     preset="composed",
@@ -40,7 +44,7 @@ COMPOSED = Family(
     model="vembed.model.backbones.composed:ComposedModel",
     processor=PROCESSOR,
     describe=_describe,
-    keys=frozenset({"fusion"}),
-    check=check_pooling,
+    keys=frozenset({"fusion", "max_num_patches"}),
+    check=_check,
     subfolders={"text": "text", "vision": "image"},
 )
