@@ -69,10 +69,13 @@ class Example:
 
 @dataclass(frozen=True)
 class RowNeeds:
-    """What a loss needs of every row: explicit negatives; a score of its documents, any number or 0 and 1."""
+    """What a loss needs of every row: explicit negatives; a score of its documents, any number or 0 and 1.
+
+    scores "unread": the loss takes every positive as relevant, whatever its score, so that none may say otherwise.
+    """
 
     negatives: bool = False
-    scores: Literal["none", "any", "binary"] = "none"
+    scores: Literal["none", "any", "binary", "unread"] = "none"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from vembed.data.cells import is_absent, kind_of, parse_list
 from vembed.data.hashing import text_hash
 from vembed.data.pictures import PictureReader
-from vembed.data.scores import read_scores
+from vembed.data.scores import read_scores, refuse_unread
 from vembed.errors import ConfigError, DataError
 from vembed.registry import nearest_names
 from vembed.types import Example, ImageSource, Item, RowNeeds
@@ -69,6 +69,9 @@ class RowReader:
         if self.needs.negatives and not negatives:
             raise DataError(f"{origin}: {self._label('negatives')}: is missing; the loss needs explicit negatives")
         cell, where = row.get(self.column("score")), f"{origin}: {self._label('score')}"
+        scores = read_scores(cell, len(positives) + len(negatives), self.needs, where)
+        if self.needs.scores == "unread":
+            refuse_unread(scores, len(positives), where)
         return Example(
             query[0],
             positives,
@@ -76,7 +79,7 @@ class RowReader:
             self._group(row, origin),
             origin,
             ignored=self._ignored(row, origin),
-            scores=read_scores(cell, len(positives) + len(negatives), self.needs, where),
+            scores=scores,
         )
 
     def column(self, field_name: str) -> str:

@@ -25,10 +25,21 @@ def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> 
         scores = _numbers(cell, where)
         _check(scores, num_documents, needs, where)
     except DataError:
-        if needs.scores == "none":
+        if needs.scores in ("none", "unread"):
             return ()
         raise
     return scores
+
+
+def refuse_unread(scores: Sequence[float], num_positives: int, where: str) -> None:
+    """Raise DataError when a row's scores, the positives' first, say of a positive that it is none: 0 or below."""
+    wrong = [score for score in scores[:num_positives] if score <= 0]
+    if wrong:
+        raise DataError(
+            f"{where}: {wrong[0]:g} says that the positive is not relevant, but this loss_type reads no scores and"
+            " would take it as relevant; choose cosent or contrastive, move the document to negatives, or map score to"
+            " another column"
+        )
 
 
 def _check(scores: Sequence[float], num_documents: int, needs: RowNeeds, where: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _nothing(_settings: Section) -> RowNeeds:
-    return RowNeeds()
+    return RowNeeds(scores="unread")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Loss:
 
 
 def _triplet_needs(settings: TripletSettings) -> RowNeeds:
-    return RowNeeds(negatives=settings.triplet_mining == "explicit")
+    return RowNeeds(negatives=settings.triplet_mining == "explicit", scores="unread")
 
 
 def _cosent_needs(settings: CoSENTSettings) -> RowNeeds:
-    return RowNeeds(scores="any" if settings.cosent_pairs == "graded" else "none")
+    return RowNeeds(scores="any" if settings.cosent_pairs == "graded" else "unread")
 
 
 def _contrastive_needs(_settings: ContrastiveSettings) -> RowNeeds:

@@ -7,6 +7,7 @@ from vembed.data.dataset import load_datasets
 from vembed.data.records import RowReader
 from vembed.data.settings import DataSettings
 from vembed.errors import DataError
+from vembed.losses.registry import LossRegistry
 from vembed.types import RowNeeds
 
 ORIGIN = "train.jsonl:17"
@@ -85,3 +86,22 @@ def test_needs_hold_for_every_row_of_a_data_set(tmp_path):
     assert data[0].scores == (1.0,)
     with pytest.raises(DataError, match=r"d.jsonl:2: score: is missing"):
         data[1]
+
+
+def test_a_positive_that_its_score_calls_irrelevant_is_refused_where_no_loss_would_read_it():
+    unread = RowNeeds(scores="unread")
+    with pytest.raises(DataError, match=r"train\.jsonl:17: score: 0 says that the positive is not relevant.*cosent"):
+        read({"score": 0}, unread)
+    with pytest.raises(DataError, match="-1 says"):
+        read({"positive": ["p", "r"], "score": [1, -1]}, unread)
+    assert read({"score": 0.5}, unread).positives
+    assert read({"negatives": ["n"], "score": [1, 0]}, unread).negatives
+    assert read({"score": "high"}, unread).scores == ()
+    assert read({"score": 0}, RowNeeds()).scores == (0.0,)
+
+
+def test_losses_that_read_no_scores_say_so():
+    reading = {
+        name: LossRegistry.get(name).needs(LossRegistry.get(name).settings()).scores for name in LossRegistry.list()
+    }
+    assert {name for name, scores in reading.items() if scores != "unread"} == {"cosent", "contrastive", "margin_mse"}
