@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vembed.errors import CheckpointError
 from vembed.model.adapted import ADAPTER, adapted_layers, is_adapter
-from vembed.model.files import ADAPTER_CONFIG
+from vembed.model.files import ADAPTER_CONFIG, SPEC_FILE
 
 Network = Any  # peft and transformers are untyped here
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_LAST = ".lora_B."  # zero at the start
 _MAGNITUDE = ".lora_magnitude_vector"
 _NAMED = 4
 
@@ -67,6 +68,7 @@ def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> N
         raise CheckpointError(f"the adapter in {folder} does not fit this model: {_words(error)}") from error
     config.modules_to_save = content.get("modules_to_save")
     load_adapters(folder, backbone)
+    _refuse_idle(folder)
 
 
 def load_adapters(folder: Path, backbone: Network) -> None:
@@ -79,7 +81,6 @@ def load_adapters(folder: Path, backbone: Network) -> None:
     whole = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ()
     own = {**_adapter_tensors(backbone), **_whole_tensors(backbone, whole)}
     _refuse_misfits(path, saved, own)
-    _refuse_idle(path, saved)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
@@ -131,11 +132,26 @@ def _refuse_misfits(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, T
         raise CheckpointError(f"{path} does not fit this model: it {'; it '.join(problems)}")
 
 
-def _refuse_idle(path: Path, saved: Mapping[str, Tensor]) -> None:
-    """Adapters that change nothing were never trained, or lost what they learned."""
-    last = [name for name in saved if ".lora_B." in name]
-    if last and not any(saved[name].any() for name in last):
-        raise CheckpointError(f"the adapter in {path} changes nothing: {_some(last)} are zero")
+def _refuse_idle(folder: Path) -> None:
+    """Adapters that change nothing were never trained, or lost what they learned.
+
+    Those of a composed model are judged together: of texts alone, its image tower learns nothing.
+    """
+    is_tower = (folder.parent / SPEC_FILE).is_file()
+    towers = folder.parent.glob(f"*/{WEIGHTS_FILE}") if is_tower else [folder / WEIGHTS_FILE]
+    if all(_is_idle(path) for path in towers):
+        last = [name for name in load_file(folder / WEIGHTS_FILE) if _LAST in name]
+        raise CheckpointError(f"the adapter in {folder / WEIGHTS_FILE} changes nothing: {_some(last)} are zero")
+
+
+def _is_idle(path: Path) -> bool:
+    """Whether the adapters of a file change nothing. A broken file is told of where it is loaded."""
+    try:
+        with safe_open(path, "pt") as weights:
+            last = [name for name in weights.keys() if _LAST in name]  # noqa: SIM118 (it is no mapping)
+            return bool(last) and not any(weights.get_tensor(name).any() for name in last)
+    except (OSError, SafetensorError):
+        return False
 
 
 def _words(error: Exception) -> str:

@@ -21,6 +21,7 @@ from vembed.model.export import merge_folder
 from vembed.model.fingerprint import fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
+from vembed.types import Item
 
 KINDS = ("clip", "vit", "timm", "vit_pair", "sentence", "t5", "llama", "qwen3_vl", "colpali", "colbert")
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True, "lora_r": 4}}
@@ -251,6 +252,22 @@ def test_adapters_that_do_not_fit_are_refused_by_name(fresh, items_for, tmp_path
     config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
     with pytest.raises(CheckpointError, match="holds a IA3 adapter; LoRA, DoRA and rsLoRA are supported"):
         load(tmp_path)
+
+
+def test_one_tower_s_adapters_may_have_learned_nothing(fresh, texts, tmp_path):
+    model = fresh("vit_pair", use_lora=True)
+    model.save_pretrained(tmp_path / "first", merge_adapters=False)
+    model.load_adapters(tmp_path / "first")  # a run is resumed where it was stopped, were it at its start
+    with pytest.raises(CheckpointError, match=r"changes nothing: .* are zero"):
+        load(tmp_path / "first")
+    items = [Item(text=text) for text in texts]
+    for _ in range(2):
+        train_a_step(model, items)
+        model.model.zero_grad()
+    model.save_pretrained(tmp_path / "trained", merge_adapters=False)
+    image = load_file(tmp_path / "trained" / "image" / WEIGHTS)
+    assert not any(tensor.any() for name, tensor in image.items() if ".lora_B." in name)
+    assert close(load(tmp_path / "trained").encode(items).vectors, model.encode(items).vectors)
 
 
 def quick_or_slow(name):
