@@ -165,11 +165,17 @@ def _export(
     plugins: Annotated[
         list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
     ] = None,
+    allow_pickled_weights: Annotated[
+        bool,
+        typer.Option("--allow_pickled_weights", "--allow-pickled-weights", help="Read tensors from .bin files."),
+    ] = False,
 ) -> None:
     """Write a checkpoint as plain weights that need no adapter."""
     from vembed.entrypoints import export as entrypoint
 
-    request = entrypoint.ExportRequest(model, output, merge, torch_dtype, trust_remote_code, plugins or ())
+    request = entrypoint.ExportRequest(
+        model, output, merge, torch_dtype, trust_remote_code, plugins or (), allow_pickled_weights
+    )
     typer.echo(entrypoint.export(request).text())
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.pictures import write_pairs
+from tests.tiny import tiny_bert
 from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
 from vembed.entrypoints.evaluate import evaluate
@@ -68,6 +69,22 @@ def test_a_whole_model_is_written_again_in_another_dtype(run, tmp_path):
     export(ExportRequest(str(run / "final"), tmp_path / "low", merge=True, torch_dtype="bfloat16"))
     assert {tensor.dtype for tensor in load_file(tmp_path / "low" / "model.safetensors").values()} == {torch.bfloat16}
     assert not (tmp_path / "low" / "training_state.json").exists()
+
+
+def test_pickled_weights_become_safetensors_where_reading_them_is_allowed(tmp_path):
+    folder, new = Path(tiny_bert(tmp_path / "bert", pooling="mean")), tmp_path / "new"
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    words = ["export", str(folder), "--merge", "--output", str(new)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "--merge --allow_pickled_weights" in " ".join(refused.output.split())
+    done = CliRunner().invoke(app, [*words, "--allow_pickled_weights"])
+    assert done.exit_code == 0, done.output
+    written = load_file(new / "model.safetensors")
+    assert written.keys() <= weights.keys()  # a pooling layer that is not used is left out
+    assert all(torch.equal(written[name], weights[name]) for name in written)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ class ExportRequest:
     torch_dtype: str = "float32"
     trust_remote_code: bool = False
     plugins: Sequence[str] = ()
+    allow_pickled_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,11 @@ def export(request: ExportRequest) -> ExportResult:
         raise UsageError(f"--output {request.output} is there already; name a new folder")
     import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
     settings = ModelSettings.model_validate(
-        {"torch_dtype": request.torch_dtype, "trust_remote_code": request.trust_remote_code}
+        {
+            "torch_dtype": request.torch_dtype,
+            "trust_remote_code": request.trust_remote_code,
+            "allow_pickled_weights": request.allow_pickled_weights,
+        }
     )
     with atomic_folder(request.output) as new:
         model = merge_folder(request.model, new, settings)

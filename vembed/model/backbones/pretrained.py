@@ -139,8 +139,8 @@ def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
     if pickles:
         raise ModelError(
             f"model folder {str(folder)!r} holds pickled weights only ({pickles[0]}); a pickle can run code when it is"
-            " opened. Convert it to safetensors, or set allow_pickled_weights: true, which reads tensors and runs"
-            " nothing"
+            " opened. Set allow_pickled_weights: true, which reads tensors and runs nothing, or convert it to"
+            " safetensors once: vembed export MODEL --merge --allow_pickled_weights --output FOLDER"
         )
     raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors (no pickles)")
 
