@@ -90,14 +90,16 @@ def _entry(title: str, words: Sequence[str]) -> Iterator[str]:
 
 def _model_lines(name: str, model: "VisualRetrievalModel") -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.model.parameters())
-    yield f"model           {name}"
-    yield f"known by        {model.reason}"
-    yield f"parameters      {parameters:,}"
-    yield f"embedding       {model.model.dim} numbers per {_unit_of(model.spec)}"
-    values = model.spec.model_dump()
-    width = max(_INDENT, *(len(key) + 1 for key in values))
-    for key, value in values.items():
-        yield f"{key:<{width}}{_shown(value)}"
+    rows = [
+        ("model", name),
+        ("known by", model.reason),
+        ("parameters", f"{parameters:,}"),
+        ("embedding", f"{model.model.dim} numbers per {_unit_of(model.spec)}"),
+        *((key, _shown(value)) for key, value in model.spec.model_dump().items()),
+    ]
+    width = max(len(key) for key, _ in rows)
+    for key, words in rows:
+        yield f"{key:<{width}}  {words}"
 
 
 def _unit_of(spec: ModelSpec) -> str:
