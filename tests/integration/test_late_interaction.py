@@ -61,6 +61,13 @@ def test_features_of_one_vector_are_refused(predictor):
         predictor.model.get_image_features(PICTURES)
 
 
+def ranks_of(scores, lead):
+    """Ranks of the documents on the diagonal; another stands ahead when it scores more than `lead` above."""
+    ahead = scores > scores.diagonal()[:, None] + lead
+    np.fill_diagonal(ahead, False)
+    return ahead.sum(axis=1) + 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["colqwen2", "colbert"])
 def test_a_run_trains_evaluates_and_serves_the_same_vectors(kind, tmp_path):
@@ -100,10 +107,11 @@ def test_a_run_trains_evaluates_and_serves_the_same_vectors(kind, tmp_path):
     scores = predictor.score(queries, pages)
     tensors = [pad_token_rows([torch.from_numpy(row) for row in rows]) for rows in (queries, pages)]
     np.testing.assert_allclose(scores, maxsim(*tensors), atol=1e-4)
-    ranks = (scores > scores.diagonal()[:, None]).sum(axis=1) + 1
     (figures,) = record["tuned"].values()
-    assert figures["mrr"] == pytest.approx((1 / ranks).mean(), abs=1e-6)
-    assert figures["recall@5"] == pytest.approx((ranks <= 5).mean())
+    # Documents that score alike to within rounding may stand in either order.
+    worst, best = ranks_of(scores, -1e-4), ranks_of(scores, 1e-4)
+    assert (1 / worst).mean() - 1e-6 <= figures["mrr"] <= (1 / best).mean() + 1e-6
+    assert (worst <= 5).mean() - 1e-6 <= figures["recall@5"] <= (best <= 5).mean() + 1e-6
     assert evaluate(run).text()
 
 
