@@ -8,6 +8,8 @@ from PIL import Image
 
 from vembed.demo.files import prepare
 
+pytestmark = pytest.mark.slow  # all pictures are drawn first
+
 
 def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -152,7 +154,6 @@ def test_a_second_call_reuses_what_is_there(demo_files, demo_folder):
     assert {path: path.stat().st_mtime_ns for path in demo_folder.rglob("*") if path.is_file()} == written
 
 
-@pytest.mark.slow
 def test_a_broken_off_call_is_done_again_and_writes_the_same_bytes(demo_files, demo_folder, tmp_path):
     unfinished = tmp_path / demo_files.test["t2i"].relative_to(demo_folder)
     unfinished.parent.mkdir()
