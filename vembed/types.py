@@ -127,6 +127,14 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class Sides:
+    """What another model makes of a batch: its embeddings of the queries and of the documents, in the batch's order."""
+
+    queries: Embeddings
+    documents: Embeddings
+
+
+@dataclass(frozen=True)
 class Targets:
     """Which document belongs to which query, as int64 keys; masks are made from them strip by strip.
 
@@ -135,7 +143,8 @@ class Targets:
     query_groups, query_hashes: [queries]. document_groups, document_hashes: [documents].
     positives, negatives: explicit columns per query (values [pairs], counts [queries]).
     ignored: per query the content hashes that are neither. scored, scores: per query the columns that its row gives a
-    score, and the scores (float), the row's positives first.
+    score, and the scores (float), the row's positives first. teacher, reference: embeddings of the model that is
+    learned from, and of the model as it was before training; without a graph.
     """
 
     query_groups: Tensor
@@ -147,6 +156,8 @@ class Targets:
     ignored: Ragged | None = None
     scored: Ragged | None = None
     scores: Ragged | None = None
+    teacher: Sides | None = None
+    reference: Sides | None = None
 
 
 @dataclass(frozen=True)
