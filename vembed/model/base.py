@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,11 @@ __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 DEFAULT_TEMPERATURE = 0.05
 FUSION_PREFIX = "fusion."
+_TEXT_TENSORS = ("input_ids", "attention_mask", "pooled_tokens")
 NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
-TextEncoder = Callable[..., Tensor]
-ImageEncoder = Callable[[Mapping[str, Tensor]], Tensor]
+Head = Callable[[Tower, Tensor], Tensor]
+# What a tower gave stands in the inputs under these names, in the place of what it read.
+FEATURES: Mapping[Tower, str] = {"text": "text_features", "vision": "image_features"}
 
 
 class BaseEmbeddingModel(nn.Module):
@@ -83,6 +86,37 @@ class BaseEmbeddingModel(nn.Module):
         """The tensors of images, `pixel_values` [images, 3, height, width] among them -> [images, dim]."""
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
 
+    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
+        """What the text tower gives for [texts, tokens], before heads of the model's own: [texts, width]."""
+        return self.embed_text(input_ids, attention_mask, *pooled_tokens)
+
+    def tower_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """What the vision tower gives, before heads of the model's own: [images, width]."""
+        return self.embed_images(images)
+
+    def head(self, tower: Tower, features: Tensor) -> Tensor:
+        """What the model makes of a tower's features, [items, width] -> [items, dim]; as they are without heads."""
+        return features
+
+    def fixed_towers(self) -> tuple[Tower, ...]:
+        """The towers whose features of an item never change while the model learns."""
+        return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.has_towers_apart)
+
+    def with_fixed_features(self, inputs: Inputs) -> Inputs:
+        """Finished inputs with the features of each fixed tower in the place of what it reads; no graph.
+
+        `forward` gives the same for both, and runs no fixed tower for the second.
+        """
+        tensors = dict(inputs.tensors)
+        for tower in self.fixed_towers():
+            with torch.no_grad():
+                features = self._features(tower, inputs)
+            if features is not None:
+                for name in self._tensors_read(tower):
+                    tensors.pop(name, None)
+                tensors[FEATURES[tower]] = features
+        return replace(inputs, tensors=tensors)
+
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, dim] of finished inputs, in row order.
 
@@ -90,13 +124,11 @@ class BaseEmbeddingModel(nn.Module):
         the images, then over text and image, unless the model has a fusion for that). A model that does not normalise
         gives the mean of the images' vectors as they are.
         """
-        return self._assemble(inputs, self.embed_text, self.embed_images, self.fusion)
+        return self._assemble(inputs, self.head, self.fusion)
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """As forward, but without projection heads and fusion that were added to pretrained towers."""
-        return (
-            self.forward(inputs) if self.fusion is None else self._assemble(inputs, self.embed_text, self.embed_images)
-        )
+        return self._assemble(inputs, lambda _, features: features)
 
     def fuse(self, name: str, seed: int) -> None:
         """Join text and images of a row by the fusion of this name, new and drawn from `seed`; a sum has no weights."""
@@ -237,22 +269,34 @@ class BaseEmbeddingModel(nn.Module):
             return not self.has_new_fusion
         return not self.has_new_heads if part == "heads" else not is_adapter(name)
 
-    def _assemble(
-        self, inputs: Inputs, embed_text: TextEncoder, embed_images: ImageEncoder, fusion: Fusion | None = None
-    ) -> Embeddings:
-        texts, images = inputs.tensors.get("input_ids"), inputs.tensors.get("pixel_values")
+    def _assemble(self, inputs: Inputs, head: Head, fusion: Fusion | None = None) -> Embeddings:
         encoded = []
-        if texts is not None and len(texts.values):
-            mask, pooled = inputs.tensors["attention_mask"].values, inputs.tensors.get("pooled_tokens")
-            features = embed_text(texts.values, mask, *([pooled.values] if pooled is not None else []))
-            encoded.append(Ragged(_widened(features), texts.counts))
-        if images is not None and len(images.values):
-            tensors = {name: inputs.tensors[name].values for name in self.image_tensors if name in inputs.tensors}
-            encoded.append(Ragged(_widened(embed_images(tensors)), images.counts))
+        for tower in FEATURES:
+            features = self._features(tower, inputs)
+            if features is not None:
+                encoded.append(Ragged(_widened(head(tower, features.values)), features.counts))
         if not encoded:
             assert inputs.num_rows == 0
             return Embeddings(self.logit_scale.new_zeros(0, self.dim))
         return Embeddings(_one_vector_per_row(encoded, self.spec.normalize, fusion))
+
+    def _features(self, tower: Tower, inputs: Inputs) -> Ragged | None:
+        """A tower's features [slices, width], made now or given; None where no row has what the tower reads."""
+        given, made = inputs.tensors.get(FEATURES[tower]), self._run(tower, inputs)
+        return made if given is None or not len(given.values) else given if made is None else _merged(given, made)
+
+    def _run(self, tower: Tower, inputs: Inputs) -> Ragged | None:
+        read = {name: inputs.tensors[name] for name in self._tensors_read(tower) if name in inputs.tensors}
+        first = next(iter(read.values()), None)
+        if first is None or not len(first.values):
+            return None
+        values = {name: ragged.values for name, ragged in read.items()}
+        return Ragged(
+            self.tower_images(values) if tower == "vision" else self.tower_text(*values.values()), first.counts
+        )
+
+    def _tensors_read(self, tower: Tower) -> tuple[str, ...]:
+        return self.image_tensors if tower == "vision" else _TEXT_TENSORS
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -293,6 +337,14 @@ def _by_row(part: Ragged, normalize: bool) -> Tensor:
     if normalize:
         return unit_vectors(total.index_add(0, rows, unit_vectors(part.values)))
     return total.index_add(0, rows, part.values) / counts.clamp(min=1).unsqueeze(1)
+
+
+def _merged(one: Ragged, other: Ragged) -> Ragged:
+    """Slices of either [slices, width] in the order of rows; a row owns slices of one of them."""
+    counts = one.counts + other.counts
+    rows = [torch.repeat_interleave(torch.arange(len(part.counts)), part.counts.cpu()) for part in (one, other)]
+    order = torch.cat(rows).argsort(stable=True).to(other.values.device)
+    return Ragged(torch.cat([one.values.to(other.values), other.values])[order], counts)
 
 
 def _widened(vectors: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from vembed.model.parameters import Part
 from vembed.model.sentence_folder import JsonFiles, tower_spec
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
-from vembed.types import Embeddings, Inputs
 
 
 class ProjectionHead(nn.Module):
@@ -120,10 +119,25 @@ class ComposedModel(BaseEmbeddingModel):
         """The towers, in a folder each."""
         return {"text": self.text_tower.model, "image": self.vision_tower.model}
 
-    def embed_text(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
-        """[texts, tokens] each -> [texts, dim]."""
-        projected: Tensor = self.heads["text"](self.text_tower(input_ids, attention_mask, pooled_tokens))
+    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
+        """[texts, tokens] each -> [texts, width]."""
+        features: Tensor = self.text_tower(input_ids, attention_mask, *pooled_tokens)
+        return features
+
+    def tower_images(self, images: Mapping[str, Tensor]) -> Tensor:
+        """`pixel_values` [images, 3, height, width] -> [images, width]."""
+        features: Tensor = self.vision_tower(images)
+        return features
+
+    def head(self, tower: Tower, features: Tensor) -> Tensor:
+        """The tower's projection, [items, width] -> [items, dim]."""
+        projected: Tensor = self.heads[tower](features)
         return projected
+
+    def fixed_towers(self) -> tuple[Tower, ...]:
+        """As any model's, but that a vision tower whose gem exponent learns is none."""
+        learns = self.vision_tower.exponent is not None
+        return tuple(tower for tower in super().fixed_towers() if tower != "vision" or not learns)
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """As any model's, with the pooling of the vision tower as other libraries know it."""
@@ -134,12 +148,3 @@ class ComposedModel(BaseEmbeddingModel):
     def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
         """The weights of the layers that follow the text tower's pooling, by their subfolder within it."""
         return self.text_tower.layers_after.states() if subfolder == "text" else {}
-
-    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """`pixel_values` [images, 3, height, width] -> [images, dim]."""
-        projected: Tensor = self.heads["vision"](self.vision_tower(images))
-        return projected
-
-    def tower_features(self, inputs: Inputs) -> Embeddings:
-        """The towers' own features [rows, tower width]; a batch holds texts or images, unless the widths are equal."""
-        return self._assemble(inputs, self.text_tower, self.vision_tower)
