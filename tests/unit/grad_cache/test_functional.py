@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.gradients import assert_gradients_equal, relative_difference, take_gradients
 from vembed.grad_cache.cachex import functional
-from vembed.grad_cache.cachex.functional import ChunkedSide, cached_backward
+from vembed.grad_cache.cachex.functional import ChunkedSide, cached_backward, embed_for_replay
 from vembed.scoring import cosine, maxsim
 from vembed.types import Embeddings
 
@@ -299,3 +299,34 @@ def test_a_batch_without_rows_on_a_side_is_one_empty_chunk():
 
     _, expected = plain_gradients(model, [queries, empty], loss)
     assert_gradients_equal(cached_gradients(model, [queries, empty], loss)[1], expected)
+
+
+def test_a_side_is_cut_as_it_says():
+    model = TwoTowers()
+    queries, documents = sides(model, 3)
+
+    def by_stride(inputs: Tensor, chunk_size: int) -> list[Tensor]:
+        return [inputs[start::chunk_size] for start in range(chunk_size)]
+
+    order = torch.cat(by_stride(torch.arange(NUM_QUERIES), 3))
+    cut = ChunkedSide(queries.encode, queries.inputs, 3, by_stride)
+    expected_loss, expected = plain_gradients(model, [queries, documents], model.loss)
+
+    def loss(first: Tensor, second: Tensor) -> Tensor:
+        return model.loss(first[order.argsort()], second)
+
+    value, gradients = cached_gradients(model, [cut, documents], loss)
+    assert torch.allclose(value, expected_loss)
+    assert_gradients_equal(gradients, expected)
+
+
+def test_moves_one_and_three_can_be_made_apart():
+    model = TwoTowers(dropout=0.4)
+    torch.manual_seed(5)
+    _, expected = plain_gradients(model, sides(model, 3), model.loss)
+    torch.manual_seed(5)
+    embedded = [[embed_for_replay(side.encode, chunk) for chunk in side.chunks()] for side in sides(model, 3)]
+    model.loss(*[torch.cat([leaves for leaves, _ in side]) for side in embedded]).backward()
+    for leaves, replay in [chunk for side in embedded for chunk in side]:
+        replay(leaves)
+    assert_gradients_equal(take_gradients(model.named_parameters()), expected)

@@ -13,7 +13,7 @@ nothing to save, and one forward with a graph does: the plain step.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,16 +30,18 @@ class ChunkedSide:
     """One side of the loss: its inputs (a tree of rows), how a chunk of them is embedded, and the rows per chunk.
 
     `encode` is run twice per chunk and must do the same both times: it enters autocast itself, so that both passes run
-    under it. It returns a tree of tensors whose first axis is rows. chunk_size None: all rows at once.
+    under it. It returns a tree of tensors whose first axis is rows. chunk_size None: all rows at once. `split` cuts
+    inputs that are no tree, or not by rows.
     """
 
     encode: Callable[[Any], Any]  # Any: the inputs and embeddings are the caller's own trees
     inputs: Any
     chunk_size: int | None = None
+    split: Callable[[Any, int], Sequence[Any]] = split_rows
 
     def chunks(self) -> list[Any]:
         """The inputs in chunks (views, no copies)."""
-        return [self.inputs] if self.chunk_size is None else split_rows(self.inputs, self.chunk_size)
+        return [self.inputs] if self.chunk_size is None else list(self.split(self.inputs, self.chunk_size))
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ def cached_backward(
         while side:
             _replay(side.pop(0))
     return loss
+
+
+def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Callable[[Any], None]]:
+    """Moves 1 and 3 apart, for loops of one's own: the embeddings without a graph, as leaves, and their replay.
+
+    Once the leaves hold the loss's gradient, the replay, called with them, passes it back to the parameters.
+    """
+    chunk = _embed(encode, inputs)
+    return chunk.embeddings, lambda leaves: _replay(replace(chunk, embeddings=leaves))
 
 
 def _embed(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
