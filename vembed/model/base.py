@@ -99,8 +99,23 @@ class BaseEmbeddingModel(nn.Module):
         return features
 
     def fixed_towers(self) -> tuple[Tower, ...]:
-        """The towers whose features of an item never change while the model learns."""
-        return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.has_towers_apart)
+        """The towers whose features of an item never change while the model learns, and that `forward` takes as given.
+
+        None where a family has a forward of its own.
+        """
+        if not self.has_towers_apart or type(self).forward is not BaseEmbeddingModel.forward:
+            return ()
+        return tuple(tower for tower in self.spec.towers if tower in self.frozen)
+
+    def slice_features(self, inputs: Inputs) -> Embeddings:
+        """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""
+        made = [features for tower in FEATURES if (features := self._features(tower, inputs)) is not None]
+        assert len(made) == 1, "the inputs hold texts or images"
+        return Embeddings(made[0].values)
+
+    def tower_state(self, tower: Tower) -> dict[str, Tensor]:
+        """The parameters and buffers of a tower, by name."""
+        return {name: tensor for name, tensor in self.state_dict().items() if self._part(name) == tower}
 
     def with_fixed_features(self, inputs: Inputs) -> Inputs:
         """Finished inputs with the features of each fixed tower in the place of what it reads; no graph.

@@ -7,7 +7,7 @@ batch -> embeddings, in the order of the items        encode_items
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -23,7 +23,7 @@ from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
 from vembed.utils.onednn import quick_linear
 
-Features = Literal["model", "tower"]
+Features = Literal["model", "tower", "slice"]
 
 _MAX_THREADS = 8
 _TEXT_WINDOW = 16  # batches of texts that are tokenised and put in order together
@@ -34,7 +34,10 @@ _ACCELERATOR_TOKENS = 2**15
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """`width` keeps the first columns only; `tower` features leave added projection heads out."""
+    """`width` keeps the first columns only; `tower` features leave added projection heads out.
+
+    `slice` features are those of a tower as the model's heads read them; items are a text or an image then.
+    """
 
     side: Side
     batch_size: int = 64
@@ -73,7 +76,12 @@ def _encode(
     model: BaseEmbeddingModel, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
 ) -> Embeddings:
     device = model.logit_scale.device
-    forward = model if options.features == "model" else model.tower_features
+    forwards: dict[Features, Callable[[Inputs], Embeddings]] = {
+        "model": model,
+        "tower": model.tower_features,
+        "slice": model.slice_features,
+    }
+    forward = forwards[options.features]
     parts: list[_Part] = []
     tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
     for rows, window in _prepared(processor, items, options):

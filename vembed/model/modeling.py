@@ -92,7 +92,10 @@ class VisualRetrievalModel:
 
     def with_image_limit(self, max_image_pixels: int) -> "VisualRetrievalModel":
         """The same model, refusing images of more pixels."""
-        processor = self.processor.with_image_limit(max_image_pixels)
+        return self.with_processor(self.processor.with_image_limit(max_image_pixels))
+
+    def with_processor(self, processor: ItemProcessor) -> "VisualRetrievalModel":
+        """The same model, fed by another processor."""
         return VisualRetrievalModel(self.model, processor, self.base, self.reason, self.adapter_bases)
 
     def save_pretrained(

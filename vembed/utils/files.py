@@ -1,4 +1,4 @@
-"""Writing that either happens wholly or not at all."""
+"""Writing that either happens wholly or not at all, and where what is kept from run to run lies."""
 
 import os
 import shutil
@@ -12,6 +12,12 @@ from vembed.errors import CheckpointError
 
 _NEW = ".new"
 _OLD = ".old"
+
+
+def user_cache(name: str) -> Path:
+    """The folder of this name in the user's cache (XDG_CACHE_HOME, else ~/.cache), which need not exist."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "vembed" / name
 
 
 @contextmanager

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from vembed.errors import CheckpointError
-from vembed.utils.files import atomic_file, atomic_folder, is_leftover, recover
+from vembed.utils.files import atomic_file, atomic_folder, is_leftover, recover, user_cache
 
 
 def write_old(folder):
@@ -77,3 +79,10 @@ def test_a_file_is_written_wholly_or_not_at_all(tmp_path):
         new.write_text("new")
     assert file.read_text() == "new"
     assert names(tmp_path) == ["run.json"]
+
+
+def test_the_users_cache_is_where_their_system_has_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache("features") == tmp_path / "vembed" / "features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert user_cache("features") == Path.home() / ".cache" / "vembed" / "features"
