@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from vembed.grad_cache.cachex.tree_utils import select_rows
-from vembed.types import Ragged, Targets
+from vembed.types import Ragged, Sides, Targets
 
 
 def ragged(rows: Sequence[Sequence[int]]) -> Ragged:
@@ -73,7 +73,15 @@ def select_targets(targets: Targets, queries: Sequence[int], documents: Sequence
         ignored=None if targets.ignored is None else ragged([rows_of(targets.ignored)[query] for query in queries]),
         scored=None if targets.scored is None else _renamed(rows_of(targets.scored), queries, new_column),
         scores=None if targets.scores is None else select_rows(targets.scores, torch.tensor(list(queries))),
+        reference=_select_sides(targets.reference, queries, documents),
     )
+
+
+def _select_sides(sides: Sides | None, queries: Sequence[int], documents: Sequence[int]) -> Sides | None:
+    if sides is None:
+        return None
+    rows, columns = torch.tensor(list(queries)), torch.tensor(list(documents))
+    return Sides(select_rows(sides.queries, rows), select_rows(sides.documents, columns))
 
 
 def rows_of(values: Ragged) -> list[list[int]]:

@@ -29,6 +29,7 @@ from vembed.losses.registry import LossRegistry
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
+from vembed.training.dpo import Reference
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.loop import Engine
 from vembed.training.measure import Measurement, measure
@@ -248,6 +249,7 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
         settings=config.grad_cache,
         autocast=precision.autocast,
         device=precision.device,
+        reference=Reference(model.model) if LossRegistry.get(config.loss.loss_type).reads_reference else None,
     )
     optimizer, groups = build_optimizer(model.model, config.optimizer)
     schedule = build_schedule(config.optimizer, plan.num_steps)
@@ -273,6 +275,7 @@ def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None
 
 
 def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFolder) -> Checkpoints:
+    reference = session.engine.trainer.reference
     facts = RunFacts(
         settings=config.to_flat(),
         rows=session.data.rows["train"],
@@ -281,6 +284,7 @@ def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFold
             "widths": list(loaded.objective.widths),
             "seed": config.training.seed,
         },
+        start=None if reference is None else reference.start,
     )
     precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only

@@ -19,6 +19,7 @@ from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
+from vembed.training.dpo import Reference
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.types import Batch, Item, Ragged, Targets
 
@@ -36,7 +37,7 @@ def why_refused(loss_type: str, kind: str, negatives: str) -> str | None:
         return "needs one vector per token"
     if loss_type == "contrastive" and kind == "multi-vector":
         return "is defined on cosine distance"
-    return "explicit negatives" if loss_type == "margin_mse" and negatives == "none" else None
+    return "explicit negatives" if loss_type in ("margin_mse", "preference") and negatives == "none" else None
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,14 @@ def scored(targets: Targets, positives: list[list[int]], negatives: list[list[in
     return replace(targets, scored=columns, scores=Ragged(scores, columns.counts))
 
 
+def another_start(pair: VisualRetrievalModel) -> Reference:
+    """A reference whose weights are not quite the model's, as after some steps."""
+    reference, draw = Reference(pair.model), torch.Generator().manual_seed(0)
+    for parameter in reference.model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype))
+    return reference
+
+
 def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSettings, chunk_size: int | None):
     objective = LossFactory.create(
         settings,
@@ -90,7 +99,8 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
         normalize=pair.spec.normalize,
     )
     cache = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
-    loss = GradientCacheTrainer(pair.model, pair.processor, objective, cache).step(batch).loss
+    reference = another_start(pair) if LossRegistry.get(settings.loss_type).reads_reference else None
+    loss = GradientCacheTrainer(pair.model, pair.processor, objective, cache, reference=reference).step(batch).loss
     return loss, take_gradients(pair.model.named_parameters())
 
 
@@ -120,9 +130,9 @@ def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, mon
         assert loss > 0
         assert_gradients_equal(gradients, expected)
     assert sum(kinds.values()) == len(CELLS) // len(LOSSES)
-    assert kinds["refused"] == {"colbert": 8, "contrastive": 8, "margin_mse": 8}.get(loss_type, 0)
+    assert kinds["refused"] == {"colbert": 8, "contrastive": 8, "margin_mse": 8, "preference": 8}.get(loss_type, 0)
 
 
 def test_the_matrix_holds_every_combination():
-    assert len(CELLS) == 11 * 2 * 2 * 2 * 2 == 176
-    assert len([cell for cell in CELLS if why_refused(*cell[:3])]) == 24
+    assert len(CELLS) == 12 * 2 * 2 * 2 * 2 == 192
+    assert len([cell for cell in CELLS if why_refused(*cell[:3])]) == 32

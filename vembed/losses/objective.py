@@ -99,7 +99,14 @@ class Objective:
 
 def real_scores(queries: Embeddings, documents: Embeddings) -> Tensor:
     """Bool [queries, documents]: both sides have a real token (a single vector always is one)."""
-    return _has_tokens(queries)[:, None] & _has_tokens(documents)
+    return has_tokens(queries)[:, None] & has_tokens(documents)
+
+
+def has_tokens(embeddings: Embeddings) -> Tensor:
+    """Bool [rows]: whether a row has a real token (a single vector always is one)."""
+    if embeddings.mask is not None:
+        return embeddings.mask.any(dim=1)
+    return torch.ones(len(embeddings.vectors), dtype=torch.bool, device=embeddings.vectors.device)
 
 
 def paired_scores(view: ScoreView, queries: Tensor, documents: Tensor) -> Tensor:
@@ -133,10 +140,3 @@ def scale_of(logit_scale: Tensor) -> Tensor:
 def limit_scale(logit_scale: Tensor) -> None:
     """Bring the parameter [1] back to the log of 100 in place; to be called after each step of the optimiser."""
     logit_scale.clamp_(max=MAX_LOG_SCALE)
-
-
-def _has_tokens(embeddings: Embeddings) -> Tensor:
-    """Bool [rows]."""
-    if embeddings.mask is not None:
-        return embeddings.mask.any(dim=1)
-    return torch.ones(len(embeddings.vectors), dtype=torch.bool, device=embeddings.vectors.device)

@@ -12,6 +12,7 @@ from vembed.losses.settings import (
     HardNegativeSettings,
     InfoNCESettings,
     MarginMSESettings,
+    PreferenceSettings,
     SigmoidSettings,
     SupConSettings,
     TripletSettings,
@@ -34,7 +35,8 @@ class Loss:
 
     The function takes (ScoreView, Targets, the section) and returns a scalar. scorers: the names of those that it has
     a meaning for (none: all). needs: the section -> what rows must have. learns_bias: the model gets a bias that is
-    added to scores, if it has none. matryoshka: applies at several widths, as with use_mrl.
+    added to scores, if it has none. matryoshka: applies at several widths, as with use_mrl. reads_reference: compares
+    with the model as it was before training.
     """
 
     settings: type[Section]
@@ -43,6 +45,7 @@ class Loss:
     needs: Callable[[Any], RowNeeds] = _nothing  # Any: each loss has a section of its own
     learns_bias: bool = False
     matryoshka: bool = False
+    reads_reference: bool = False
 
     def load(self) -> "Callable[..., Tensor]":
         """The function, imported if need be."""
@@ -69,6 +72,10 @@ def _margin_mse_needs(_settings: MarginMSESettings) -> RowNeeds:
     return RowNeeds(negatives=True, scores="any")
 
 
+def _preference_needs(_settings: PreferenceSettings) -> RowNeeds:
+    return RowNeeds(negatives=True, scores="unread")
+
+
 _FUNCTIONS = "vembed.losses.functions"
 _HARD_NEGATIVE = Loss(HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative")
 _LOSSES = {
@@ -85,6 +92,9 @@ _LOSSES = {
         ContrastiveSettings, f"{_FUNCTIONS}.contrastive:contrastive", scorers=("cosine",), needs=_contrastive_needs
     ),
     "margin_mse": Loss(MarginMSESettings, f"{_FUNCTIONS}.margin_mse:margin_mse", needs=_margin_mse_needs),
+    "preference": Loss(
+        PreferenceSettings, f"{_FUNCTIONS}.preference:preference", needs=_preference_needs, reads_reference=True
+    ),
 }
 LossRegistry: Registry[Loss] = Registry("loss_type")
 for _name, _loss in _LOSSES.items():

@@ -153,3 +153,17 @@ class ContrastiveSettings(Section):
 
 class MarginMSESettings(Section):
     """Nothing to set."""
+
+
+class PreferenceSettings(Section):
+    """Options of preference optimisation."""
+
+    preference_beta: float = Field(
+        0.1, gt=0, description="How much a lead over the reference's lead counts; lower: further from the reference."
+    )
+    preference_label_smoothing: float = Field(
+        0.0, ge=0, le=0.5, description="Share of the preferences that are taken for the wrong way round."
+    )
+    preference_infonce_weight: float = Field(
+        0.0, ge=0, description="Weight of an InfoNCE term, with that loss's defaults, beside the preferences."
+    )

@@ -59,6 +59,16 @@ def merged_weight(layer: Any) -> Tensor:  # Any: as above
     return merged
 
 
+def without_idle_adapters(network: nn.Module) -> None:
+    """Put the plain layers in the place of adapted ones whose adapter changes nothing, as it does before training.
+
+    DoRA's stay: it weighs rows anew, by factors that are 1 to within rounding only.
+    """
+    for name, layer in list(adapted_layers(network)):
+        if ADAPTER not in layer.lora_magnitude_vector and not layer.lora_B[ADAPTER].weight.any():
+            _replace(network, name, layer.get_base_layer())
+
+
 def merge_adapters(network: nn.Module) -> None:
     """Put plain layers with merged weights in the place of the adapted ones.
 
@@ -75,14 +85,18 @@ def merge_adapters(network: nn.Module) -> None:
         tolerance = max(_LEAST_TOLERANCE, 4 * torch.finfo(plain.weight.dtype).eps)
         if not error <= tolerance:  # NaN too
             wrong.append(name)
-        parent, _, own_name = name.rpartition(".")
-        setattr(network.get_submodule(parent), own_name, plain)
+        _replace(network, name, plain)
     if wrong:
         raise CheckpointError(
             f"merged weights do not give what the adapter gives in {len(wrong)} layers, such as {wrong[0]!r}"
         )
     if hasattr(network, "peft_config"):
         del network.peft_config
+
+
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own_name = name.rpartition(".")
+    setattr(network.get_submodule(parent), own_name, layer)
 
 
 def _probe(layer: nn.Module) -> Tensor:

@@ -26,6 +26,11 @@ def compile_towers(model: BaseEmbeddingModel) -> None:
         network.compile(dynamic=True, options=_OPTIONS)
 
 
+def is_compiled(model: BaseEmbeddingModel) -> bool:
+    """Whether `compile_towers` was applied to the model."""
+    return any(network._compiled_call_impl is not None for network in model.towers().values())
+
+
 def _refuse_without_compiler() -> None:
     """On a GPU, Triton brings its own; on a CPU, torch calls a C++ compiler."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]

@@ -49,11 +49,13 @@ STATE_FILE = "training_state.json"
 @dataclass(frozen=True)
 class RunFacts:
     """What a checkpoint must agree on with the run that continues it: flat settings (as JSON holds them), and rows per
-    training set. `provenance` goes into the deployable model's own record."""
+    training set. `provenance` goes into the deployable model's own record. `start`: a sum over the weights that the run
+    starts from, where it goes on comparing with them."""
 
     settings: Mapping[str, object]
     rows: Mapping[str, int]
     provenance: Mapping[str, object]
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class Checkpoints:
         if record["format"] != _FORMAT:
             raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
         check_same_run(record["settings"], self.facts.settings, saved_rows=record["rows"], rows=self.facts.rows)
+        if record.get("start") != self.facts.start:
+            raise CheckpointError(
+                f"the run of {folder} compares with the model that it started from, and what is opened now is another:"
+                " its files were changed; put them back, or start a new run"
+            )
         self._load_parameters(folder, record)
         load_optimizer_tensors(self.model.model.parameter_infos(), self.optimizer, tensors)
         if self.scaler is not None and record["scaler"] is not None:
@@ -158,6 +165,7 @@ class Checkpoints:
             "state": state.to_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "weights": checksum(self.model.model.parameter_infos()),
+            "start": self.facts.start,
             "settings": dict(self.facts.settings),
             "rows": dict(self.facts.rows),
             "versions": versions(),

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.types import Batch, Embeddings, Inputs, Processor, Targets
+from vembed.training.dpo import Reference
+from vembed.types import Batch, Embeddings, Inputs, Processor, Sides, Targets
 
 MOST_NAMED = 8
 
@@ -38,6 +40,7 @@ class GradientCacheTrainer:
     A side is cut into chunks of `gradient_cache_chunk_size` rows. A chunk is moved to `device`, finished by the
     processor and encoded there under `autocast()`; floats of its pictures exist for that long only. A side of no more
     rows than a chunk is one chunk, and when both are, or with `use_gradient_cache` off, the step is the plain step.
+    reference: the model as it was before training, for an objective that compares with it.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class GradientCacheTrainer:
         *,
         autocast: Autocast = nullcontext,
         device: torch.device | str = "cpu",
+        reference: Reference | None = None,
     ) -> None:
         self._model = model
         self._processor = processor
@@ -56,13 +60,14 @@ class GradientCacheTrainer:
         self._chunk_size = settings.gradient_cache_chunk_size if settings.use_gradient_cache else None
         self._autocast = autocast
         self._device = torch.device(device)
+        self.reference = reference
 
     def step(self, batch: Batch, *, loss_scale: LossScale = 1.0) -> StepResult:
         """Add the batch's gradient, times `loss_scale` (a factor, or a function such as `GradScaler.scale`).
 
         Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
-        targets = move(batch.targets, self._device)
+        targets = self._with_reference(move(batch.targets, self._device), batch)
 
         def loss_of(queries: Embeddings, documents: Embeddings) -> Tensor:
             loss = self._loss(queries, documents, targets)
@@ -70,10 +75,19 @@ class GradientCacheTrainer:
                 raise NotFiniteError(_not_finite(batch, queries, documents))
             return loss
 
-        sides = [ChunkedSide(self._encode, inputs, self._chunk_size) for inputs in (batch.queries, batch.documents)]
-        loss = cached_backward(sides, loss_of, loss_scale=loss_scale)
+        loss = cached_backward(self._sides(self._model, batch), loss_of, loss_scale=loss_scale)
         scale = scale_of(self._model.logit_scale.detach())
         return StepResult(loss.item(), batch.queries.num_rows, batch.documents.num_rows, scale.item())
+
+    def _sides(self, model: BaseEmbeddingModel, batch: Batch) -> list[ChunkedSide]:
+        encode = partial(self._encode, model)
+        return [ChunkedSide(encode, inputs, self._chunk_size) for inputs in (batch.queries, batch.documents)]
+
+    def _with_reference(self, targets: Targets, batch: Batch) -> Targets:
+        if self.reference is None:
+            return targets
+        sides = map(self.reference.embed, self._sides(self.reference.model, batch))
+        return replace(targets, reference=Sides(*sides))
 
     def _loss(self, queries: Embeddings, documents: Embeddings, targets: Targets) -> Tensor:
         return self._objective(
@@ -84,10 +98,10 @@ class GradientCacheTrainer:
             logit_bias=self._model.logit_bias,
         )
 
-    def _encode(self, chunk: Inputs) -> Embeddings:
+    def _encode(self, model: BaseEmbeddingModel, chunk: Inputs) -> Embeddings:
         inputs = self._processor.finish(move(chunk, self._device))
         with self._autocast():
-            embeddings: Embeddings = self._model(inputs)
+            embeddings: Embeddings = model(inputs)
         return embeddings
 
 

@@ -1,10 +1,10 @@
 """An estimate of a run's peak memory before it trains, from its sizes and a forward of one and of two rows.
 
-Peak = what the process holds already + weights + gradients + AdamW's moments + activations of the chunks whose graphs
-are alive at once + working memory + the batch's inputs + its embeddings and scores. Every row of a batch is padded to
-the same length, so activations are linear in rows, and two measurements give those of any chunk. Working memory (a
-chunk's gradients before they are added up, what operations need for a moment, and what the allocator keeps) is a rule
-of thumb that benchmark/memory_estimate.py checks.
+Peak = what the process holds already + weights + what a reference holds of its own + gradients + AdamW's moments +
+activations of the chunks whose graphs are alive at once + working memory + the batch's inputs + its embeddings and
+scores. Every row of a batch is padded to the same length, so activations are linear in rows, and two measurements give
+those of any chunk. Working memory (a chunk's gradients before they are added up, what operations need for a moment, and
+what the allocator keeps) is a rule of thumb that benchmark/memory_estimate.py checks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from torch import Tensor
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.base import BaseEmbeddingModel
+from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.types import Batch, Inputs, Processor
@@ -40,11 +41,21 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: BaseEmbeddingModel, processor: Processor, batch: Batch, *, settings: GradCacheSettings, precision: Precision
+    model: BaseEmbeddingModel,
+    processor: Processor,
+    batch: Batch,
+    *,
+    settings: GradCacheSettings,
+    precision: Precision,
+    reference: Reference | None = None,
 ) -> MemoryEstimate:
-    """The peak of training on batches like `batch`. To be called with the model on its device, before training."""
+    """The peak of training on batches like `batch`. To be called with the model on its device, before training.
+
+    reference: what the objective compares with, on the same device.
+    """
     device = precision.device
     weights = _num_bytes([*model.parameters(), *model.buffers()])
+    held = 0 if reference is None else reference.num_bytes(model)
     used = used_memory_bytes(device)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sides = (batch.queries, batch.documents)
@@ -54,8 +65,9 @@ def estimate_memory(
     kept = sum(activations) if one_chunk else max(activations)
     return MemoryEstimate(
         {
-            "process": max(0, used - weights) if device.type == "cpu" else 0,
+            "process": max(0, used - weights - held) if device.type == "cpu" else 0,
             "weights": weights,
+            "reference": held,
             "gradients": _num_bytes(learning),
             "AdamW": 2 * _num_bytes(learning),
             "activations": kept,

@@ -45,7 +45,14 @@ def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> O
     processor = session.model.processor
     memory = max(
         (
-            estimate_memory(engine.model, processor, batch, settings=settings, precision=engine.precision)
+            estimate_memory(
+                engine.model,
+                processor,
+                batch,
+                settings=settings,
+                precision=engine.precision,
+                reference=engine.trainer.reference,
+            )
             for batch in session.loader.first_batches()
         ),
         key=lambda estimate: estimate.total_mib,

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tests.targets import ragged, random_targets
+from vembed.grad_cache.cachex.tree_utils import map_tensors
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.scoring import Scorer, cosine, maxsim
-from vembed.types import Embeddings, Ragged, Targets
+from vembed.types import Embeddings, Ragged, Sides, Targets
 
 DIM = 5
 
@@ -46,6 +48,10 @@ CASES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
     "cosent in_batch": ("cosent", {"cosent_pairs": "in_batch"}, {}),
     "contrastive": ("contrastive", {}, {}),
     "margin_mse": ("margin_mse", {}, {}),
+    "preference": ("preference", {}, {}),
+    "preference smoothed": ("preference", {"preference_beta": 0.7, "preference_label_smoothing": 0.2}, {}),
+    "preference infonce": ("preference", {"preference_infonce_weight": 0.5}, {}),
+    "preference mrl": ("preference", {}, {"use_mrl": True, "mrl_dims": (5, 2), "mrl_weights": (1.0, 0.5)}),
     "colbert": ("colbert", {}, {}),
     "colbert mean": ("colbert", {"maxsim_reduction": "mean", "query_to_query": True}, {}),
     "mrl": ("mrl", {}, {"mrl_dims": (2, 5, 3), "mrl_weights": (0.5, 1.0, 0.25)}),
@@ -74,7 +80,14 @@ class RandomBatch:
             for side in (self.queries, self.documents)
         )
         numbers = (part.detach().to(scale_dtype).requires_grad_() for part in (self.logit_scale, self.logit_bias))
-        return RandomBatch(queries, documents, self.targets, *numbers)
+        targets = replace(self.targets, reference=None)
+        if self.targets.reference is not None:
+            targets = replace(targets, reference=map_tensors(partial(_cast, dtype=dtype), self.targets.reference))
+        return RandomBatch(queries, documents, targets, *numbers)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def make_objective(name: str, scorer: Scorer, dim: int = DIM) -> Objective:
@@ -119,6 +132,7 @@ def random_batch(seed: int, *, tokens: int | None = None, num_keys: int = 6) -> 
         return Embeddings(vectors.requires_grad_(), mask)
 
     queries, documents = side(len(targets.query_hashes)), side(len(targets.document_hashes))
+    targets = with_reference(targets, queries, documents, seed)
     logit_scale = torch.tensor([1.2], dtype=torch.float64, requires_grad=True)
     return RandomBatch(
         queries, documents, targets, logit_scale, torch.tensor([-0.7], dtype=torch.float64).requires_grad_()
@@ -137,3 +151,18 @@ def graded(targets: Targets, seed: int) -> Targets:
     grades = torch.randint(0, 2, (len(scored.values),), generator=generator).double()
     ignored = [[seed % 5] if row % 3 == 2 else [] for row in range(len(columns))]
     return replace(targets, ignored=ragged(ignored), scored=scored, scores=Ragged(grades, scored.counts))
+
+
+def with_reference(targets: Targets, queries: Embeddings, documents: Embeddings, seed: int) -> Targets:
+    """The targets with what another model might make of these sides, which have the same tokens there."""
+    generator = torch.Generator().manual_seed(seed + 55)
+    sides = (
+        replace(side, vectors=torch.randn(side.vectors.shape, generator=generator, dtype=torch.float64))
+        for side in (queries, documents)
+    )
+    return replace(targets, reference=Sides(*sides))
+
+
+def is_cut(name: str) -> bool:
+    """Whether a case is Matryoshka."""
+    return "mrl_dims" in CASES[name][2]

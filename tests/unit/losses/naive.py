@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from tests.targets import rows_of
-from tests.unit.losses.batches import CASES, RandomBatch
+from tests.unit.losses.batches import CASES, RandomBatch, is_cut
 from vembed.losses.functions.colbert import mean_over_tokens
 from vembed.losses.masks import dense_masks, document_mask_strips, query_mask_strips
-from vembed.types import Embeddings, Targets
+from vembed.types import Embeddings, Sides, Targets
 
 Matrix = Sequence[Sequence[float]]
 Kinds = Sequence[Sequence[bool]]
@@ -20,9 +20,13 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """Raw scores of queries x documents, queries x queries and documents x documents, and what the keys say."""
+    """Raw scores of queries x documents, queries x queries and documents x documents, and what the keys say.
+
+    reference: scores of queries x documents by the reference.
+    """
 
     raw: Matrix
+    reference: Matrix
     among_queries: Matrix
     among_documents: Matrix
     targets: Targets
@@ -43,14 +47,17 @@ def naive_loss(name: str, batch: RandomBatch, scorer: Callable[[Embeddings, Embe
     loss_type, options, shared = CASES[name]
     if options.get("maxsim_reduction") == "mean":
         scorer = mean_over_tokens
-    if loss_type == "mrl":
+    if is_cut(name):
+        at_once = "infonce" if loss_type == "mrl" else loss_type
         return sum(
-            weight * naive_loss("infonce", cut(batch, width), scorer)
+            weight * naive_loss(at_once, cut(batch, width), scorer)
             for width, weight in zip(shared["mrl_dims"], shared["mrl_weights"], strict=True)
         )
-    queries, documents = batch.queries, batch.documents
+    queries, documents, reference = batch.queries, batch.documents, batch.targets.reference
+    assert reference is not None
     case = Case(
         scorer(queries, documents).tolist(),
+        scorer(reference.queries, reference.documents).tolist(),
         scorer(queries, queries).tolist(),
         scorer(documents, documents).tolist(),
         batch.targets,
@@ -67,9 +74,10 @@ def cut(batch: RandomBatch, width: int) -> RandomBatch:
         vectors = side.vectors[..., :width]
         return Embeddings(vectors / vectors.norm(dim=-1, keepdim=True), side.mask)
 
-    return RandomBatch(
-        narrow(batch.queries), narrow(batch.documents), batch.targets, batch.logit_scale, batch.logit_bias
-    )
+    reference = batch.targets.reference
+    assert reference is not None
+    targets = replace(batch.targets, reference=Sides(narrow(reference.queries), narrow(reference.documents)))
+    return RandomBatch(narrow(batch.queries), narrow(batch.documents), targets, batch.logit_scale, batch.logit_bias)
 
 
 def infonce(case: Case, options: Options) -> float:
@@ -249,6 +257,23 @@ def margin_mse(case: Case, _options: Options) -> float:
     return sum(costs) / max(1, len(costs))
 
 
+def preference(case: Case, options: Options) -> float:
+    beta, smoothing = options.get("preference_beta", 0.1), options.get("preference_label_smoothing", 0.0)
+    costs = []
+    rows = zip(rows_of(case.targets.positives), rows_of(case.targets.negatives), strict=True)
+    for q, (chosen, rejected) in enumerate(rows):
+        for c in chosen:
+            for r in rejected:
+                if r in chosen:
+                    continue
+                lead = case.raw[q][c] - case.raw[q][r] - (case.reference[q][c] - case.reference[q][r])
+                right, wrong = (math.log1p(math.exp(sign * beta * case.scale * lead)) for sign in (-1, 1))
+                costs.append((1 - smoothing) * right + smoothing * wrong)
+    loss = sum(costs) / max(1, len(costs))
+    weight = options.get("preference_infonce_weight", 0.0)
+    return loss + weight * infonce(case, {}) if weight else loss
+
+
 def scored(targets: Targets) -> list[tuple[int, int, float, bool]]:
     """Query, document, score, and whether the row names the document as a negative."""
     assert targets.scored is not None
@@ -273,4 +298,5 @@ LOSSES: dict[str, Callable[[Case, Options], float]] = {
     "cosent": cosent,
     "contrastive": contrastive,
     "margin_mse": margin_mse,
+    "preference": preference,
 }

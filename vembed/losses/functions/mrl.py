@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vembed.losses.objective import LossFunction, ScoreView
 from vembed.scoring import at_least_float32, unit
-from vembed.types import Embeddings, Targets
+from vembed.types import Embeddings, Sides, Targets
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,24 @@ def matryoshka(
     view: ScoreView, targets: Targets, loss: LossFunction, cuts: Sequence[Cut], *, normalize: bool
 ) -> Tensor:
     """The weighted sum of the loss over all cuts, a scalar. normalize: cut vectors are of length 1 again."""
-    parts = [cut.weight * loss(cut_view(view, cut, normalize=normalize), targets) for cut in cuts]
+    parts = [
+        cut.weight * loss(cut_view(view, cut, normalize=normalize), cut_reference(targets, cut, normalize=normalize))
+        for cut in cuts
+    ]
     return sum(parts[1:], parts[0])
 
 
 def cut_view(view: ScoreView, cut: Cut, *, normalize: bool) -> ScoreView:
     """The scores of what a cut leaves of the embeddings; queries keep all of their tokens."""
-    queries, documents = view.queries, view.documents
-    if cut.width is not None and cut.width < queries.vectors.shape[-1]:
-        queries, documents = (_narrow(side, cut.width, normalize=normalize) for side in (queries, documents))
-    if cut.tokens is not None:
-        documents = first_tokens(documents, cut.tokens)
-    return replace(view, queries=queries, documents=documents)
+    left = _cut(Sides(view.queries, view.documents), cut, normalize=normalize)
+    return replace(view, queries=left.queries, documents=left.documents)
+
+
+def cut_reference(targets: Targets, cut: Cut, *, normalize: bool) -> Targets:
+    """The targets with what a cut leaves of the reference's embeddings, which are of the same model."""
+    if targets.reference is None:
+        return targets
+    return replace(targets, reference=_cut(targets.reference, cut, normalize=normalize))
 
 
 def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
@@ -50,6 +56,15 @@ def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
     if mask is None:
         return Embeddings(embeddings.vectors[:, :tokens])
     return Embeddings(embeddings.vectors, mask & (mask.cumsum(dim=1) <= tokens))
+
+
+def _cut(sides: Sides, cut: Cut, *, normalize: bool) -> Sides:
+    queries, documents = sides.queries, sides.documents
+    if cut.width is not None and cut.width < queries.vectors.shape[-1]:
+        queries, documents = (_narrow(side, cut.width, normalize=normalize) for side in (queries, documents))
+    if cut.tokens is not None:
+        documents = first_tokens(documents, cut.tokens)
+    return Sides(queries, documents)
 
 
 def _narrow(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
