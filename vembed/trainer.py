@@ -30,6 +30,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
 from vembed.training.dpo import Reference
+from vembed.training.frozen_features import FrozenFeatures, frozen_features, items_of_rows
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.loop import Engine
 from vembed.training.measure import Measurement, measure
@@ -129,6 +130,7 @@ class _Loaded:
     objective: Objective
     frozen: Sequence[Part]
     precision: Precision
+    features: FrozenFeatures | None
 
 
 def _train(config: Config) -> TrainResult:
@@ -145,7 +147,7 @@ def _train(config: Config) -> TrainResult:
 
 def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     """Train to the end; what that takes memory for is gone afterwards."""
-    loaded = _load(config)
+    loaded = _with_features(_load(config))
     evaluate = _evaluation(config, loaded)
     run = open_run_folder(config.training)
     session = _assemble(config, loaded, BadSamples(config.data, run.path))
@@ -182,12 +184,14 @@ def report_settings(config: Config, config_text: str) -> ReportSettings:
         seed=config.training.seed,
         device=choose_precision(config.training).device,
         config_text=config_text,
+        features=_features(config),
     )
 
 
 def _load(config: Config) -> _Loaded:
     """Data and model, checked against each other, and what of the model learns."""
     require_one_process()
+    features = _features(config)
     precision = choose_precision(config.training)
     resumed = config.training.resume_from_checkpoint is not None
     split = RunFolder(Path(config.training.output_dir)).split
@@ -201,7 +205,19 @@ def _load(config: Config) -> _Loaded:
     settle_dtypes(model.model, config.model, precision)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
-    return _Loaded(data, model, _objective(config, model), frozen, precision)
+    return _Loaded(data, model, _objective(config, model), frozen, precision, features)
+
+
+def _with_features(loaded: _Loaded) -> _Loaded:
+    """The model reads the features of its frozen towers, if they are to be kept."""
+    if loaded.features is None:
+        return loaded
+    rows = items_of_rows((*loaded.data.train, *loaded.data.validation))
+    return dataclasses.replace(loaded, model=loaded.features.feed(loaded.model, rows))
+
+
+def _features(config: Config) -> FrozenFeatures | None:
+    return frozen_features(config.training, config.model, config.optimizer, config.data)
 
 
 def _objective(config: Config, model: VisualRetrievalModel) -> Objective:

@@ -9,6 +9,7 @@ change of them is a folder of its own, so that nothing is ever read that the tow
 """
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,11 @@ _AT_ONCE = 1024  # items that are encoded before they are written
 _KEY = "feature_key"  # stands in a loaded picture's place: int64 []
 # What of a spec does not change what a tower gives. Prompts are a part of a text's key.
 _BESIDE = {"fusion", "projection_head", "projection_dim", "query_prompt", "document_prompt", "other_prompts"}
+# What tokenizers write of their last call; the spec says how texts are cut and padded here.
+_PASSING = {
+    *("truncation", "padding", "max_length", "stride", "truncation_strategy", "truncation_side"),
+    *("pad_to_multiple_of", "pad_token_type_id", "padding_side"),
+}
 Self = TypeVar("Self", bound="FeatureProcessor")
 
 
@@ -216,8 +222,19 @@ def _name(model: VisualRetrievalModel, tower: Tower) -> str:
     spec = model.spec.model_dump(mode="json", exclude=_BESIDE)
     digest.update(repr(sorted(spec.items())).encode())
     with tempfile.TemporaryDirectory() as folder:
-        model.processor.save(Path(folder), Path(folder))
-        for path in sorted(Path(folder).rglob("*")):
+        folders: dict[Tower, Path] = {"text": Path(folder, "text"), "vision": Path(folder, "vision")}
+        model.processor.save(folders["text"], folders["vision"])
+        for path in sorted(folders[tower].rglob("*")):
             if path.is_file():
-                digest.update(path.name.encode() + path.read_bytes())
+                digest.update(path.name.encode() + _lasting(path))
     return f"{tower}-{digest.hexdigest()}"
+
+
+def _lasting(path: Path) -> bytes:
+    """What a file says, without what a tokenizer notes of the last text it was given."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    content = json.loads(path.read_bytes())
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in _PASSING}
+    return json.dumps(content, sort_keys=True).encode()

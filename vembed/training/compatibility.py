@@ -25,6 +25,7 @@ _FREE = frozenset(
         "bootstrap_samples",
         "gallery_size",
         "report",
+        "feature_cache_dir",
     }
 )
 

@@ -15,18 +15,22 @@ from vembed.data.split import load_split, split_validation
 from vembed.errors import DataError, UsageError
 from vembed.evaluation.bases import as_base
 from vembed.evaluation.comparison import BASE, TUNED, Candidate, Comparison, measure_models
-from vembed.evaluation.relevance import retrieval_set
+from vembed.evaluation.relevance import RetrievalSet, retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
+from vembed.training.frozen_features import FrozenFeatures, items_of_sets
 from vembed.training.run_facts import read_run_facts, setting_lines
 from vembed.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report needs to know of a run's config. config_text: as `Config.yaml_text` gives it, to be shown."""
+    """What a report needs to know of a run's config. config_text: as `Config.yaml_text` gives it, to be shown.
+
+    features: where those of frozen towers are kept, None where they are not.
+    """
 
     model: ModelSettings
     data: DataSettings
@@ -34,6 +38,7 @@ class ReportSettings:
     seed: int
     device: torch.device
     config_text: str
+    features: FrozenFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,8 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
     held_out = held_out_data(settings.data, seed=settings.seed, saved_split=run.split)
     sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
     candidates = (
-        Candidate(BASE, lambda: load_untuned(settings), as_base),
-        Candidate(TUNED, lambda: _load_final(run, settings)),
+        Candidate(BASE, lambda: _fed(load_untuned(settings), settings, sets), as_base),
+        Candidate(TUNED, lambda: _fed(_load_final(run, settings), settings, sets)),
     )
     comparison = measure_models(sets, candidates, settings.evaluation)
     content = _content(run, settings, held_out.role, comparison)
@@ -117,6 +122,11 @@ def model_title(settings: ModelSettings) -> str:
 
 def _load_final(run: RunFolder, settings: ReportSettings) -> VisualRetrievalModel:
     return prepared(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
+
+
+def _fed(model: VisualRetrievalModel, settings: ReportSettings, sets: Sequence[RetrievalSet]) -> VisualRetrievalModel:
+    """The model, reading the features of its frozen towers where the run keeps them: both models have the same."""
+    return model if settings.features is None else settings.features.feed(model, items_of_sets(sets))
 
 
 def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:

@@ -53,6 +53,14 @@ class TrainingSettings(Section):
         description="Update batch-norm statistics.",
         json_schema_extra=only_with("use_gradient_cache", False),
     )
+    cache_frozen_features: bool = Field(
+        False, description="Run frozen towers once per item and keep what they give on disk, for all epochs and runs."
+    )
+    feature_cache_dir: str | None = Field(
+        None,
+        description="Folder that keeps the features of frozen towers; default: vembed in the user's cache.",
+        json_schema_extra=only_with("cache_frozen_features", True),
+    )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     eval_steps: int | None = Field(None, ge=1, description="Steps between validations; default: once per epoch.")
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: once per epoch.")

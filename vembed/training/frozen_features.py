@@ -1,0 +1,85 @@
+"""The feature cache of a run: frozen towers run once per item, for training, validation and the report together."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import get_args
+
+from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.settings import DataSettings
+from vembed.errors import ConfigError, DataError
+from vembed.evaluation.relevance import RetrievalSet
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings, Tower
+from vembed.retrieval.features import FeatureCache
+from vembed.training.settings import OptimizerSettings, TrainingSettings
+from vembed.types import Item, Side
+from vembed.utils.files import user_cache
+
+ItemSides = Iterable[tuple[Item, Side]]
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Where a run keeps the features of frozen towers, and which towers are frozen."""
+
+    folder: Path
+    towers: tuple[Tower, ...]
+
+    def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
+        """The model, reading features instead of these items. Raises ConfigError for one that takes none."""
+        model.model.freeze([tower for tower in self.towers if tower not in model.model.frozen])
+        if not model.model.fixed_towers():
+            family = model.spec.family
+            raise ConfigError(f"cache_frozen_features: a {family} model has no frozen tower whose features can be kept")
+        cache = FeatureCache(model, self.folder)
+        cache.fill(items)
+        return model.with_processor(cache.processor)
+
+
+def frozen_features(
+    training: TrainingSettings, model: ModelSettings, optimizer: OptimizerSettings, data: DataSettings
+) -> FrozenFeatures | None:
+    """What the settings ask for; None without cache_frozen_features.
+
+    Raises ConfigError when no tower is frozen, or when the pictures of a frozen one are changed anew in every epoch.
+    """
+    if not training.cache_frozen_features:
+        return None
+    rates = optimizer.learning_rates
+    towers = [tower for tower in get_args(Tower) if tower in model.freeze or rates.get(tower) == 0]
+    if not towers:
+        raise ConfigError("cache_frozen_features: no tower is frozen; set freeze: [vision] or [text], or take it out")
+    if "vision" in towers and data.augment != "none":
+        raise ConfigError(
+            f"cache_frozen_features: augment: {data.augment} changes pictures anew in every epoch, so that a frozen"
+            " vision tower has no features to keep; set augment: none, or take it out"
+        )
+    folder = training.feature_cache_dir
+    return FrozenFeatures(user_cache("features") if folder is None else Path(folder), tuple(towers))
+
+
+def items_of_rows(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[Item, Side]]:
+    """What the rows of data sets hold, each with its side; rows that cannot be used hold nothing."""
+    for dataset in datasets:
+        for row in range(len(dataset)):
+            try:
+                example = dataset[row]
+            except DataError:
+                continue
+            yield example.query, "query"
+            yield from _documents(chain(example.positives, example.negatives))
+
+
+def items_of_sets(sets: Sequence[RetrievalSet]) -> Iterator[tuple[Item, Side]]:
+    """Queries and gallery of what is measured, each with its side."""
+    for one in sets:
+        for query in one.queries:
+            yield query, "query"
+        yield from _documents(one.documents)
+
+
+def _documents(items: Iterable[Item]) -> Iterator[tuple[Item, Side]]:
+    for item in items:
+        yield item, "document"
