@@ -67,20 +67,14 @@ MAKE_TARGETS = "test uv-test uv-test-cov uv-lint uv-format".split()
 LATER = {
     "vembed/losses/functions/distillation.py": "objectives",
     "loss distillation": "objectives",
-    "vembed/grad_cache/grad_cache.py": "gradient cache",
-    "vembed/grad_cache/functional.py": "gradient cache",
-    "vembed/grad_cache/loss.py": "gradient cache",
-    "vembed/grad_cache/cachex/training.py": "gradient cache",
     "vembed/grad_cache/pytorch_lightning/pl_gradcache.py": "gradient cache",
     "vembed/grad_cache/pytorch_lightning/pl_example.py": "gradient cache",
-    "vembed.grad_cache:GradCache": "gradient cache",
-    "vembed/core/gradient_cache.py": "gradient cache",
     "docs/COEXISTENCE_FIX_GUIDE.md": "gradient cache",
     "vembed/utils/download.py": "data engine",
     "notebooks": "documents",
     "Dockerfile": "documents",
 }
-LATER_AT_MOST = 14
+LATER_AT_MOST = 8
 
 
 def path_exists(path: str) -> bool:

@@ -1,5 +1,6 @@
-"""RandContext: run a forward again with the random numbers of the first time."""
+"""Run a forward again as it was the first time: with its random numbers (RandContext), under its autocast."""
 
+from contextlib import ExitStack
 from types import TracebackType
 
 import torch
@@ -64,3 +65,34 @@ def _write_states(states: dict[torch.device, Tensor]) -> None:
             torch.mps.set_rng_state(state)
         else:
             torch.get_device_module(device).set_rng_state(state, device)
+
+
+class AutocastContext:
+    """Remembers the autocast at its making, on the CPU and the devices of `tensors`; inside `with`, that is back.
+
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+    ...     context = AutocastContext()
+    >>> with context:
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.bfloat16
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        devices = {"cpu", *(device.type for device in _current_accelerators()), *(one.device.type for one in tensors)}
+        self._states = [
+            (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+            for device in sorted(devices)
+            if torch.amp.is_autocast_available(device)
+        ]
+        self._entered: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = ExitStack()
+        for device, dtype, enabled in self._states:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        self._entered.append(stack)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._entered.pop().__exit__(kind, error, traceback)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import Tree, concat_rows, list_tensors, map_tensors, split_rows
-from vembed.grad_cache.context_managers import RandContext
+from vembed.grad_cache.context_managers import AutocastContext, RandContext
 
 LossScale = float | Callable[[Tensor], Tensor]
 
@@ -81,9 +81,17 @@ def cached_backward(
 def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Callable[[Any], None]]:
     """Moves 1 and 3 apart, for loops of one's own: the embeddings without a graph, as leaves, and their replay.
 
-    Once the leaves hold the loss's gradient, the replay, called with them, passes it back to the parameters.
+    Once the leaves hold the loss's gradient, the replay, called with them, passes it back to the parameters. It runs
+    under the autocast of now, wherever it is called.
     """
-    chunk = _embed(encode, inputs)
+    autocast = AutocastContext(*list_tensors(inputs))
+
+    def encode_alike(chunk: Any) -> Any:
+        torch.clear_autocast_cache()  # what an autocast around the loop has cast without a graph
+        with autocast:
+            return encode(chunk)
+
+    chunk = _embed(encode_alike, inputs)
     return chunk.embeddings, lambda leaves: _replay(replace(chunk, embeddings=leaves))
 
 

@@ -103,6 +103,24 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return tree
 
 
+def at_least_float32(tree: Tree) -> Tree:
+    """The tree with its float16 and bfloat16 tensors in float32.
+
+    >>> at_least_float32([torch.ones(1, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int64)])
+    [tensor([1.]), tensor([1])]
+    """
+    return map_tensors(lambda one: one.float() if one.dtype in (torch.float16, torch.bfloat16) else one, tree)
+
+
+def as_leaves(tree: Tree) -> Tree:
+    """The tree cut off its graph, in at least float32, its floating tensors ready to take a gradient."""
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+    return map_tensors(leaf, at_least_float32(tree))
+
+
 def list_tensors(tree: object) -> list[Tensor]:
     """All tensors of a tree, in a fixed order (the order in which `map_tensors` visits them)."""
     if isinstance(tree, Tensor):
