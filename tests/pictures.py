@@ -1,5 +1,6 @@
 """Real picture files and data files for the tests, each a function of its seed."""
 
+import colorsys
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,31 @@ def write_pairs(
             row["group"] = f"g{i % groups}"
         rows.append(row)
     return write_jsonl(root / "pairs.jsonl", rows)
+
+
+def write_classes(folder: str | Path, num_classes: int, per_class: int, *, seed: int = 0) -> str:
+    """Rows of two pictures of one class each, group "c<number>"; returns the path of `classes.jsonl`.
+
+    The hue tells the class; how dark and how pale it is does not, nor does the square on it.
+    """
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(num_classes * per_class):
+        names = [f"{side}_{number}.png" for side in ("query", "positive")]
+        for side, name in enumerate(names):
+            _write_of_class(root / name, number % num_classes, num_classes, [seed, number, side])
+        rows.append({"query": names[0], "positive": names[1], "group": f"c{number % num_classes}"})
+    return write_jsonl(root / "classes.jsonl", rows)
+
+
+def _write_of_class(path: Path, number: int, num_classes: int, seed: Sequence[int]) -> None:
+    draw = np.random.default_rng(seed)
+    hue, saturation, value = number / num_classes, draw.uniform(0.4, 1.0), draw.uniform(0.3, 1.0)
+    pixels = np.full((32, 32, 3), [255 * part for part in colorsys.hsv_to_rgb(hue, saturation, value)])
+    x, y = draw.integers(0, 24, 2)
+    pixels[y : y + 8, x : x + 8] = draw.integers(0, 256, 3)
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 def _cell(root: Path, kind: str, role: str, number: int) -> object:

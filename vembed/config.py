@@ -211,7 +211,7 @@ def _fit_preset(
     reasons: dict[str, str] = {}
     for name in preset:
         if name in catalogue.idle:
-            reasons[name] = f"only with loss_type: {' or '.join(catalogue.idle[name])}"
+            reasons[name] = _other_loss(name, catalogue)
         elif taken := rivals(name, valid, catalogue.keys):
             reasons[name] = f"{taken[0]} is set"
     kept = {name: setting for name, setting in preset.items() if name not in reasons}
@@ -225,6 +225,10 @@ def _fit_preset(
     return kept, tuple(entry for entry in dropped if entry.key not in valid)
 
 
+def _other_loss(name: str, catalogue: Catalogue) -> str:
+    return f"only with loss_type: {' or '.join(catalogue.idle[name])}"
+
+
 def _assemble(
     kept: Mapping[str, Setting], dropped: tuple[Dropped, ...], valid: Mapping[str, Setting], catalogue: Catalogue
 ) -> Config:
@@ -236,6 +240,7 @@ def _assemble(
 
     values = {name: plain(key.default) for name, key in catalogue.keys.items()}
     values |= {name: setting.value for name, setting in chosen.items()}
+    unread = {name: _other_loss(name, catalogue) for name in catalogue.idle if name in LossSettings.model_fields}
     return Config(
         setup=fill(SetupSettings),
         model=fill(ModelSettings),
@@ -246,7 +251,7 @@ def _assemble(
         training=fill(TrainingSettings),
         optimizer=fill(OptimizerSettings),
         evaluation=fill(EvaluationSettings),
-        idle=idle_keys(values, catalogue.keys),
+        idle=idle_keys(values, catalogue.keys) | unread,
         dropped=dropped,
         origins={key: setting.origin for key, setting in chosen.items()},
     )

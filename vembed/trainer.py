@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vembed.config import TRAIN, Config, load_config
+from vembed.data.classes import class_keys
 from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataEntry
 from vembed.data.split import save_split
@@ -205,7 +206,7 @@ def _load(config: Config) -> _Loaded:
     settle_dtypes(model.model, config.model, precision)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
-    return _Loaded(data, model, _objective(config, model), frozen, precision, features)
+    return _Loaded(data, model, _objective(config, model, data), frozen, precision, features)
 
 
 def _with_features(loaded: _Loaded) -> _Loaded:
@@ -220,28 +221,36 @@ def _features(config: Config) -> FrozenFeatures | None:
     return frozen_features(config.training, config.model, config.optimizer, config.data)
 
 
-def _objective(config: Config, model: VisualRetrievalModel) -> Objective:
-    return LossFactory.create(
+def _objective(config: Config, model: VisualRetrievalModel, data: RunData) -> Objective:
+    """The loss, with weights of the classes that are trained on, if it learns some; on the model's device."""
+    learns_classes = LossRegistry.get(config.loss.loss_type).learns_classes
+    objective = LossFactory.create(
         config.loss,
         config.loss_options,
         scorer=get_scorer(model.spec.similarity, model.spec.scoring),
         dim=model.model.dim,
         normalize=model.spec.normalize,
+        classes=class_keys(data.train) if learns_classes else (),
+        seed=config.training.seed,
     )
+    if objective.classes is not None:
+        objective.classes.to(model.model.logit_scale.device)
+    return objective
 
 
 def _load_model(config: Config) -> VisualRetrievalModel:
     """The model in float32, drawn from the seed where it is new."""
+    loss = LossRegistry.get(config.loss.loss_type)
     seed_everything(config.training.seed)
     model = VisualRetrievalModel.from_pretrained(
         None,
         config.model,
         temperature=config.loss.temperature,
-        learn_temperature=config.loss.learn_temperature,
+        learn_temperature=config.loss.learn_temperature and loss.has_temperature,
         seed=config.training.seed,
     )
     model.model.train_batch_norm = config.training.train_batch_norm
-    if LossRegistry.get(config.loss.loss_type).learns_bias:
+    if loss.learns_bias:
         model.model.add_bias(config.loss.temperature)
     return model.with_image_limit(config.data.max_image_pixels)
 
@@ -267,7 +276,7 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
         device=precision.device,
         reference=Reference(model.model) if LossRegistry.get(config.loss.loss_type).reads_reference else None,
     )
-    optimizer, groups = build_optimizer(model.model, config.optimizer)
+    optimizer, groups = build_optimizer(model.model, config.optimizer, loaded.objective.classes)
     schedule = build_schedule(config.optimizer, plan.num_steps)
     engine = Engine(
         model.model,
@@ -278,7 +287,7 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
         max_grad_norm=config.optimizer.max_grad_norm,
         on_nan=config.training.on_nan,
     )
-    return Session(loaded.data, model, engine, loader, plan, groups, loaded.frozen)
+    return Session(loaded.data, model, loaded.objective, engine, loader, plan, groups, loaded.frozen)
 
 
 def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None:
@@ -305,7 +314,8 @@ def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFold
     precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
     optimizer = session.engine.optimizer
-    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge)
+    classes = loaded.objective.classes
+    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge, classes)
 
 
 def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainState:

@@ -69,12 +69,13 @@ class Example:
 
 @dataclass(frozen=True)
 class RowNeeds:
-    """What a loss needs of every row: explicit negatives; a score of its documents, any number or 0 and 1.
+    """What a loss needs of every row: explicit negatives; a group; a score of its documents, any number or 0 and 1.
 
     scores "unread": the loss takes every positive as relevant, whatever its score, so that none may say otherwise.
     """
 
     negatives: bool = False
+    groups: bool = False
     scores: Literal["none", "any", "binary", "unread"] = "none"
 
 

@@ -27,16 +27,26 @@ LOSSES = LossRegistry.list()
 KINDS = ("single", "multi-vector")
 NEGATIVES, GROUPS, MATRYOSHKA = ("none", "ragged"), (False, True), (False, True)
 CELLS = list(itertools.product(LOSSES, KINDS, NEGATIVES, GROUPS, MATRYOSHKA))
+CLASS_LOSSES = ("arcface", "proxy_anchor")
+# What only rows can lack; test_scores.py and test_records.py show that those without are refused.
+NEEDS_OF_ROWS = {
+    "explicit negatives": lambda needs: needs.negatives,
+    "a class of every row": lambda needs: needs.groups,
+}
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
 NUM_QUERIES, NUM_DOCUMENTS, CHUNK = 5, 8, 3
 
 
-def why_refused(loss_type: str, kind: str, negatives: str) -> str | None:
+def why_refused(loss_type: str, kind: str, negatives: str, *, groups: bool) -> str | None:
     """What the combination lacks."""
     if loss_type == "colbert" and kind == "single":
         return "needs one vector per token"
+    if loss_type in CLASS_LOSSES and kind == "multi-vector":
+        return "one vector per row with one per class"
     if loss_type == "contrastive" and kind == "multi-vector":
         return "is defined on cosine distance"
+    if loss_type in CLASS_LOSSES and not groups:
+        return "a class of every row"
     return "explicit negatives" if loss_type in ("margin_mse", "preference") and negatives == "none" else None
 
 
@@ -97,24 +107,30 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
         scorer=get_scorer(pair.spec.similarity, pair.spec.scoring),
         dim=pair.model.dim,
         normalize=pair.spec.normalize,
+        classes=(3, 7, 8, 9),
     )
+    if objective.classes is not None:
+        objective.classes.double()
     cache = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
     reference = another_start(pair) if LossRegistry.get(settings.loss_type).reads_reference else None
     loss = GradientCacheTrainer(pair.model, pair.processor, objective, cache, reference=reference).step(batch).loss
-    return loss, take_gradients(pair.model.named_parameters())
+    parameters = dict(pair.model.named_parameters())
+    if objective.classes is not None:
+        parameters["classes"] = objective.classes.weight
+    return loss, take_gradients(parameters.items())
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, monkeypatch):
     kinds = Counter()
     for _, kind, negatives, groups, use_mrl in (cell for cell in CELLS if cell[0] == loss_type):
-        reason, pair = why_refused(loss_type, kind, negatives), models[kind]
+        reason, pair = why_refused(loss_type, kind, negatives, groups=groups), models[kind]
         settings = LossSettings(loss_type=loss_type, use_mrl=use_mrl, mrl_dims=(pair.model.dim, 6) if use_mrl else ())
         batch = make_batch(pair, negatives, groups=groups)
         kinds["refused" if reason else "equal"] += 1
-        if reason == "explicit negatives":
+        if reason in NEEDS_OF_ROWS:
             loss = LossRegistry.get(loss_type)
-            assert loss.needs(loss.settings()).negatives  # rows without are refused as they are read: test_scores.py
+            assert NEEDS_OF_ROWS[reason](loss.needs(loss.settings()))  # rows without are refused as they are read
             continue
         if reason:
             with pytest.raises(ConfigError, match=reason):
@@ -130,9 +146,10 @@ def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, mon
         assert loss > 0
         assert_gradients_equal(gradients, expected)
     assert sum(kinds.values()) == len(CELLS) // len(LOSSES)
-    assert kinds["refused"] == {"colbert": 8, "contrastive": 8, "margin_mse": 8, "preference": 8}.get(loss_type, 0)
+    num_refused = {"colbert": 8, "contrastive": 8, "margin_mse": 8, "preference": 8, "arcface": 12, "proxy_anchor": 12}
+    assert kinds["refused"] == num_refused.get(loss_type, 0)
 
 
 def test_the_matrix_holds_every_combination():
-    assert len(CELLS) == 12 * 2 * 2 * 2 * 2 == 192
-    assert len([cell for cell in CELLS if why_refused(*cell[:3])]) == 32
+    assert len(CELLS) == 14 * 2 * 2 * 2 * 2 == 224
+    assert len([cell for cell in CELLS if why_refused(*cell[:3], groups=cell[3])]) == 56

@@ -68,7 +68,7 @@ def test_all_problems_of_a_file_come_at_once_with_file_and_line(tmp_path, monkey
         ({"data_path": [{"weight": 2}]}, "data_path[0].path: is missing"),
         ({"data_path": []}, "data_path: expected text or list of {path, ...} / text, not empty; got []"),
         ({"seed": object}, "seed: expected int, at least 0; got "),
-        ({"loss_type": "infonse"}, "loss_type: expected colbert or contrastive or "),
+        ({"loss_type": "infonse"}, "loss_type: expected arcface or colbert or contrastive or "),
         (
             {"preset": "clib"},
             "preset: there is no preset 'clib'; did you mean clip? known: clip, ",

@@ -17,6 +17,7 @@ from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import COMMON, Section
 
 LOSS_OPTIONS = "loss_options"
+_TEMPERATURE = ("temperature", "learn_temperature")
 NO_PRESET = "none"
 
 
@@ -49,7 +50,7 @@ SECTIONS: Mapping[str, type[Section]] = {
 class Catalogue:
     """The keys of a run with one loss.
 
-    idle: the keys that only other losses read, and the names of those losses.
+    idle: the keys that only other losses read, and the names of those losses; the temperature is one of them.
     """
 
     sections: Mapping[str, type[Section]]
@@ -62,10 +63,17 @@ def catalogue_for(loss_type: str) -> Catalogue:
     options = {name: keys_of(LOSS_OPTIONS, LossRegistry.get(name).settings) for name in LossRegistry.list()}
     shared = _shared_keys()
     _refuse_clashes(shared, options)
-    keys = {**shared, **options[loss_type]}
-    others = {key for declared in options.values() for key in declared if key not in keys}
-    idle = {key: tuple(name for name, declared in options.items() if key in declared) for key in sorted(others)}
+    readers = {
+        key: tuple(name for name, declared in options.items() if key in declared) for key in _sorted_keys(options)
+    }
+    readers |= dict.fromkeys(_TEMPERATURE, tuple(name for name in options if LossRegistry.get(name).has_temperature))
+    idle = {key: names for key, names in readers.items() if loss_type not in names}
+    keys = {key: declared for key, declared in {**shared, **options[loss_type]}.items() if key not in idle}
     return Catalogue({**SECTIONS, LOSS_OPTIONS: LossRegistry.get(loss_type).settings}, keys, idle)
+
+
+def _sorted_keys(options: Mapping[str, Mapping[str, Key]]) -> list[str]:
+    return sorted({key for declared in options.values() for key in declared})
 
 
 def every_key() -> dict[str, Key]:

@@ -52,7 +52,7 @@ def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.in
     keys: list[int] = []
     file_rows: list[int] = []
     files: list[str] = []
-    for row, example in _examples(datasets):
+    for row, example in readable_examples(datasets):
         for key in _keys_of(example):
             rows.append(row)
             keys.append(key)
@@ -66,7 +66,7 @@ def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.in
     return all_rows[order], all_keys[order]
 
 
-def _examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[int, Example]]:
+def readable_examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[int, Example]]:
     """Row number and example of the rows that can be read; check_dataset and the loader report the others."""
     places = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
     for row, (dataset, index) in enumerate(places):

@@ -68,6 +68,9 @@ class RowReader:
         negatives = self._negatives(row, origin)
         if self.needs.negatives and not negatives:
             raise DataError(f"{origin}: {self._label('negatives')}: is missing; the loss needs explicit negatives")
+        group = self._group(row, origin)
+        if self.needs.groups and group is None:
+            raise DataError(f"{origin}: {self._label('group')}: is missing; the loss needs the class of every row")
         cell, where = row.get(self.column("score")), f"{origin}: {self._label('score')}"
         scores = read_scores(cell, len(positives) + len(negatives), self.needs, where)
         if self.needs.scores == "unread":
@@ -76,7 +79,7 @@ class RowReader:
             query[0],
             positives,
             negatives,
-            self._group(row, origin),
+            group,
             origin,
             ignored=self._ignored(row, origin),
             scores=scores,

@@ -1,13 +1,18 @@
 """LossFactory: from settings to the objective of a run."""
 
+from collections.abc import Sequence
 from functools import partial
 
+from torch import Tensor
+
 from vembed.errors import ConfigError
+from vembed.losses.classes import ClassWeights
 from vembed.losses.functions.mrl import Cut, matryoshka
-from vembed.losses.objective import LossFunction, Objective
-from vembed.losses.registry import LossRegistry
-from vembed.losses.settings import LossSettings
+from vembed.losses.objective import LossFunction, Objective, ScoreView
+from vembed.losses.registry import Loss, LossRegistry
+from vembed.losses.settings import ClassSettings, LossSettings
 from vembed.scoring import Scorer, ScorerRegistry, cosine, maxsim
+from vembed.types import Targets
 from vembed.utils.settings import Section
 
 _SMALLEST_WIDTH = 32
@@ -24,11 +29,14 @@ class LossFactory:
         scorer: Scorer = cosine,
         dim: int | None = None,
         normalize: bool = True,
+        classes: Sequence[int] = (),
+        seed: int = 0,
     ) -> Objective:
         """The objective for `settings.loss_type`, with that loss's own `options` (None: its defaults).
 
         scorer, dim, normalize: of the model; its similarity, its width, and whether its vectors are of length 1 (so
-        that they are again where Matryoshka cuts them). Raises ConfigError for an unknown loss, naming the nearest, for
+        that they are again where Matryoshka cuts them). classes: the groups of the training rows, for a loss that
+        learns a weight for each; `seed` draws those. Raises ConfigError for an unknown loss, naming the nearest, for
         options of another loss, and for what the model cannot do.
 
         >>> LossFactory.create(LossSettings(loss_type="infonse"))
@@ -42,12 +50,43 @@ class LossFactory:
             raise ConfigError(f"loss_type {settings.loss_type!r} takes {right} as its options, not {wrong}")
         if loss.scorers and scorer not in [ScorerRegistry.get(name) for name in loss.scorers]:
             raise ConfigError(_no_meaning(settings.loss_type, loss.scorers))
-        function: LossFunction = partial(loss.load(), settings=chosen)
+        function = _function(loss, chosen)
+        weights = _class_weights(settings.loss_type, chosen, dim, classes, seed) if loss.learns_classes else None
         if not (settings.use_mrl or loss.matryoshka):
-            return Objective(function, scorer)
+            return Objective(function, scorer, classes=weights)
         cuts = choose_cuts(settings, dim, late_interaction=scorer is maxsim)
         widths = tuple(cut.width for cut in cuts if cut.width is not None)
-        return Objective(partial(matryoshka, loss=function, cuts=cuts, normalize=normalize), scorer, widths)
+        return Objective(partial(matryoshka, loss=function, cuts=cuts, normalize=normalize), scorer, widths, weights)
+
+
+def _function(loss: Loss, options: Section) -> LossFunction:
+    """The loss as a function of scores and targets."""
+    function = partial(loss.load(), settings=options)
+    if loss.reads == "scores":
+        return function
+
+    def of_embeddings(view: ScoreView, targets: Targets) -> Tensor:
+        sides = (view.queries, view.documents, targets)
+        return function(*sides, view.centres) if loss.learns_classes else function(*sides)
+
+    return of_embeddings
+
+
+def _class_weights(
+    loss_type: str, options: Section, dim: int | None, classes: Sequence[int], seed: int
+) -> ClassWeights:
+    """New weights of these classes. Raises ConfigError without at least two, or a width."""
+    assert isinstance(options, ClassSettings)
+    if dim is None:
+        raise ConfigError(f"loss_type {loss_type} learns a vector for each class; name the model's width (dim)")
+    if len(set(classes)) < 2:
+        raise ConfigError(
+            f"loss_type {loss_type} tells classes apart and needs at least 2, but the training rows hold"
+            f" {len(set(classes))}; `group` (or `class`) names a row's class"
+        )
+    return ClassWeights(
+        classes, dim, per_class=options.centres_per_class, learning_rate=options.class_learning_rate, seed=seed
+    )
 
 
 def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bool) -> tuple[Cut, ...]:
@@ -85,6 +124,7 @@ def _halves(dim: int | None) -> tuple[int, ...]:
 def _no_meaning(loss_type: str, scorers: tuple[str, ...]) -> str:
     reasons: dict[tuple[str, ...], str] = {
         ("maxsim",): "is late interaction and needs one vector per token; choose infonce for single vectors",
+        ("cosine", "dot"): "compares one vector per row with one per class, which late interaction does not have",
         ("cosine",): "is defined on cosine distance, which neither inner products nor late interaction have",
     }
     reason = reasons.get(scorers, f"reads scores of {' or '.join(scorers)} only")

@@ -127,7 +127,7 @@ def _strip(keys: _Keys, private: Tensor | None, start: int, stop: int) -> Masks:
 
 def _keys(targets: Targets) -> _Keys:
     columns = targets.positives.values
-    queries = _row_of_slice(targets.positives)
+    queries = row_of_slice(targets.positives)
     hashes, contents = torch.unique(targets.document_hashes, return_inverse=True)
     distinct_queries = torch.unique(targets.query_hashes)
     distinct = len(distinct_queries) == len(targets.query_hashes) and len(hashes) == len(contents)
@@ -160,7 +160,7 @@ def _ignored(keys: _Keys, start: int, stop: int) -> Tensor | None:
     places = torch.searchsorted(keys.hashes, rows.values).clamp(max=len(keys.hashes) - 1)
     found = keys.hashes[places] == rows.values
     named = torch.zeros(len(rows.counts), len(keys.hashes), dtype=torch.bool, device=keys.hashes.device)
-    named[_row_of_slice(rows)[found], places[found]] = True
+    named[row_of_slice(rows)[found], places[found]] = True
     return named.index_select(1, keys.contents)
 
 
@@ -197,11 +197,11 @@ def _sum_by(flags: Tensor, numbers: Tensor, length: int) -> Tensor:
 def _named_columns(columns: Ragged, num_documents: int) -> Tensor:
     """Bool [rows, documents]: True where a row names the column."""
     named = torch.zeros(len(columns.counts), num_documents, dtype=torch.bool, device=columns.values.device)
-    named[_row_of_slice(columns), columns.values] = True
+    named[row_of_slice(columns), columns.values] = True
     return named
 
 
-def _row_of_slice(ragged: Ragged) -> Tensor:
+def row_of_slice(ragged: Ragged) -> Tensor:
     """Int64 [slices]: the row that owns each slice."""
     rows = torch.arange(len(ragged.counts), device=ragged.counts.device)
     return torch.repeat_interleave(rows, ragged.counts, output_size=len(ragged.values))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
+from vembed.losses.classes import ClassCentres, ClassWeights
 from vembed.scoring import Scorer, at_least_float32, inner_product_vectors
 from vembed.types import Embeddings, Targets
 
@@ -20,7 +21,8 @@ _PAIRS_AT_ONCE = 8  # pairs of multi-vector rows: all of their sides are scored 
 class ScoreView:
     """The scores of all queries against all documents, scale * score + bias, made when and as far as they are read.
 
-    scale: [1], the inverse of the temperature. bias: [1] or None.
+    scale: [1], the inverse of the temperature. bias: [1] or None. centres: of the classes that the loss learns weights
+    for, if it does.
     """
 
     queries: Embeddings
@@ -28,6 +30,7 @@ class ScoreView:
     scorer: Scorer
     scale: Tensor
     bias: Tensor | None = None
+    centres: ClassCentres | None = None
 
     @property
     def num_scores(self) -> int:
@@ -74,14 +77,16 @@ LossFunction = Callable[[ScoreView, Targets], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and the scorer whose scores it reads. It owns no parameters: temperature and bias are the model's.
+    """A loss and the scorer whose scores it reads. Temperature and bias are the model's.
 
-    widths: those that Matryoshka trains; none without it.
+    widths: those that Matryoshka trains; none without it. classes: the weights of a loss that learns some, the only
+    parameters that an objective owns.
     """
 
     loss: LossFunction
     scorer: Scorer
     widths: tuple[int, ...] = ()
+    classes: ClassWeights | None = None
 
     def __call__(
         self,
@@ -93,7 +98,8 @@ class Objective:
         logit_bias: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar. logit_scale: [1], log of the inverse temperature; logit_bias: [1], added to scores."""
-        view = ScoreView(queries, documents, self.scorer, scale_of(logit_scale), logit_bias)
+        centres = None if self.classes is None else self.classes()
+        view = ScoreView(queries, documents, self.scorer, scale_of(logit_scale), logit_bias, centres)
         return self.loss(view, targets)
 
 

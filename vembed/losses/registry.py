@@ -3,9 +3,12 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from vembed.errors import ConfigError
 from vembed.losses.settings import (
+    ArcFaceSettings,
+    ClassSettings,
     ColBERTSettings,
     ContrastiveSettings,
     CoSENTSettings,
@@ -13,6 +16,7 @@ from vembed.losses.settings import (
     InfoNCESettings,
     MarginMSESettings,
     PreferenceSettings,
+    ProxyAnchorSettings,
     SigmoidSettings,
     SupConSettings,
     TripletSettings,
@@ -33,10 +37,14 @@ def _nothing(_settings: Section) -> RowNeeds:
 class Loss:
     """A loss: the section with its options, and its function or where that is ("package.module:function").
 
-    The function takes (ScoreView, Targets, the section) and returns a scalar. scorers: the names of those that it has
-    a meaning for (none: all). needs: the section -> what rows must have. learns_bias: the model gets a bias that is
-    added to scores, if it has none. matryoshka: applies at several widths, as with use_mrl. reads_reference: compares
-    with the model as it was before training.
+    The function returns a scalar. One that reads scores takes (ScoreView, Targets, the section); one that reads
+    embeddings takes (queries, documents, Targets, the section), both sides as Embeddings; if it `learns_classes`, then
+    (queries, documents, Targets, ClassCentres, the section), which is a ClassSettings. The section comes by its name,
+    `settings`.
+
+    scorers: the names of those that it has a meaning for (none: all). needs: the section -> what rows must have.
+    learns_bias: the model gets a bias that is added to scores, if it has none. matryoshka: applies at several widths,
+    as with use_mrl. reads_reference: compares with the model as it was before training.
     """
 
     settings: type[Section]
@@ -46,6 +54,20 @@ class Loss:
     learns_bias: bool = False
     matryoshka: bool = False
     reads_reference: bool = False
+    reads: Literal["scores", "embeddings"] = "scores"
+    learns_classes: bool = False
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the temperature has an effect."""
+        return self.reads == "scores"
+
+    def __post_init__(self) -> None:
+        if self.learns_classes and not (self.reads == "embeddings" and issubclass(self.settings, ClassSettings)):
+            name = self.settings.__name__
+            raise ConfigError(
+                f"{name}: a loss that learns classes reads embeddings, and its section is a ClassSettings"
+            )
 
     def load(self) -> "Callable[..., Tensor]":
         """The function, imported if need be."""
@@ -76,6 +98,22 @@ def _preference_needs(_settings: PreferenceSettings) -> RowNeeds:
     return RowNeeds(negatives=True, scores="unread")
 
 
+def _class_needs(_settings: ClassSettings) -> RowNeeds:
+    return RowNeeds(groups=True, scores="unread")
+
+
+def _of_classes(settings: type[ClassSettings], function: str) -> Loss:
+    """A loss over one vector per row and the weights of classes."""
+    return Loss(
+        settings,
+        function,
+        scorers=("cosine", "dot"),
+        needs=_class_needs,
+        reads="embeddings",
+        learns_classes=True,
+    )
+
+
 _FUNCTIONS = "vembed.losses.functions"
 _HARD_NEGATIVE = Loss(HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative")
 _LOSSES = {
@@ -91,6 +129,8 @@ _LOSSES = {
     "contrastive": Loss(
         ContrastiveSettings, f"{_FUNCTIONS}.contrastive:contrastive", scorers=("cosine",), needs=_contrastive_needs
     ),
+    "arcface": _of_classes(ArcFaceSettings, f"{_FUNCTIONS}.arcface:arcface"),
+    "proxy_anchor": _of_classes(ProxyAnchorSettings, f"{_FUNCTIONS}.proxy_anchor:proxy_anchor"),
     "margin_mse": Loss(MarginMSESettings, f"{_FUNCTIONS}.margin_mse:margin_mse", needs=_margin_mse_needs),
     "preference": Loss(
         PreferenceSettings, f"{_FUNCTIONS}.preference:preference", needs=_preference_needs, reads_reference=True

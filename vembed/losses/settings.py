@@ -167,3 +167,44 @@ class PreferenceSettings(Section):
     preference_infonce_weight: float = Field(
         0.0, ge=0, description="Weight of an InfoNCE term, with that loss's defaults, beside the preferences."
     )
+
+
+class ClassSettings(Section):
+    """Options of every loss that learns weights of classes; the section of such a loss is one of these."""
+
+    class_learning_rate: float = Field(
+        1e-2, gt=0, le=10, description="AdamW rate of the weights of classes, which start from nothing."
+    )
+
+    @property
+    def centres_per_class(self) -> int:
+        """Weights of each class."""
+        return 1
+
+
+class ArcFaceSettings(ClassSettings):
+    """Options of ArcFace."""
+
+    arcface_margin: float = Field(
+        0.5, ge=0, lt=3.14, description="Angle in radians by which an item must be nearer to its class than to others."
+    )
+    class_scale: float = Field(
+        64.0, gt=0, description="Cosines to classes are multiplied by it, in place of a temperature."
+    )
+    sub_centres: int = Field(1, ge=1, description="Centres of each class, of which an item's nearest counts.")
+
+    @property
+    def centres_per_class(self) -> int:
+        """Weights of each class."""
+        return self.sub_centres
+
+
+class ProxyAnchorSettings(ClassSettings):
+    """Options of Proxy-Anchor."""
+
+    proxy_margin: float = Field(
+        0.1, ge=0, lt=1, description="Cosine that items of a class are wanted above, and others as far below 0."
+    )
+    class_scale: float = Field(
+        32.0, gt=0, description="Cosines to classes are multiplied by it, in place of a temperature."
+    )

@@ -1,7 +1,7 @@
 """Checkpoints: the deployable model, and beside it what it takes to go on exactly. Safetensors and JSON, no pickles.
 
     checkpoint-<step>/   the model's own files
-        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>
+        training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, classes/keys and classes/weight
         training_state.json          counters, best so far, versions, the run's settings and data
 
 With LoRA the model's files are the adapters and the heads, as they are trained; the base is named in them. `final/` has
@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vembed.errors import CheckpointError
+from vembed.errors import CheckpointError, ConfigError
+from vembed.losses.classes import ClassWeights
 from vembed.model.adapters import has_adapters
 from vembed.model.export import merge_folder
 from vembed.model.files import SPEC_FILE, TRAINING_FILE
@@ -32,8 +33,10 @@ from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run_folder import RunFolder, checkpoint_step
 from vembed.training.state import Best, TrainState
 from vembed.training.tensors import (
+    Named,
     checksum,
     load_optimizer_tensors,
+    named_parameters,
     optimizer_tensors,
     with_prefix,
 )
@@ -43,6 +46,7 @@ from vembed.utils.files import atomic_folder
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 _RNG = "rng/"
+_CLASSES = "classes/"
 STATE_FILE = "training_state.json"
 
 
@@ -70,6 +74,7 @@ class Checkpoints:
     settings: ModelSettings
     limit: int
     merge_final: bool = True
+    classes: ClassWeights | None = None
 
     def save(self, state: TrainState) -> Path:
         """Write checkpoint-<step>, then delete the oldest over the limit.
@@ -127,8 +132,10 @@ class Checkpoints:
                 f"the run of {folder} compares with the model that it started from, and what is opened now is another:"
                 " its files were changed; put them back, or start a new run"
             )
+        if self.classes is not None:
+            _load_classes(self.classes, with_prefix(tensors, _CLASSES))
         self._load_parameters(folder, record)
-        load_optimizer_tensors(self.model.model.parameter_infos(), self.optimizer, tensors)
+        load_optimizer_tensors(self._named(), self.optimizer, tensors)
         if self.scaler is not None and record["scaler"] is not None:
             self.scaler.load_state_dict(record["scaler"])
         restore_rng(with_prefix(tensors, _RNG))
@@ -154,17 +161,23 @@ class Checkpoints:
         self.model.save_pretrained(folder, extra, merge_adapters=merge_adapters)
 
     def _tensors(self) -> dict[str, Tensor]:
-        infos = self.model.model.parameter_infos()
-        tensors = optimizer_tensors(infos, self.optimizer)
+        tensors = optimizer_tensors(self._named(), self.optimizer)
+        if self.classes is not None:
+            tensors |= {f"{_CLASSES}{name}": value for name, value in self.classes.state_dict().items()}
         tensors |= {f"{_RNG}{name}": value for name, value in capture_rng().items()}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def _named(self) -> Named:
+        """All that may learn, by name: the model's parameters, then the weights of classes."""
+        named = named_parameters(self.model.model)
+        return named if self.classes is None else [*named, (f"{_CLASSES}weight", self.classes.weight)]
 
     def _record(self, state: TrainState) -> dict[str, Any]:  # Any: JSON
         return {
             "format": _FORMAT,
             "state": state.to_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "weights": checksum(self.model.model.parameter_infos()),
+            "weights": checksum(self._named()),
             "start": self.facts.start,
             "settings": dict(self.facts.settings),
             "rows": dict(self.facts.rows),
@@ -178,8 +191,21 @@ class Checkpoints:
         else:
             saved = VisualRetrievalModel.from_pretrained(str(folder), self.settings.for_opening())
             self.model.model.load_state_dict(saved.model.state_dict())
-        if checksum(self.model.model.parameter_infos()) != record["weights"]:
+        if checksum(self._named()) != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
+
+
+def _load_classes(classes: ClassWeights, saved: Mapping[str, Tensor]) -> None:
+    """The weights as they were trained. Raises ConfigError when the data have other classes now."""
+    before, now = (set(keys.tolist()) for keys in (saved["keys"], classes.keys))
+    if before != now:
+        raise ConfigError(
+            f"the checkpoint was trained on {len(before)} classes; {len(before - now)} of them are gone from the"
+            f" training data, and {len(now - before)} are new. Continuing would be exact no longer: give the rows the"
+            " groups that they had, or start a new run from the checkpoint's weights with model_name: <checkpoint"
+            " folder> and another output_dir"
+        )
+    classes.load_state_dict(dict(saved))
 
 
 def _superseded(run: RunFolder, step: int, limit: int) -> list[Path]:

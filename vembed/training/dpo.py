@@ -21,7 +21,7 @@ from vembed.model.base import BaseEmbeddingModel
 from vembed.model.compilation import compile_towers, is_compiled
 from vembed.scoring import at_least_float32
 from vembed.training.rng import rng_unmoved
-from vembed.training.tensors import checksum
+from vembed.training.tensors import checksum, named_parameters
 from vembed.types import Embeddings
 
 
@@ -33,7 +33,7 @@ class Reference:
 
     def __init__(self, model: BaseEmbeddingModel) -> None:
         self.model = frozen_copy(model)
-        self.start = checksum(model.parameter_infos())
+        self.start = checksum(named_parameters(model))
 
     def embed(self, side: ChunkedSide) -> Embeddings:
         """The side's embeddings, in float32 (float64 stays) and without a graph; `side.encode` runs this model.

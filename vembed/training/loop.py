@@ -32,7 +32,7 @@ from vembed.training.plan import Plan
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.training.schedule import Schedule
-from vembed.training.settings import Part
+from vembed.training.settings import GroupPart
 from vembed.training.state import LogWindow, Metrics, TrainState
 from vembed.types import Batch
 
@@ -65,7 +65,7 @@ class StepRecord:
     """
 
     loss: float
-    learning_rates: Mapping[Part, float]
+    learning_rates: Mapping[GroupPart, float]
     grad_norm: float
     temperature: float
     num_samples: int

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.classes import ClassWeights
+from vembed.losses.strips import DENSE_SCORES
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
@@ -48,16 +50,18 @@ def estimate_memory(
     settings: GradCacheSettings,
     precision: Precision,
     reference: Reference | None = None,
+    classes: ClassWeights | None = None,
 ) -> MemoryEstimate:
     """The peak of training on batches like `batch`. To be called with the model on its device, before training.
 
-    reference: what the objective compares with, on the same device.
+    reference: what the objective compares with; classes: the weights that it learns; both on the same device.
     """
     device = precision.device
-    weights = _num_bytes([*model.parameters(), *model.buffers()])
+    of_classes = [] if classes is None else [classes.weight]
+    weights = _num_bytes([*model.parameters(), *model.buffers(), *of_classes])
     held = 0 if reference is None else reference.num_bytes(model)
     used = used_memory_bytes(device)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learning = [parameter for parameter in (*model.parameters(), *of_classes) if parameter.requires_grad]
     sides = (batch.queries, batch.documents)
     with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
         activations = [_activations(model, processor, side, settings, precision) for side in sides]
@@ -73,7 +77,7 @@ def estimate_memory(
             "activations": kept,
             "working memory": _num_bytes(learning) + round(_WORKING_SHARE * kept),
             "inputs": _num_bytes(list_tensors(sides)) if device.type == "cpu" else 0,
-            "embeddings and scores": _scores_bytes(model, batch),
+            "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
         }
     )
 
@@ -135,6 +139,15 @@ def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
     """float32 embeddings with their gradients, and the score matrices."""
     queries, documents = batch.queries.num_rows, batch.documents.num_rows
     return 4 * (2 * (queries + documents) * model.dim + _NUM_SCORE_MATRICES * queries * documents)
+
+
+def _class_scores_bytes(batch: Batch, of_classes: Sequence[Tensor]) -> int:
+    """The class weights at length 1 with their gradient, and a strip of their scores."""
+    rows = batch.queries.num_rows + batch.documents.num_rows
+    strips = [
+        4 * _NUM_SCORE_MATRICES * min(rows * len(weight), max(DENSE_SCORES, len(weight))) for weight in of_classes
+    ]
+    return 2 * _num_bytes(of_classes) + sum(strips)
 
 
 def _num_bytes(tensors: Sequence[Tensor]) -> int:

@@ -3,26 +3,30 @@
 The rate of a parameter is, first match first: `learning_rates[part]`; `head_learning_rate` for the temperature and for
 new weights (heads, adapters); `learning_rate` for pretrained ones. `layer_decay` then lowers it layer by layer from the
 top of its tower. The temperature counts as new even where a checkpoint brings one: it is a single number on a log
-scale, and at the rate of pretrained weights it would not move within a run. Rate 0 freezes.
+scale, and at the rate of pretrained weights it would not move within a run. Rate 0 freezes. Weights of classes, which
+are the objective's, have the rate that their loss says.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from vembed.errors import ConfigError
+from vembed.losses.classes import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.parameters import ParameterInfo
-from vembed.training.settings import OptimizerSettings, Part
+from vembed.training.settings import GroupPart, OptimizerSettings, Part
 
 
 @dataclass(frozen=True)
 class GroupSummary:
     """One group of parameters as a person reads it. `layer` is set where `layer_decay` tells layers apart."""
 
-    part: Part
+    part: GroupPart
     pretrained: bool
     layer: int | None
     num_tensors: int
@@ -55,7 +59,7 @@ def freeze_by_rate(model: BaseEmbeddingModel, settings: OptimizerSettings) -> li
 
 
 def build_optimizer(
-    model: BaseEmbeddingModel, settings: OptimizerSettings
+    model: BaseEmbeddingModel, settings: OptimizerSettings, classes: ClassWeights | None = None
 ) -> tuple[torch.optim.AdamW, list[GroupSummary]]:
     """AdamW over every parameter that needs a gradient, each in exactly one group, and the groups' summaries.
 
@@ -71,7 +75,11 @@ def build_optimizer(
         parameters = [info.parameter for info in infos]
         size = sum(parameter.numel() for parameter in parameters)
         summaries.append(GroupSummary(part, pretrained, layer, len(parameters), size, rate, decay))
-        groups.append({"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay, "part": part})
+        groups.append(_group(parameters, summaries[-1]))
+    if classes is not None:
+        rate, size = classes.learning_rate, classes.weight.numel()
+        summaries.append(GroupSummary("classes", False, None, 1, size, rate, settings.weight_decay))
+        groups.append(_group([classes.weight], summaries[-1]))
     optimizer = torch.optim.AdamW(
         groups, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_epsilon, fused=True
     )
@@ -84,12 +92,17 @@ def apply_schedule(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
-def rates_by_part(optimizer: torch.optim.Optimizer) -> dict[Part, float]:
+def rates_by_part(optimizer: torch.optim.Optimizer) -> dict[GroupPart, float]:
     """Part -> the highest rate of its groups now."""
-    rates: dict[Part, float] = {}
+    rates: dict[GroupPart, float] = {}
     for group in optimizer.param_groups:
         rates[group["part"]] = max(group["lr"], rates.get(group["part"], 0.0))
     return rates
+
+
+def _group(parameters: Sequence[Parameter], summary: GroupSummary) -> dict[str, Any]:  # Any: as torch takes it
+    rate, decay = summary.learning_rate, summary.weight_decay
+    return {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay, "part": summary.part}
 
 
 def _group_key(info: ParameterInfo, settings: OptimizerSettings) -> tuple[Part, bool, int | None, float, float]:

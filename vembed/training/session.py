@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vembed.data.loader import TrainingLoader
 from vembed.errors import Interrupted, NotFiniteError
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
 from vembed.training.checkpoint import Checkpoints
@@ -32,6 +33,7 @@ class Session:
 
     data: RunData
     model: VisualRetrievalModel
+    objective: Objective
     engine: Engine
     loader: TrainingLoader
     plan: Plan
@@ -52,6 +54,7 @@ def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> O
                 settings=settings,
                 precision=engine.precision,
                 reference=engine.trainer.reference,
+                classes=session.objective.classes,
             )
             for batch in session.loader.first_batches()
         ),

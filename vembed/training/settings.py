@@ -6,7 +6,8 @@ from pydantic import Field
 
 from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
-Part = Literal["text", "vision", "heads", "scale"]
+Part = Literal["text", "vision", "heads", "scale"]  # of the model
+GroupPart = Part | Literal["classes"]  # of all that learns
 
 
 class TrainingSettings(Section):

@@ -4,26 +4,32 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from vembed.model.parameters import ParameterInfo
+from vembed.model.base import BaseEmbeddingModel
+
+Named = Sequence[tuple[str, Parameter]]
 
 _OPTIMIZER = "optimizer/"
 
 
-def optimizer_tensors(infos: Sequence[ParameterInfo], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def named_parameters(model: BaseEmbeddingModel) -> Named:
+    """The model's parameters by name."""
+    return [(info.name, info.parameter) for info in model.parameter_infos()]
+
+
+def optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's moments and counters, named by parameter, so that they do not depend on the order of groups."""
     tensors = {}
-    for info in infos:
-        for key, value in optimizer.state.get(info.parameter, {}).items():
-            tensors[f"{_OPTIMIZER}{info.name}/{key}"] = value
+    for name, parameter in named:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{_OPTIMIZER}{name}/{key}"] = value
     return tensors
 
 
-def load_optimizer_tensors(
-    infos: Sequence[ParameterInfo], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave. Rates and groups stay those of `optimizer`."""
-    names = {id(info.parameter): info.name for info in infos}
+    names = {id(parameter): name for name, parameter in named}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = {}
     for index, parameter in enumerate(parameters):
@@ -38,12 +44,12 @@ def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
-def checksum(infos: Sequence[ParameterInfo]) -> int:
+def checksum(named: Named) -> int:
     """A sum over the bits of the weights that learn; equal weights have equal sums, whatever device they are on."""
     total = 0
-    for number, info in enumerate(infos, start=1):
-        if info.parameter.requires_grad:
-            total += number * int(info.parameter.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
+    for number, (_, parameter) in enumerate(named, start=1):
+        if parameter.requires_grad:
+            total += number * int(parameter.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
     return total
 
 

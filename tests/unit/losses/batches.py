@@ -13,10 +13,12 @@ from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.scoring import Scorer, cosine, maxsim
+from vembed.scoring import Scorer, cosine, dot, maxsim
 from vembed.types import Embeddings, Ragged, Sides, Targets
 
 DIM = 5
+CLASSES = range(10)  # more than random targets name
+CLASS_LOSSES = ("arcface", "proxy_anchor")
 
 # loss_type, options, settings that all losses share
 CASES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
@@ -54,6 +56,11 @@ CASES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
     "preference mrl": ("preference", {}, {"use_mrl": True, "mrl_dims": (5, 2), "mrl_weights": (1.0, 0.5)}),
     "colbert": ("colbert", {}, {}),
     "colbert mean": ("colbert", {"maxsim_reduction": "mean", "query_to_query": True}, {}),
+    "arcface": ("arcface", {"class_scale": 8.0}, {}),
+    "arcface sub-centres": ("arcface", {"class_scale": 5.0, "sub_centres": 3, "arcface_margin": 1.2}, {}),
+    "arcface mrl": ("arcface", {"class_scale": 4.0}, {"use_mrl": True, "mrl_dims": (5, 2), "mrl_weights": (1.0, 0.5)}),
+    "proxy_anchor": ("proxy_anchor", {"class_scale": 6.0}, {}),
+    "proxy_anchor mrl": ("proxy_anchor", {}, {"use_mrl": True, "mrl_dims": (5, 3), "mrl_weights": (1.0, 2.0)}),
     "mrl": ("mrl", {}, {"mrl_dims": (2, 5, 3), "mrl_weights": (0.5, 1.0, 0.25)}),
 }
 
@@ -90,31 +97,45 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def make_objective(name: str, scorer: Scorer, dim: int = DIM) -> Objective:
+def make_objective(name: str, scorer: Scorer, dim: int = DIM, dtype: torch.dtype = torch.float64) -> Objective:
+    """With the weights of all CLASSES in this dtype, if the loss learns some."""
     loss_type, options, shared = CASES[name]
     section = LossRegistry.get(loss_type).settings.model_validate(dict(options))
     settings = LossSettings.model_validate({"loss_type": loss_type, **shared})
-    return LossFactory.create(settings, section, scorer=scorer, dim=dim)
+    objective = LossFactory.create(settings, section, scorer=scorer, dim=dim, classes=CLASSES)
+    if objective.classes is not None:
+        objective.classes.to(dtype)
+    return objective
 
 
 def has_meaning(name: str, scorer: Scorer) -> bool:
     """Whether the loss is defined for this scorer."""
-    allowed = {"colbert": [maxsim], "contrastive": [cosine]}.get(CASES[name][0])
-    return allowed is None or scorer in allowed
+    allowed = {"colbert": [maxsim], "contrastive": [cosine]} | {name: [cosine, dot] for name in CLASS_LOSSES}
+    return CASES[name][0] not in allowed or scorer in allowed[CASES[name][0]]
+
+
+def objective_for(name: str, batch: RandomBatch, scorer: Scorer) -> Objective:
+    return make_objective(name, scorer, batch.queries.vectors.shape[-1], batch.logit_scale.dtype)
 
 
 def evaluate(name: str, batch: RandomBatch, scorer: Scorer) -> Tensor:
-    return make_objective(name, scorer)(
+    return value_of(objective_for(name, batch, scorer), batch)
+
+
+def value_of(objective: Objective, batch: RandomBatch) -> Tensor:
+    return objective(
         batch.queries, batch.documents, batch.targets, logit_scale=batch.logit_scale, logit_bias=batch.logit_bias
     )
 
 
 def value_and_gradients(name: str, batch: RandomBatch, scorer: Scorer) -> tuple[Tensor, list[Tensor]]:
-    """The loss and its gradients with respect to both sides, scale and bias."""
-    value = evaluate(name, batch, scorer)
+    """The loss and its gradients with respect to both sides, scale, bias, and the weights of classes if it has some."""
+    objective = objective_for(name, batch, scorer)
+    leaves = batch.leaves if objective.classes is None else [*batch.leaves, objective.classes.weight]
+    value = value_of(objective, batch)
     if not value.requires_grad:  # a batch without anything to compare
-        return value, [torch.zeros_like(leaf) for leaf in batch.leaves]
-    return value, list(torch.autograd.grad(value, batch.leaves, materialize_grads=True))
+        return value, [torch.zeros_like(leaf) for leaf in leaves]
+    return value, list(torch.autograd.grad(value, leaves, materialize_grads=True))
 
 
 def random_batch(seed: int, *, tokens: int | None = None, num_keys: int = 6) -> RandomBatch:

@@ -1,6 +1,7 @@
 """Every loss once more as its docstring says it: one pair after the other, in Python's own floats."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.targets import rows_of
-from tests.unit.losses.batches import CASES, RandomBatch, is_cut
+from tests.unit.losses.batches import CASES, CLASS_LOSSES, CLASSES, RandomBatch, is_cut, make_objective
 from vembed.losses.functions.colbert import mean_over_tokens
 from vembed.losses.masks import dense_masks, document_mask_strips, query_mask_strips
 from vembed.types import Embeddings, Sides, Targets
@@ -47,6 +48,11 @@ def naive_loss(name: str, batch: RandomBatch, scorer: Callable[[Embeddings, Embe
     loss_type, options, shared = CASES[name]
     if options.get("maxsim_reduction") == "mean":
         scorer = mean_over_tokens
+    if loss_type in CLASS_LOSSES:
+        weights = make_objective(name, scorer, batch.queries.vectors.shape[-1]).classes.weight.tolist()
+        widths = shared.get("mrl_dims", (len(weights[0]),)), shared.get("mrl_weights", (1.0,))
+        losses = [class_loss(name, batch, [row[:width] for row in weights]) for width in widths[0]]
+        return sum(weight * loss for weight, loss in zip(widths[1], losses, strict=True))
     if is_cut(name):
         at_once = "infonce" if loss_type == "mrl" else loss_type
         return sum(
@@ -285,6 +291,79 @@ def scored(targets: Targets) -> list[tuple[int, int, float, bool]]:
         for q, (row, values) in enumerate(zip(columns, grades, strict=True))
         for d, grade in zip(row, values, strict=True)
     ]
+
+
+def class_loss(name: str, batch: RandomBatch, weights: Matrix) -> float:
+    """arcface or proxy_anchor with these weights, whose width is that of the embeddings too."""
+    loss_type, options, _ = CASES[name]
+    places = class_places(batch, len(weights[0]))
+    classes = {
+        content: {one for _, other, own in places for one in own if other == content} for _, content, _ in places
+    }
+    counts = Counter(content for _, content, _ in places)
+    cosines = [[cosine_of(vector, weight) for weight in weights] for vector, _, _ in places]
+    if loss_type == "proxy_anchor":
+        return naive_proxy_anchor(cosines, places, classes, counts, options)
+    total = 0.0
+    for row, (_, content, _) in zip(cosines, places, strict=True):
+        total += naive_arcface(row, classes[content], options) / counts[content]
+    return total / max(1, len(counts))
+
+
+Place = tuple[Sequence[float], int, set[int]]  # a vector, its content, and the groups of the rows that hold it there
+
+
+def class_places(batch: RandomBatch, width: int) -> list[Place]:
+    targets = batch.targets
+    groups, positives = targets.query_groups.tolist(), rows_of(targets.positives)
+    queries, documents = (side.vectors[:, :width].tolist() for side in (batch.queries, batch.documents))
+    places = [
+        (vector, content, {group})
+        for vector, content, group in zip(queries, targets.query_hashes.tolist(), groups, strict=True)
+    ]
+    for column, (vector, content) in enumerate(zip(documents, targets.document_hashes.tolist(), strict=True)):
+        holders = {group for group, row in zip(groups, positives, strict=True) if column in row}
+        places.append((vector, content, holders))
+    return [(vector, content, own - {-1}) for vector, content, own in places if own - {-1}]
+
+
+def cosine_of(left: Sequence[float], right: Sequence[float]) -> float:
+    lengths = math.hypot(*left) * math.hypot(*right)
+    return sum(a * b for a, b in zip(left, right, strict=True)) / lengths if lengths else 0.0
+
+
+def naive_arcface(cosines: Sequence[float], own: set[int], options: Options) -> float:
+    margin, scale, per_class = (
+        options.get("arcface_margin", 0.5),
+        options["class_scale"],
+        options.get("sub_centres", 1),
+    )
+    nearest = [max(cosines[start : start + per_class]) for start in range(0, len(cosines), per_class)]
+    others = sum(math.exp(scale * score) for number, score in enumerate(nearest) if number not in own)
+    losses = []
+    for number in own:
+        angle = math.acos(max(-1.0, min(1.0, nearest[number])))
+        shifted = math.cos(angle + margin) if angle + margin <= math.pi else math.cos(angle) - margin * math.sin(margin)
+        mine = math.exp(scale * shifted)
+        losses.append(-math.log(mine / (mine + others)))
+    return sum(losses) / len(losses)
+
+
+def naive_proxy_anchor(
+    cosines: Matrix, places: list[Place], classes: dict[int, set[int]], counts: Mapping[int, int], options: Options
+) -> float:
+    scale, margin = options.get("class_scale", 32.0), 0.1
+    num_present, num_classes = len(set().union(*classes.values())), len(CLASSES)
+    total = 0.0
+    for proxy in range(num_classes):
+        pull = push = 0.0
+        for row, (_, content, _) in zip(cosines, places, strict=True):
+            if proxy in classes[content]:
+                pull += math.exp(-scale * (row[proxy] - margin)) / counts[content]
+            else:
+                push += math.exp(scale * (row[proxy] + margin)) / counts[content]
+        total += math.log(1 + pull) / max(1, num_present) + math.log(1 + push) / num_classes
+    return total
 
 
 LOSSES: dict[str, Callable[[Case, Options], float]] = {

@@ -69,14 +69,19 @@ def test_a_users_loss_is_built_with_its_options_and_scorer(function, monkeypatch
 def test_the_loss_in_the_docs_works_as_it_is_written(monkeypatch):
     monkeypatch.setattr(LossRegistry, "_components", dict(LossRegistry._components))
     text = (Path(__file__).resolve().parents[3] / "docs" / "losses.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(code, {"__name__": "my_losses"})
+    of_scores, of_embeddings = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    for code in (of_scores, of_embeddings):
+        exec(code, {"__name__": "my_losses"})
     objective = LossFactory.create(LossSettings(loss_type="hinge"))
     queries, documents = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.6, -0.8]])
     value = objective(
         Embeddings(queries), Embeddings(documents), make_targets([[0], [1]], 2), logit_scale=torch.zeros(1)
     )
     assert value.item() == pytest.approx((0 + 1.0) / 2 + (0.6 + 0) / 2)
+    near = LossFactory.create(LossSettings(loss_type="align"), scorer=dot)
+    targets = make_targets([[0, 1], []], 2)
+    value = near(Embeddings(queries), Embeddings(documents), targets, logit_scale=torch.zeros(1))
+    assert value.item() == pytest.approx((0 + 0.4**2 + 0.8**2) / 2)
 
 
 def test_every_loss_has_a_row_a_section_and_a_paper_in_the_docs():

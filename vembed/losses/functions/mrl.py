@@ -38,9 +38,12 @@ def matryoshka(
 
 
 def cut_view(view: ScoreView, cut: Cut, *, normalize: bool) -> ScoreView:
-    """The scores of what a cut leaves of the embeddings; queries keep all of their tokens."""
+    """The scores of what a cut leaves of the embeddings, and of the centres of classes; queries keep all tokens."""
     left = _cut(Sides(view.queries, view.documents), cut, normalize=normalize)
-    return replace(view, queries=left.queries, documents=left.documents)
+    centres = view.centres
+    if centres is not None and cut.width is not None:
+        centres = replace(centres, vectors=centres.vectors[:, : cut.width])
+    return replace(view, queries=left.queries, documents=left.documents, centres=centres)
 
 
 def cut_reference(targets: Targets, cut: Cut, *, normalize: bool) -> Targets:
