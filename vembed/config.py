@@ -273,11 +273,22 @@ def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) ->
         yield ("model_name",), "is not set; name a model, or two towers with text_model_name and image_model_name"
     if "data_path" in purpose.required and config.data.data_path is None:
         yield ("data_path",), "is not set; name the training data (a file, a folder or a hub name)"
-    yield from findings(Sections(config.model, config.data, config.loss, config.training, config.evaluation), valid)
+    yield from findings(_rule_sections(config), valid)
     for key in purpose.existing:
         yield from missing_data(key, config.data)
     if config.loss.loss_type not in LossRegistry:
         yield ("loss_type",), f"expected {' or '.join(LossRegistry.list())}; got {shown(config.loss.loss_type)}"
+
+
+def _rule_sections(config: Config) -> Sections:
+    return Sections(
+        model=config.model,
+        data=config.data,
+        loss=config.loss,
+        loss_options=config.loss_options,
+        training=config.training,
+        evaluation=config.evaluation,
+    )
 
 
 def _place(location: Location, settings: Mapping[str, Setting]) -> str:

@@ -27,6 +27,7 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
+from vembed.losses.teaching import compares_scores, row_needs
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
@@ -196,7 +197,7 @@ def _load(config: Config) -> _Loaded:
     precision = choose_precision(config.training)
     resumed = config.training.resume_from_checkpoint is not None
     split = RunFolder(Path(config.training.output_dir)).split
-    needs = LossRegistry.get(config.loss.loss_type).needs(config.loss_options)
+    needs = row_needs(config.loss, config.loss_options)
     data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
     model = _load_model(config)
     for sets in data.roles.values():
@@ -246,7 +247,7 @@ def _load_model(config: Config) -> VisualRetrievalModel:
         None,
         config.model,
         temperature=config.loss.temperature,
-        learn_temperature=config.loss.learn_temperature and loss.has_temperature,
+        learn_temperature=config.loss.learn_temperature and (loss.has_temperature or compares_scores(config.loss)),
         seed=config.training.seed,
     )
     model.model.train_batch_norm = config.training.train_batch_norm

@@ -72,11 +72,14 @@ class RowNeeds:
     """What a loss needs of every row: explicit negatives; a group; a score of its documents, any number or 0 and 1.
 
     scores "unread": the loss takes every positive as relevant, whatever its score, so that none may say otherwise.
+    embeddings: those of a teacher. num_documents: as many positives and negatives at least.
     """
 
     negatives: bool = False
     groups: bool = False
     scores: Literal["none", "any", "binary", "unread"] = "none"
+    embeddings: bool = False
+    num_documents: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,21 @@ from vembed.errors import ConfigError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses import contrasts, strips
 from vembed.losses.factory import LossFactory
+from vembed.losses.objective import Teacher
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
-from vembed.scoring import get_scorer
+from vembed.scoring import dot, get_scorer
 from vembed.training.dpo import Reference
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.types import Batch, Item, Ragged, Targets
+from vembed.types import Batch, Embeddings, Item, Ragged, Sides, Targets
 
 LOSSES = LossRegistry.list()
 KINDS = ("single", "multi-vector")
 NEGATIVES, GROUPS, MATRYOSHKA = ("none", "ragged"), (False, True), (False, True)
-CELLS = list(itertools.product(LOSSES, KINDS, NEGATIVES, GROUPS, MATRYOSHKA))
+TEACHERS = ("none", "kl", "cosine")  # what is learned from its embeddings
+CELLS = list(itertools.product(LOSSES, KINDS, NEGATIVES, GROUPS, MATRYOSHKA, TEACHERS))
 CLASS_LOSSES = ("arcface", "proxy_anchor")
 # What only rows can lack; test_scores.py and test_records.py show that those without are refused.
 NEEDS_OF_ROWS = {
@@ -34,10 +36,10 @@ NEEDS_OF_ROWS = {
     "a class of every row": lambda needs: needs.groups,
 }
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
-NUM_QUERIES, NUM_DOCUMENTS, CHUNK = 5, 8, 3
+NUM_QUERIES, NUM_DOCUMENTS, CHUNK, DIM = 5, 8, 3, 24  # DIM: of the single vectors, and of the teacher
 
 
-def why_refused(loss_type: str, kind: str, negatives: str, *, groups: bool) -> str | None:
+def why_refused(loss_type: str, kind: str, negatives: str, teacher: str, *, groups: bool) -> str | None:
     """What the combination lacks."""
     if loss_type == "colbert" and kind == "single":
         return "needs one vector per token"
@@ -45,6 +47,8 @@ def why_refused(loss_type: str, kind: str, negatives: str, *, groups: bool) -> s
         return "one vector per row with one per class"
     if loss_type == "contrastive" and kind == "multi-vector":
         return "is defined on cosine distance"
+    if teacher == "cosine" and kind == "multi-vector":
+        return "compares one vector per row with another, and the model has one per token"
     if loss_type in CLASS_LOSSES and not groups:
         return "a class of every row"
     return "explicit negatives" if loss_type in ("margin_mse", "preference") and negatives == "none" else None
@@ -64,7 +68,7 @@ def models(bert_folder):
 
 
 def make_batch(pair: VisualRetrievalModel, negatives: str, *, groups: bool) -> Batch:
-    """Two positives for a query, a query that stands twice, and a score for all that rows name."""
+    """Two positives for a query, a query that stands twice, a score for all that rows name, and a teacher of all."""
     against = [[5, 6], [], [7], [], []] if negatives == "ragged" else [[]] * NUM_QUERIES
     labels = [-1, 3, -1, 3, -1] if groups else [-1] * NUM_QUERIES
     positives = [[0], [1, 4], [2], [3], [0]]
@@ -90,7 +94,11 @@ def make_batch(pair: VisualRetrievalModel, negatives: str, *, groups: bool) -> B
 def scored(targets: Targets, positives: list[list[int]], negatives: list[list[int]]) -> Targets:
     columns = ragged([positive + negative for positive, negative in zip(positives, negatives, strict=True)])
     scores = torch.arange(len(columns.values), dtype=torch.float64) % 2
-    return replace(targets, scored=columns, scores=Ragged(scores, columns.counts))
+    generator = torch.Generator().manual_seed(1)
+    sides = [torch.randn(rows, DIM, generator=generator, dtype=torch.float64) for rows in (NUM_QUERIES, NUM_DOCUMENTS)]
+    return replace(
+        targets, scored=columns, scores=Ragged(scores, columns.counts), teacher=Sides(*map(Embeddings, sides))
+    )
 
 
 def another_start(pair: VisualRetrievalModel) -> Reference:
@@ -108,6 +116,7 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
         dim=pair.model.dim,
         normalize=pair.spec.normalize,
         classes=(3, 7, 8, 9),
+        teacher=Teacher(dot, 0.5, DIM) if settings.use_distillation else None,
     )
     if objective.classes is not None:
         objective.classes.double()
@@ -123,9 +132,13 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, monkeypatch):
     kinds = Counter()
-    for _, kind, negatives, groups, use_mrl in (cell for cell in CELLS if cell[0] == loss_type):
-        reason, pair = why_refused(loss_type, kind, negatives, groups=groups), models[kind]
-        settings = LossSettings(loss_type=loss_type, use_mrl=use_mrl, mrl_dims=(pair.model.dim, 6) if use_mrl else ())
+    for _, kind, negatives, groups, use_mrl, teacher in (cell for cell in CELLS if cell[0] == loss_type):
+        reason, pair = why_refused(loss_type, kind, negatives, teacher, groups=groups), models[kind]
+        distillation = {"use_distillation": True, "distillation_type": teacher} if teacher != "none" else {}
+        widths = (pair.model.dim, 6) if use_mrl else ()
+        settings = LossSettings.model_validate(
+            {"loss_type": loss_type, "use_mrl": use_mrl, "mrl_dims": widths, **distillation}
+        )
         batch = make_batch(pair, negatives, groups=groups)
         kinds["refused" if reason else "equal"] += 1
         if reason in NEEDS_OF_ROWS:
@@ -146,10 +159,18 @@ def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, mon
         assert loss > 0
         assert_gradients_equal(gradients, expected)
     assert sum(kinds.values()) == len(CELLS) // len(LOSSES)
-    num_refused = {"colbert": 8, "contrastive": 8, "margin_mse": 8, "preference": 8, "arcface": 12, "proxy_anchor": 12}
-    assert kinds["refused"] == num_refused.get(loss_type, 0)
+    num_refused = {
+        "colbert": 32,
+        "contrastive": 24,
+        "margin_mse": 28,
+        "preference": 28,
+        "arcface": 36,
+        "proxy_anchor": 36,
+    }
+    assert kinds["refused"] == num_refused.get(loss_type, 8)
 
 
 def test_the_matrix_holds_every_combination():
-    assert len(CELLS) == 14 * 2 * 2 * 2 * 2 == 224
-    assert len([cell for cell in CELLS if why_refused(*cell[:3], groups=cell[3])]) == 56
+    assert len(CELLS) == 15 * 2 * 2 * 2 * 2 * 3 == 720
+    refused = [cell for cell in CELLS if why_refused(*cell[:3], cell[5], groups=cell[3])]
+    assert len(refused) == 32 + 24 + 28 + 28 + 36 + 36 + 9 * 8

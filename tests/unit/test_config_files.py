@@ -77,9 +77,9 @@ def test_the_help_shows_the_26_keys_that_matter_and_all_on_request():
 def test_show_aligns_every_key_with_its_value_and_origin():
     config = load_config(overrides=["preset=clip", "warmup_steps=5", "--use_lora"])
     lines = show(config).splitlines()
-    assert "  batch_size                      64          preset clip" in lines
-    assert "  warmup_steps                    5           command line" in lines
-    assert "  head_learning_rate              0.0002      preset clip (LoRA)" in lines
+    assert "  batch_size                              64          preset clip" in lines
+    assert "  warmup_steps                            5           command line" in lines
+    assert "  head_learning_rate                      0.0002      preset clip (LoRA)" in lines
     assert "  warmup_ratio: 0.1 (preset clip): warmup_steps is set" in lines
     keys = every_key().keys() - catalogue_for("infonce").idle.keys()
     assert all(any(line.startswith(f"  {key} ") for line in lines) for key in keys)

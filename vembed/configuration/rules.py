@@ -11,11 +11,14 @@ from vembed.configuration.sections import Catalogue
 from vembed.configuration.yaml_text import Location
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.evaluation.settings import EvaluationSettings
+from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
+from vembed.losses.teaching import distills, has_teacher, teaching_problems
 from vembed.model.fusion_registry import fusion_names
 from vembed.model.settings import ModelSettings
 from vembed.registry import nearest_names
 from vembed.training.settings import TrainingSettings
+from vembed.utils.settings import Section
 
 _METRIC = re.compile(r"(?:recall|hit_rate|ndcg)@(?P<k>\d+)|mrr|map")
 _DATA_FILES = {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".pq"}
@@ -31,6 +34,7 @@ class Sections:
     model: ModelSettings
     data: DataSettings
     loss: LossSettings
+    loss_options: Section
     training: TrainingSettings
     evaluation: EvaluationSettings
 
@@ -106,6 +110,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _model_findings(sections.model)
     yield from _fusion_findings(sections.model)
     yield from _matryoshka_findings(sections.loss)
+    yield from _teacher_findings(sections, user)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
     yield from _validation_findings(sections, user)
@@ -203,6 +208,19 @@ def _matryoshka_findings(loss: LossSettings) -> Iterator[Finding]:
         yield ("mrl_weights",), f"{len(loss.mrl_weights)} weights for {len(loss.mrl_dims)} mrl_dims; each needs one"
     if len(set(loss.mrl_dims)) != len(loss.mrl_dims):
         yield ("mrl_dims",), f"{list(loss.mrl_dims)} names a width twice"
+
+
+def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
+    loss = sections.loss
+    if loss.loss_type not in LossRegistry:
+        return
+    if not distills(loss):
+        # A run's resolved config.yaml names every key; one that is at its default contradicts nothing.
+        for key in ("distillation_type", "distillation_alpha", "distillation_temperature"):
+            if key in user and user[key].value != LossSettings.model_fields[key].default:
+                yield (key,), f"has an effect only with use_distillation: true; set that, or take {key} out"
+    for key, text in teaching_problems(loss, sections.loss_options, taught=has_teacher(loss)):
+        yield (key,), text
 
 
 def _training_findings(training: TrainingSettings) -> Iterator[Finding]:

@@ -66,15 +66,11 @@ class RowReader:
         if len(query) != 1:
             raise DataError(f"{origin}: query: a row has one query, this one has {len(query)}")
         negatives = self._negatives(row, origin)
-        if self.needs.negatives and not negatives:
-            raise DataError(f"{origin}: {self._label('negatives')}: is missing; the loss needs explicit negatives")
         group = self._group(row, origin)
         if self.needs.groups and group is None:
             raise DataError(f"{origin}: {self._label('group')}: is missing; the loss needs the class of every row")
-        cell, where = row.get(self.column("score")), f"{origin}: {self._label('score')}"
-        scores = read_scores(cell, len(positives) + len(negatives), self.needs, where)
-        if self.needs.scores == "unread":
-            refuse_unread(scores, len(positives), where)
+        self._check_number(len(positives), len(negatives), origin)
+        scores = self._scores(row, len(positives), len(positives) + len(negatives), origin)
         return Example(
             query[0],
             positives,
@@ -84,6 +80,21 @@ class RowReader:
             ignored=self._ignored(row, origin),
             scores=scores,
         )
+
+    def _check_number(self, num_positives: int, num_negatives: int, origin: str) -> None:
+        """Refuse a row with fewer documents than the loss needs."""
+        where = f"{origin}: {self._label('negatives')}"
+        if self.needs.negatives and not num_negatives:
+            raise DataError(f"{where}: is missing; the loss needs explicit negatives")
+        if num_positives + num_negatives < self.needs.num_documents:
+            raise DataError(f"{where}: is missing; the loss compares documents of a row, and this one has a single one")
+
+    def _scores(self, row: Row, num_positives: int, num_documents: int, origin: str) -> tuple[float, ...]:
+        where = f"{origin}: {self._label('score')}"
+        scores = read_scores(row.get(self.column("score")), num_documents, self.needs, where)
+        if self.needs.scores == "unread":
+            refuse_unread(scores, num_positives, where)
+        return scores
 
     def column(self, field_name: str) -> str:
         """The data's column that holds `field_name`."""

@@ -1,20 +1,25 @@
 """LossFactory: from settings to the objective of a run."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
 from vembed.errors import ConfigError
 from vembed.losses.classes import ClassWeights
+from vembed.losses.functions.distillation import distilled
 from vembed.losses.functions.mrl import Cut, matryoshka
-from vembed.losses.objective import LossFunction, Objective, ScoreView
+from vembed.losses.objective import LossFunction, Objective, ScoreView, Teacher
 from vembed.losses.registry import Loss, LossRegistry
 from vembed.losses.settings import ClassSettings, LossSettings
+from vembed.losses.teaching import compares_scores, distills, has_teacher, teaching_problems
 from vembed.scoring import Scorer, ScorerRegistry, cosine, maxsim
 from vembed.types import Targets
 from vembed.utils.settings import Section
 
+_log = logging.getLogger(__name__)
 _SMALLEST_WIDTH = 32
 
 
@@ -31,13 +36,15 @@ class LossFactory:
         normalize: bool = True,
         classes: Sequence[int] = (),
         seed: int = 0,
+        teacher: Teacher | None = None,
     ) -> Objective:
         """The objective for `settings.loss_type`, with that loss's own `options` (None: its defaults).
 
         scorer, dim, normalize: of the model; its similarity, its width, and whether its vectors are of length 1 (so
         that they are again where Matryoshka cuts them). classes: the groups of the training rows, for a loss that
-        learns a weight for each; `seed` draws those. Raises ConfigError for an unknown loss, naming the nearest, for
-        options of another loss, and for what the model cannot do.
+        learns a weight for each; `seed` draws those. teacher: of the embeddings that batches bring. Raises ConfigError
+        for an unknown loss, naming the nearest, for options of another loss, and for what the model or the teacher
+        cannot do.
 
         >>> LossFactory.create(LossSettings(loss_type="infonse"))
         Traceback (most recent call last):
@@ -52,11 +59,17 @@ class LossFactory:
             raise ConfigError(_no_meaning(settings.loss_type, loss.scorers))
         function = _function(loss, chosen)
         weights = _class_weights(settings.loss_type, chosen, dim, classes, seed) if loss.learns_classes else None
-        if not (settings.use_mrl or loss.matryoshka):
-            return Objective(function, scorer, classes=weights)
-        cuts = choose_cuts(settings, dim, late_interaction=scorer is maxsim)
-        widths = tuple(cut.width for cut in cuts if cut.width is not None)
-        return Objective(partial(matryoshka, loss=function, cuts=cuts, normalize=normalize), scorer, widths, weights)
+        teacher = _checked(settings, chosen, teacher, scorer, dim)
+        if compares_scores(settings):
+            function = partial(distilled, loss=function, settings=settings)
+        widths: tuple[int, ...] = ()
+        if settings.use_mrl or loss.matryoshka:
+            cuts = choose_cuts(settings, dim, late_interaction=scorer is maxsim)
+            widths = tuple(cut.width for cut in cuts if cut.width is not None)
+            function = partial(matryoshka, loss=function, cuts=cuts, normalize=normalize)
+        if distills(settings) and not compares_scores(settings):
+            function = partial(distilled, loss=function, settings=settings)
+        return Objective(function, scorer, widths, weights, teacher)
 
 
 def _function(loss: Loss, options: Section) -> LossFunction:
@@ -89,6 +102,36 @@ def _class_weights(
     )
 
 
+def _checked(
+    settings: LossSettings, options: Section, teacher: Teacher | None, scorer: Scorer, dim: int | None
+) -> Teacher | None:
+    """The teacher at the temperature that is set. Raises ConfigError for one that cannot be learned from."""
+    problems = [f"{key}: {text}" for key, text in teaching_problems(settings, options, taught=teacher is not None)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if teacher is None and has_teacher(settings):
+        raise ConfigError(
+            "teacher_model_name, teacher_embeddings: give LossFactory.create the teacher that they ask for"
+        )
+    if teacher is None:
+        return None
+    if distills(settings) and not compares_scores(settings):
+        if maxsim in (scorer, teacher.scorer):
+            whose = "the teacher" if teacher.scorer is maxsim else "the model"
+            raise ConfigError(
+                f"distillation_type: cosine compares one vector per row with another, and {whose} has one per token;"
+                " kl, mse and margin_mse compare scores and take any pair"
+            )
+        if teacher.dim is not None and dim is not None and teacher.dim != dim:
+            raise ConfigError(
+                f"distillation_type: cosine needs embeddings of one width: the teacher's have {teacher.dim} numbers,"
+                f" the model's {dim}; kl, mse and margin_mse compare scores and take any pair"
+            )
+    if settings.teacher_temperature is None:
+        return teacher
+    return replace(teacher, temperature=settings.teacher_temperature)
+
+
 def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bool) -> tuple[Cut, ...]:
     """The levels at which Matryoshka applies the loss. Raises ConfigError for those that a model of width `dim` lacks.
 
@@ -103,6 +146,11 @@ def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bo
         raise ConfigError(f"mrl_dims: {list(widths)} names a width twice")
     if dim is not None and max(widths) > dim:
         raise ConfigError(f"mrl_dims: {max(widths)} is wider than the model's embeddings ({dim})")
+    if dim is not None and dim not in widths:
+        _log.warning(
+            "mrl_dims: %s leaves out the model's full width %d, which embeddings have unless they are cut; add it",
+            list(widths), dim,
+        )  # fmt: skip
     if settings.mrl_tokens and not late_interaction:
         raise ConfigError("mrl_tokens: the model gives one vector per row, not one per token; take it out")
     return (

@@ -22,11 +22,11 @@ class GradedPairs:
     is_negative: Tensor
 
 
-def graded_pairs(targets: Targets, loss_type: str) -> GradedPairs:
-    """The pairs with a score. Raises DataError when the batch has none."""
+def graded_pairs(targets: Targets, reader: str) -> GradedPairs:
+    """The pairs with a score. Raises DataError, naming what reads them, when the batch has none."""
     scored, scores = targets.scored, targets.scores
     if scored is None or scores is None or len(scored.values) == 0:
-        raise DataError(f"loss_type {loss_type} compares with scores; rows need a `score` (column_mapping tells where)")
+        raise DataError(f"{reader} compares with scores; rows need a `score` (column_mapping tells where)")
     queries = _owners(scored)
     num_documents = len(targets.document_hashes)
     negatives = _owners(targets.negatives) * num_documents + targets.negatives.values

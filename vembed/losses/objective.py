@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vembed.errors import DataError
 from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
 from vembed.losses.classes import ClassCentres, ClassWeights
 from vembed.scoring import Scorer, at_least_float32, inner_product_vectors
@@ -18,11 +19,23 @@ _PAIRS_AT_ONCE = 8  # pairs of multi-vector rows: all of their sides are scored 
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """How embeddings that are learned from (`Targets.teacher`) make scores, and their width, if it is known.
+
+    temperature: their scores are divided by it where they are compared with those of the model that learns.
+    """
+
+    scorer: Scorer
+    temperature: float = 1.0
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
 class ScoreView:
     """The scores of all queries against all documents, scale * score + bias, made when and as far as they are read.
 
     scale: [1], the inverse of the temperature. bias: [1] or None. centres: of the classes that the loss learns weights
-    for, if it does.
+    for, if it does. teacher: of the batch's teacher embeddings, if any.
     """
 
     queries: Embeddings
@@ -31,6 +44,7 @@ class ScoreView:
     scale: Tensor
     bias: Tensor | None = None
     centres: ClassCentres | None = None
+    teacher: Teacher | None = None
 
     @property
     def num_scores(self) -> int:
@@ -47,12 +61,23 @@ class ScoreView:
         Each with a bool of the same shape: False where a side has no real token, so that its score says nothing.
         """
         for start in range(0, num_rows(self.queries), rows):
-            queries = take_rows(self.queries, start, start + rows)
-            yield self.shifted(self.scorer(queries, self.documents)), real_scores(queries, self.documents)
+            real = real_scores(take_rows(self.queries, start, start + rows), self.documents)
+            yield self.rows(start, start + rows), real
 
     def pairs(self, queries: Tensor, documents: Tensor) -> Tensor:
         """The scores [pairs] of a query and a document each, by their numbers (int64 [pairs])."""
         return self.shifted(paired_scores(self, queries, documents))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The scores of the queries from number `start` to `stop` (not included), [rows, documents]."""
+        return self.shifted(self.scorer(take_rows(self.queries, start, stop), self.documents))
+
+    def of_teacher(self, targets: Targets) -> "ScoreView":
+        """What the teacher scores the batch, over its temperature. Raises DataError without its embeddings."""
+        if self.teacher is None or targets.teacher is None:
+            raise DataError("the loss compares with a teacher, and the batch brings no embeddings of one")
+        scale = torch.full_like(self.scale.detach(), 1 / self.teacher.temperature)
+        return ScoreView(targets.teacher.queries, targets.teacher.documents, self.teacher.scorer, scale)
 
     def unscaled(self) -> "ScoreView":
         """The scores as the scorer gives them: neither temperature nor bias."""
@@ -80,13 +105,14 @@ class Objective:
     """A loss and the scorer whose scores it reads. Temperature and bias are the model's.
 
     widths: those that Matryoshka trains; none without it. classes: the weights of a loss that learns some, the only
-    parameters that an objective owns.
+    parameters that an objective owns. teacher: of the embeddings in `Targets.teacher`, if it reads any.
     """
 
     loss: LossFunction
     scorer: Scorer
     widths: tuple[int, ...] = ()
     classes: ClassWeights | None = None
+    teacher: Teacher | None = None
 
     def __call__(
         self,
@@ -99,7 +125,8 @@ class Objective:
     ) -> Tensor:
         """The loss, a scalar. logit_scale: [1], log of the inverse temperature; logit_bias: [1], added to scores."""
         centres = None if self.classes is None else self.classes()
-        view = ScoreView(queries, documents, self.scorer, scale_of(logit_scale), logit_bias, centres)
+        scale = scale_of(logit_scale)
+        view = ScoreView(queries, documents, self.scorer, scale, logit_bias, centres, self.teacher)
         return self.loss(view, targets)
 
 

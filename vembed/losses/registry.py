@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vembed.errors import ConfigError
@@ -33,6 +33,10 @@ def _nothing(_settings: Section) -> RowNeeds:
     return RowNeeds(scores="unread")
 
 
+def _no_keys(_settings: Section) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Loss:
     """A loss: the section with its options, and its function or where that is ("package.module:function").
@@ -44,7 +48,9 @@ class Loss:
 
     scorers: the names of those that it has a meaning for (none: all). needs: the section -> what rows must have.
     learns_bias: the model gets a bias that is added to scores, if it has none. matryoshka: applies at several widths,
-    as with use_mrl. reads_reference: compares with the model as it was before training.
+    as with use_mrl. reads_reference: compares with the model as it was before training. distillation:
+    learns from a teacher, as with use_distillation. reads_teacher: the section -> the keys set in it for which the loss
+    itself goes by a teacher's embeddings.
     """
 
     settings: type[Section]
@@ -56,6 +62,8 @@ class Loss:
     reads_reference: bool = False
     reads: Literal["scores", "embeddings"] = "scores"
     learns_classes: bool = False
+    distillation: bool = False
+    reads_teacher: Callable[[Any], tuple[str, ...]] = _no_keys  # Any: as above
 
     @property
     def has_temperature(self) -> bool:
@@ -90,6 +98,11 @@ def _contrastive_needs(_settings: ContrastiveSettings) -> RowNeeds:
     return RowNeeds(scores="binary")
 
 
+def _teacher_margins(settings: InfoNCESettings) -> tuple[str, ...]:
+    keys = ("false_negative_teacher_margin", "false_negative_teacher_relative_margin")
+    return tuple(key for key in keys if getattr(settings, key) is not None)
+
+
 def _margin_mse_needs(_settings: MarginMSESettings) -> RowNeeds:
     return RowNeeds(negatives=True, scores="any")
 
@@ -116,10 +129,14 @@ def _of_classes(settings: type[ClassSettings], function: str) -> Loss:
 
 _FUNCTIONS = "vembed.losses.functions"
 _HARD_NEGATIVE = Loss(HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative")
+_INFONCE = Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce", reads_teacher=_teacher_margins)
 _LOSSES = {
-    "infonce": Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce"),
-    "mrl": Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce", matryoshka=True),
-    "colbert": Loss(ColBERTSettings, f"{_FUNCTIONS}.colbert:colbert", scorers=("maxsim",)),
+    "infonce": _INFONCE,
+    "mrl": replace(_INFONCE, matryoshka=True),
+    "distillation": replace(_INFONCE, distillation=True),
+    "colbert": Loss(
+        ColBERTSettings, f"{_FUNCTIONS}.colbert:colbert", scorers=("maxsim",), reads_teacher=_teacher_margins
+    ),
     "supcon": Loss(SupConSettings, f"{_FUNCTIONS}.supcon:supcon"),
     "sigmoid": Loss(SigmoidSettings, f"{_FUNCTIONS}.sigmoid:sigmoid", learns_bias=True),
     "hard_negative": _HARD_NEGATIVE,

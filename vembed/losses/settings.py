@@ -40,6 +40,49 @@ class LossSettings(Section):
         (),
         description="Matryoshka over each document's first so many tokens too (late interaction).",
     )
+    use_distillation: bool = Field(False, description="Learn from a teacher beside the loss, whichever it is.")
+    distillation_type: Literal["kl", "mse", "margin_mse", "cosine"] = Field(
+        "kl",
+        description="What is to be as the teacher's: each query's distribution over documents (kl), scores (mse),"
+        " positives' leads over negatives (margin_mse), or the embeddings themselves (cosine).",
+    )
+    distillation_alpha: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of distillation in (1 - alpha) * loss + alpha * distillation; 1: distillation alone.",
+    )
+    distillation_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Softens both distributions of kl beyond their own temperatures; above 1 is softer.",
+        json_schema_extra=only_with("distillation_type", "kl"),
+    )
+    teacher_model_name: str | None = Field(
+        None,
+        description="Model (hub id or folder, of any family) that is learned from; default: the scores in the data.",
+    )
+    teacher_embeddings: bool = Field(
+        False,
+        description="Learn from the columns query_embedding, positive_embeddings and negative_embeddings of the data.",
+        json_schema_extra=instead_of("teacher_model_name"),
+    )
+    teacher_similarity: Literal["cosine", "dot"] = Field(
+        "cosine",
+        description="Score of two teacher embeddings of the data.",
+        json_schema_extra=only_with("teacher_embeddings", True),
+    )
+    teacher_temperature: float | None = Field(
+        None,
+        gt=0,
+        description="The teacher's scores are divided by it; default: the model's own, 0.05 for cosines of embeddings"
+        " in the data, else 1.",
+    )
+    teacher_cache_dir: str | None = Field(
+        None,
+        description="Folder that keeps the teacher's embeddings from run to run; default: vembed in the user's cache.",
+        json_schema_extra=only_with("teacher_model_name"),
+    )
 
 
 class InfoNCESettings(Section):
@@ -86,6 +129,18 @@ class InfoNCESettings(Section):
         None,
         ge=0,
         description="Leave out negatives of the batch that score above this share below the query's best positive.",
+    )
+    false_negative_teacher_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Leave out negatives of the batch that the teacher scores above the query's best positive minus"
+        " this.",
+    )
+    false_negative_teacher_relative_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Leave out negatives of the batch that the teacher scores above this share below the query's best"
+        " positive.",
     )
 
 

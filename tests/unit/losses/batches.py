@@ -54,6 +54,7 @@ CASES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
     "preference smoothed": ("preference", {"preference_beta": 0.7, "preference_label_smoothing": 0.2}, {}),
     "preference infonce": ("preference", {"preference_infonce_weight": 0.5}, {}),
     "preference mrl": ("preference", {}, {"use_mrl": True, "mrl_dims": (5, 2), "mrl_weights": (1.0, 0.5)}),
+    "distillation": ("distillation", {}, {}),  # of the scores in the data; from a teacher: test_distillation.py
     "colbert": ("colbert", {}, {}),
     "colbert mean": ("colbert", {"maxsim_reduction": "mean", "query_to_query": True}, {}),
     "arcface": ("arcface", {"class_scale": 8.0}, {}),

@@ -280,6 +280,19 @@ def preference(case: Case, options: Options) -> float:
     return loss + weight * infonce(case, {}) if weight else loss
 
 
+def distillation(case: Case, options: Options) -> float:
+    """Half infonce, half the divergence from the distribution that the scores in the data make."""
+    rows: dict[int, list[tuple[float, float]]] = {}
+    for q, d, grade, _ in scored(case.targets):
+        rows.setdefault(q, []).append((case.score(q, d), grade))
+    costs = []
+    for pairs in rows.values():
+        student, teacher = ([math.exp(pair[side]) for pair in pairs] for side in (0, 1))
+        shares = [(own / sum(student), wanted / sum(teacher)) for own, wanted in zip(student, teacher, strict=True)]
+        costs.append(sum(wanted * math.log(wanted / own) for own, wanted in shares))
+    return 0.5 * infonce(case, options) + 0.5 * sum(costs) / len(costs)
+
+
 def scored(targets: Targets) -> list[tuple[int, int, float, bool]]:
     """Query, document, score, and whether the row names the document as a negative."""
     assert targets.scored is not None
@@ -378,4 +391,5 @@ LOSSES: dict[str, Callable[[Case, Options], float]] = {
     "contrastive": contrastive,
     "margin_mse": margin_mse,
     "preference": preference,
+    "distillation": distillation,
 }

@@ -29,7 +29,7 @@ from vembed.types import Embeddings
 SCORERS = {"cosine": (cosine, None), "dot": (dot, None), "maxsim": (maxsim, 3)}
 COMBINATIONS = [(name, scorer) for name in CASES for scorer in SCORERS if has_meaning(name, SCORERS[scorer][0])]
 NUM_SEEDS = 10
-NEEDS_SCORES = ("cosent", "contrastive", "margin_mse")
+NEEDS_SCORES = ("cosent", "contrastive", "margin_mse", "distillation")
 
 
 def natural_scorer(name):

@@ -16,7 +16,7 @@ from vembed.types import Targets
 
 def contrastive(view: ScoreView, targets: Targets, settings: ContrastiveSettings) -> Tensor:
     """The loss, a scalar."""
-    pairs = graded_pairs(targets, "contrastive")
+    pairs = graded_pairs(targets, "loss_type contrastive")
     distances = 1 - view.unscaled().pairs(pairs.queries, pairs.documents)
     labels = pairs.grades.to(distances.dtype)
     apart = functional.relu(settings.margin - distances)

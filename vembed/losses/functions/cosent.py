@@ -24,7 +24,7 @@ from vembed.types import Targets
 def cosent(view: ScoreView, targets: Targets, settings: CoSENTSettings) -> Tensor:
     """The loss, a scalar."""
     if settings.cosent_pairs == "graded":
-        pairs = graded_pairs(targets, "cosent")
+        pairs = graded_pairs(targets, "loss_type cosent")
         return ranking_loss(view.pairs(pairs.queries, pairs.documents), pairs.grades)
     found = contrasts(view, partial(mask_strips, targets), columns=False)
     if len(found.scores) == 0:

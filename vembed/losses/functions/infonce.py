@@ -17,11 +17,13 @@ Options add to N or take from it:
     false_negative_margin                  documents that score nearly as well as the query's best positive leave N
                                            (as in Solatorio 2024, https://arxiv.org/abs/2402.16829, with the model as
                                            its own guide); explicit negatives stay
+    false_negative_teacher_margin          the same by a teacher's scores, before its temperature (as there)
     hardness_strength                      h > 0 weighs a negative of score c, before temperature, by exp(h c)
                                            (Robinson et al. 2021, https://arxiv.org/abs/2010.04592)
     label_smoothing                        a share of the target is spread evenly over the positive and N
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -32,6 +34,7 @@ from vembed.losses.masks import Masks, MaskStrips, document_mask_strips, mask_st
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import InfoNCESettings
 from vembed.losses.softmax import mean_over_anchors, pair_losses
+from vembed.losses.strips import masked_real
 from vembed.types import Targets
 
 
@@ -45,7 +48,7 @@ def infonce(view: ScoreView, targets: Targets, settings: InfoNCESettings) -> Ten
     found = contrasts(
         view,
         partial(mask_strips, targets, private_negatives=settings.private_negatives),
-        _candidates(settings),
+        _candidates(view, targets, settings),
         columns=settings.loss_direction != "query_to_document",
         totals=smoothing > 0,
     )
@@ -76,32 +79,54 @@ def _among(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:
     return contrasts(view, masks, columns=False, totals=totals).by_query
 
 
-def _candidates(settings: InfoNCESettings) -> Choose:
+@dataclass(frozen=True)
+class _Margins:
+    """By how much a negative must stay below the query's best positive: absolutely, and as a share of its score."""
+
+    absolute: float | None
+    relative: float | None
+
+    @property
+    def some(self) -> bool:
+        return self.absolute is not None or self.relative is not None
+
+
+def _candidates(view: ScoreView, targets: Targets, settings: InfoNCESettings) -> Choose:
     """Which negatives take part, and how much they weigh."""
-    return partial(_choose, settings=settings) if _filters(settings) or settings.hardness_strength else all_negatives
+    own = _Margins(settings.false_negative_margin, settings.false_negative_relative_margin)
+    of_teacher = _Margins(settings.false_negative_teacher_margin, settings.false_negative_teacher_relative_margin)
+    teacher = view.of_teacher(targets).unscaled() if of_teacher.some else None
+    if not own.some and teacher is None and settings.hardness_strength is None:
+        return all_negatives
+
+    def choose(scores: Tensor, masks: Masks) -> Candidates:
+        negative = masks.negative
+        if own.some:
+            negative &= _probably_negative(scores, masks, own)
+        if teacher is not None:
+            judged = teacher.rows(masks.start, masks.start + len(scores))
+            negative &= _probably_negative(judged, masked_real(masks, teacher), of_teacher)
+        return _weighed(scores, masks, negative, settings)
+
+    return choose
 
 
-def _filters(settings: InfoNCESettings) -> bool:
-    return settings.false_negative_margin is not None or settings.false_negative_relative_margin is not None
-
-
-def _choose(scores: Tensor, masks: Masks, settings: InfoNCESettings) -> Candidates:
-    negative = masks.negative
-    if _filters(settings):
-        negative &= (scores <= _highest_negative(scores, masks.positive, settings)) | masks.explicit
+def _weighed(scores: Tensor, masks: Masks, negative: Tensor, settings: InfoNCESettings) -> Candidates:
     if settings.hardness_strength is None:
         return Candidates(negative)
     weighed = {"all": negative, "explicit": masks.explicit, "in_batch": negative & ~masks.explicit}
     return Candidates(negative, settings.hardness_strength * scores * weighed[settings.hardness_on])
 
 
-def _highest_negative(scores: Tensor, positive: Tensor, settings: InfoNCESettings) -> Tensor:
-    """What a negative may score at most beside the query's best positive, [rows, 1]; no limit without a positive."""
-    some = positive.any(dim=1, keepdim=True)
-    best = scores.masked_fill(~positive, float("-inf")).amax(dim=1, keepdim=True).masked_fill(~some, 0)
+def _probably_negative(scores: Tensor, masks: Masks, margins: _Margins) -> Tensor:
+    """Bool [rows, documents]: explicit negatives, and what scores no more than a negative may; all that is not valid,
+    about which the scores say nothing; in a row without a positive, all."""
+    some = masks.positive.any(dim=1, keepdim=True)
+    best = scores.masked_fill(~masks.positive, float("-inf")).amax(dim=1, keepdim=True).masked_fill(~some, 0)
     limits = []
-    if settings.false_negative_margin is not None:
-        limits.append(best - settings.false_negative_margin)
-    if settings.false_negative_relative_margin is not None:
-        limits.append(best - settings.false_negative_relative_margin * best.abs())
-    return torch.stack(limits).amin(dim=0).masked_fill(~some, float("inf"))
+    if margins.absolute is not None:
+        limits.append(best - margins.absolute)
+    if margins.relative is not None:
+        limits.append(best - margins.relative * best.abs())
+    highest = torch.stack(limits).amin(dim=0).masked_fill(~some, float("inf"))
+    return (scores <= highest) | masks.explicit | ~masks.valid

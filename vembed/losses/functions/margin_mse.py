@@ -9,7 +9,7 @@ and negatives. Hofstaetter et al. 2020, https://arxiv.org/abs/2010.02666.
 import torch
 from torch import Tensor
 
-from vembed.losses.graded import graded_pairs
+from vembed.losses.graded import GradedPairs, graded_pairs
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import MarginMSESettings
 from vembed.types import Targets
@@ -17,9 +17,13 @@ from vembed.types import Targets
 
 def margin_mse(view: ScoreView, targets: Targets, settings: MarginMSESettings) -> Tensor:
     """The loss, a scalar."""
-    pairs = graded_pairs(targets, "margin_mse")
+    pairs = graded_pairs(targets, "loss_type margin_mse")
     scores = view.pairs(pairs.queries, pairs.documents)
-    excess = scores - pairs.grades.to(scores.dtype)  # of the student over the teacher
+    return mean_square_of_margins(scores - pairs.grades.to(scores.dtype), pairs)
+
+
+def mean_square_of_margins(excess: Tensor, pairs: GradedPairs) -> Tensor:
+    """The formula, a scalar, from what each score is above the teacher's, [pairs]."""
     positives, negatives = pairs.is_negative.logical_not().nonzero().squeeze(1), pairs.is_negative.nonzero().squeeze(1)
     positives, negatives = _together(positives, negatives, pairs.queries)
     return (excess[positives] - excess[negatives]).square().sum() / max(1, len(positives))
