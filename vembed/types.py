@@ -52,6 +52,38 @@ class LoadedItem:
 
 
 @dataclass(frozen=True)
+class EncodedItem:
+    """An Item whose images are held as the bytes of their files, and decoded anew whenever they are needed.
+
+    Each picture goes through `transform` after decoding, the same each time. `content_hash`, `draw`: as a LoadedItem's.
+    """
+
+    item: Item
+    content_hash: int
+    draw: int = 0
+    transform: ImageTransform | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The item's text."""
+        return self.item.text
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The item's images, encoded."""
+        return self.item.images
+
+    @property
+    def origin(self) -> str:
+        """Where the item came from."""
+        return self.item.origin
+
+
+HeldItem = LoadedItem | EncodedItem
+AnyItem = Item | HeldItem
+
+
+@dataclass(frozen=True)
 class Example:
     """One row: a query, its relevant documents (one or more), its explicit negatives, and its group.
 
@@ -89,14 +121,14 @@ class LoadedExample:
     ignored: content hashes. query_image: the query's pictures alone, where they are to be one more negative.
     """
 
-    query: LoadedItem
-    positives: tuple[LoadedItem, ...]
-    negatives: tuple[LoadedItem, ...] = ()
+    query: HeldItem
+    positives: tuple[HeldItem, ...]
+    negatives: tuple[HeldItem, ...] = ()
     group: int | None = None
     origin: str = ""
     ignored: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
-    query_image: LoadedItem | None = None
+    query_image: HeldItem | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +152,22 @@ class Inputs:
     num_rows: int
     tensors: Mapping[str, Ragged]
     num_truncated: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ItemRows:
+    """Rows that become Inputs chunk by chunk, so that no stack of all their pictures ever exists; one item a row.
+
+    Two of them are equal only if they are the same object: pictures are tensors, which cannot be asked for it.
+    """
+
+    items: tuple[HeldItem, ...]
+    side: Side
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.items)
 
 
 @dataclass(frozen=True)
@@ -166,10 +214,13 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's queries and documents with their targets. `origins` names the row of each query."""
+    """One step's queries and documents with their targets. `origins` names the row of each query.
 
-    queries: Inputs
-    documents: Inputs
+    Sides are ItemRows, which are prepared a chunk at a time, or Inputs that are prepared already.
+    """
+
+    queries: Inputs | ItemRows
+    documents: Inputs | ItemRows
     targets: Targets
     origins: tuple[str, ...] = field(default=())
 
@@ -183,12 +234,14 @@ class ImageTransform(Protocol):
 class Processor(Protocol):
     """Turns items into a model's inputs, in three moves that can run in three places.
 
-    load (loader worker): decode and resize one item's images. prepare (host): tokenise and stack to uint8 Inputs.
-    finish (device, per chunk): cast to float, rescale and normalise.
+    load (loader worker): decode and resize one item's images. prepare (host, per chunk): tokenise and stack to uint8
+    Inputs. finish (device, per chunk): cast to float, rescale and normalise. count_tokens: how long each row would be.
     """
 
     def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem: ...
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs: ...
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs: ...
+
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]: ...
 
     def finish(self, inputs: Inputs) -> Inputs: ...

@@ -105,6 +105,11 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
         ({"train_batch_norm": True}, "train_batch_norm: has an effect only with use_gradient_cache: false"),
         ({"lora_alpha": 32}, "lora_alpha: has an effect only with use_lora: true"),
         ({"use_gradient_cache": False, "gradient_cache_chunk_size": 32}, "only with use_gradient_cache: true"),
+        (
+            {"gradient_cache_chunk_size": 4, "gradient_cache_chunk_tokens": 99},
+            "gradient_cache_chunk_tokens: takes the place of gradient_cache_chunk_size",
+        ),
+        ({"use_gradient_cache": False, "gradient_cache_chunk_tokens": 32}, "only with use_gradient_cache: true"),
         ({"projection_head": "mlp"}, "projection_head: has an effect only with text_model_name"),
         ({"max_bad_fraction": 0.1}, "max_bad_fraction: has an effect only with on_bad_sample: skip"),
         ({"revision": "main"}, "revision: has an effect only with model_name"),

@@ -11,9 +11,10 @@ import torch
 from vembed.data.augment import image_transform
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import content_hash, mixed_hash, row_name
+from vembed.data.images import encoded_image
 from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
-from vembed.types import Example, Item, LoadedExample, LoadedItem, Processor
+from vembed.types import EncodedItem, Example, HeldItem, ImageTransform, Item, LoadedExample, Processor
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,17 @@ class BlockLoader:
     augment: Literal["none", "light", "strong"] = "none"
     num_hard_negatives: int | None = None
     query_image_as_negative: bool = False
+    image_host_cache: Literal["uint8", "encoded"] = "uint8"
 
     def load(self, block: Block) -> list[LoadedRow]:
         """Each row of the block, loaded, or why it cannot be."""
         return [self._load_row(self.datasets[block.dataset], row, block.epoch) for row in block.rows]
 
     def load_example(self, example: Example, epoch: int) -> LoadedExample:
-        """The example with its pictures decoded and changed, and its negatives chosen. Raises DataError."""
+        """The example with its pictures decoded and changed (or their files' bytes held), and its negatives chosen.
+
+        Raises DataError.
+        """
         row = row_name(example.origin)
         example = with_chosen_negatives(example, self.num_hard_negatives, seed=self.seed, epoch=epoch)
         items = (example.query, *example.positives, *example.negatives)
@@ -71,7 +76,7 @@ class BlockLoader:
         check_negatives(result)
         return result
 
-    def _query_image(self, query: Item, epoch: int, slot: int, row: str) -> LoadedItem | None:
+    def _query_image(self, query: Item, epoch: int, slot: int, row: str) -> HeldItem | None:
         """The pictures of a query that has a text too, as a document."""
         if not self.query_image_as_negative or query.text is None or not query.images:
             return None
@@ -83,12 +88,27 @@ class BlockLoader:
         except DataError as error:
             return BadRow(dataset.origin(row), str(error))
 
-    def _load_item(self, item: Item, epoch: int, slot: int, row: str) -> LoadedItem:
-        if self.augment == "none" or not item.images:
-            return self.processor.load(item)
-        change = image_transform(self.augment, self.seed, epoch, row=row, slot=slot)
-        draw = 1 + mixed_hash("draw", self.augment, self.seed, epoch, row, slot) // 2  # never 0, and fits int64
+    def _load_item(self, item: Item, epoch: int, slot: int, row: str) -> HeldItem:
+        change, draw = None, 0
+        if self.augment != "none" and item.images:
+            change = image_transform(self.augment, self.seed, epoch, row=row, slot=slot)
+            draw = 1 + mixed_hash("draw", self.augment, self.seed, epoch, row, slot) // 2  # never 0, and fits int64
+        if self.image_host_cache == "encoded" and item.images:
+            return self._encoded(item, change, draw)
         return self.processor.load(item, change, draw)
+
+    def _encoded(self, item: Item, change: ImageTransform | None, draw: int) -> HeldItem:
+        """The item with its files' bytes; with its pixels where these are fewer, or a picture has no file.
+
+        It is decoded in any case: a picture that cannot be is found here.
+        """
+        held = replace(item, images=tuple(encoded_image(source) for source in item.images))
+        loaded = self.processor.load(held, change, draw)
+        files = [source.data for source in held.images if source.data is not None]
+        decoded = sum(tensor.nbytes for image in loaded.images for tensor in image.values())
+        if len(files) < len(held.images) or decoded <= sum(map(len, files)):
+            return loaded
+        return EncodedItem(held, loaded.content_hash, draw, change)
 
 
 class PackedBlocks(torch.utils.data.Dataset[bytes]):

@@ -41,6 +41,16 @@ def read_bytes(source: ImageSource) -> bytes:
     return _file_bytes(source.path, source)
 
 
+def encoded_image(source: ImageSource) -> ImageSource:
+    """The image with its file's bytes, so that its file is read no more; a PIL image as it is.
+
+    Messages still name the file. Raises DataError when it cannot be read.
+    """
+    if source.path is None or source.data is not None or source.pil is not None:
+        return source
+    return ImageSource(data=read_bytes(source), origin=": ".join(part for part in (source.origin, source.path) if part))
+
+
 def check_file(source: ImageSource) -> None:
     """Raise DataError when the image is a path that names no file. Reads nothing."""
     if source.path is not None and not Path(source.path).is_file():

@@ -77,9 +77,10 @@ class TrainingLoader:
             settings.augment,
             settings.num_hard_negatives,
             settings.query_image_as_negative,
+            settings.image_host_cache,
         )
         make_collator = CollatorRegistry.get("default")
-        self._collate = make_collator(processor, num_hard_negatives=settings.num_hard_negatives, seed=seed)
+        self._collate = make_collator(num_hard_negatives=settings.num_hard_negatives, seed=seed)
         self._num_workers = resolve_num_workers(settings.num_workers)
         self._pool: WorkerPool | None = None
         self._bad_samples = BadSamples(settings) if bad_samples is None else bad_samples
@@ -100,8 +101,11 @@ class TrainingLoader:
         rows = self._rows(plan, start)
         places = list(start.places)
         for number, planned in enumerate(plan, start.num_batches + 1):
-            examples = self._fill(planned, rows, places)
-            yield self._collate(examples, epoch), LoaderState(epoch, number, tuple(places), start.run)
+            # No name is given to the rows: what it names would live on beside the next batch.
+            yield (
+                self._collate(self._fill(planned, rows, places), epoch),
+                LoaderState(epoch, number, tuple(places), start.run),
+            )
 
     def first_batches(self) -> Iterator[Batch]:
         """The first batch of each data set in the first epoch, for a look at what the sets hold."""
@@ -128,8 +132,8 @@ class TrainingLoader:
         if self._num_workers == 0:
             return inline
         if self._pool is None:
-            self._pool = WorkerPool(self._loader, self._num_workers)
-        blocks = planned_blocks(plan, orders, start.places, epoch=start.epoch, num_parts=self._num_workers)
+            self._pool = WorkerPool(self._loader, self._num_workers, batch_size=self._batch_size)
+        blocks = planned_blocks(plan, orders, start.places, epoch=start.epoch, num_workers=self._num_workers)
         return PooledRows(self._pool.load(blocks), inline, len(orders))
 
     def _fill(self, planned: PlannedBatch, rows: RowSource, places: list[int]) -> list[LoadedExample]:

@@ -91,6 +91,10 @@ class DataSettings(Section):
     augment: Literal["none", "light", "strong"] = Field(
         "none", description="Random change of training images.", json_schema_extra=COMMON
     )
+    image_host_cache: Literal["uint8", "encoded"] = Field(
+        "uint8",
+        description="What is held of a batch's images: pixels as the model reads them, or files, decoded per chunk.",
+    )
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Processes that decode rows; auto: 0 on CPU, else up to 8."
     )

@@ -12,7 +12,9 @@ from vembed.data.blocks import Block, BlockLoader, LoadedRow, PackedBlocks, unpa
 from vembed.data.sampling import PlannedBatch, RowOrder
 
 _MOST_WORKERS = 8
-_BLOCKS_AHEAD = 2  # per worker; a batch is one block of each worker, so this is two batches
+_BATCHES_AHEAD = 2
+# A block is packed, sent and unpacked whole, so that copies of it exist for a moment.
+_MOST_BLOCK_ROWS = 32
 
 
 class RowSource(Protocol):
@@ -62,8 +64,8 @@ class PooledRows:
 class WorkerPool:
     """Worker processes that live as long as the pool, over torch's DataLoader. Moves no global random state."""
 
-    def __init__(self, loader: BlockLoader, num_workers: int) -> None:
-        self.num_workers = num_workers
+    def __init__(self, loader: BlockLoader, num_workers: int, *, batch_size: int) -> None:
+        blocks_per_batch = -(-batch_size // block_rows(batch_size, num_workers))
         self._blocks = _Blocks()
         self._loader = torch.utils.data.DataLoader(
             PackedBlocks(loader),
@@ -72,7 +74,7 @@ class WorkerPool:
             num_workers=num_workers,
             collate_fn=_as_is,
             persistent_workers=True,
-            prefetch_factor=_BLOCKS_AHEAD,
+            prefetch_factor=-(-_BATCHES_AHEAD * blocks_per_batch // num_workers),
             generator=torch.Generator(),
             worker_init_fn=_leave_signals_to_parent,
         )
@@ -112,13 +114,22 @@ def resolve_num_workers(setting: int | Literal["auto"]) -> int:
     return min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
 
 
+def block_rows(batch_rows: int, num_workers: int) -> int:
+    """Rows of a block: each worker's share of the batch, or less.
+
+    >>> block_rows(33, 2), block_rows(4096, 2)
+    (17, 32)
+    """
+    return min(_MOST_BLOCK_ROWS, -(-batch_rows // num_workers))
+
+
 def planned_blocks(
-    plan: Sequence[PlannedBatch], orders: Sequence[RowOrder], places: Sequence[int], *, epoch: int, num_parts: int
+    plan: Sequence[PlannedBatch], orders: Sequence[RowOrder], places: Sequence[int], *, epoch: int, num_workers: int
 ) -> Iterator[Block]:
-    """The rows of each planned batch in `num_parts` blocks, data sets going on at `places`."""
+    """The rows of each planned batch in blocks, data sets going on at `places`."""
     following = list(places)
     for batch in plan:
-        part = -(-batch.num_rows // num_parts)
+        part = block_rows(batch.num_rows, num_workers)
         for start in range(0, batch.num_rows, part):
             length = min(part, batch.num_rows - start)
             first = following[batch.dataset]

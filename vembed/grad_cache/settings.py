@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section, only_with
+from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
 
 class GradCacheSettings(Section):
@@ -16,4 +16,10 @@ class GradCacheSettings(Section):
         ge=1,
         description="Rows per chunk. A batch of one chunk is the plain step.",
         json_schema_extra=COMMON | only_with("use_gradient_cache", True),
+    )
+    gradient_cache_chunk_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens per chunk, padding and image patches counted; rows alike in length share a chunk.",
+        json_schema_extra=only_with("use_gradient_cache", True) | instead_of("gradient_cache_chunk_size"),
     )

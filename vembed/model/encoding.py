@@ -2,7 +2,7 @@
 
 items alike in modality, about in order of length     _windows
 a window of them, loaded and tokenised once           _prepared       in threads, one window ahead
-batches of rows alike in their number of tokens       _batches
+batches of rows alike in their number of tokens       groups_within
 batch -> embeddings, in the order of the items        encode_items
 """
 
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from vembed.errors import ModelError, UsageError
+from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel, unit_vectors
-from vembed.model.processors.base import ItemProcessor
+from vembed.model.processors.base import MAX_THREADS, ItemProcessor
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
 from vembed.utils.onednn import quick_linear
 
 Features = Literal["model", "tower", "slice"]
 
-_MAX_THREADS = 8
 _TEXT_WINDOW = 16  # batches of texts that are tokenised and put in order together
 # Tokens of a batch, padding included. More only leave a CPU's cache; an accelerator needs many to be busy.
 _CPU_TOKENS = 2**11
@@ -85,7 +85,7 @@ def _encode(
     parts: list[_Part] = []
     tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
     for rows, window in _prepared(processor, items, options):
-        for batch in _batches(processor.num_tokens(window).tolist(), options.batch_size, tokens_at_once):
+        for batch in groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size):
             inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
             with torch.inference_mode(), quick_linear():
                 embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
@@ -151,7 +151,7 @@ def _prepared(
     """Each window's rows and inputs; the next window is made in threads while this one is embedded."""
     texts_at_once = options.batch_size * (_TEXT_WINDOW if processor.counts_tokens else 1)
     windows = _windows(items, options.batch_size, texts_at_once)
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
 
         def start(rows: list[int]) -> Future[Inputs]:
             chosen = [items[row] for row in rows]
@@ -166,19 +166,3 @@ def _prepared(
         for number, rows in enumerate(windows, 1):
             waiting += [start(following) for following in windows[number : number + 1]]
             yield rows, waiting.pop(0).result()
-
-
-def _batches(num_tokens: Sequence[int], batch_size: int, tokens_at_once: int) -> list[list[int]]:
-    """The rows of a window, longest first, in batches within both limits, padding counted; a batch has a row at least.
-
-    >>> _batches([3, 9, 4, 9], batch_size=3, tokens_at_once=18)
-    [[1, 3], [2, 0]]
-    """
-    batches: list[list[int]] = []
-    for row in sorted(range(len(num_tokens)), key=lambda row: -num_tokens[row]):
-        last = batches[-1] if batches else []
-        if last and len(last) < batch_size and (len(last) + 1) * num_tokens[last[0]] <= tokens_at_once:
-            last.append(row)
-        else:
-            batches.append([row])
-    return batches

@@ -31,7 +31,7 @@ from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 from vembed.retrieval.vector_store import VectorStore
-from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 1024  # items that are encoded before they are written
@@ -152,20 +152,22 @@ class FeatureProcessor(ItemProcessor):
         """As the inner one: a picture that is not known yet."""
         return self._inner.read_picture(picture)
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows, features among them."""
         loaded = self.load_all(items)
         texts, images = self._text_keys(loaded, side), [_image_keys(item) for item in loaded]
-        rest = [
-            replace(item, text=None if text else item.text, images=() if keys else item.images)
-            for item, text, keys in zip(loaded, texts, images, strict=True)
-        ]
-        inputs = self._inner.prepare(rest, side)
+        inputs = self._inner.prepare(_without_known(loaded, texts, images), side)
         keys_of: dict[Tower, list[list[int]]] = {"text": texts, "vision": images}
         given = {FEATURES[tower]: self._given(tower, keys) for tower, keys in keys_of.items()}
         return replace(
             inputs, tensors={**inputs.tensors, **{name: ragged for name, ragged in given.items() if ragged is not None}}
         )
+
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
+        """As the inner one; features count for nothing."""
+        loaded = self.load_all(items)
+        texts, images = self._text_keys(loaded, side), [_image_keys(item) for item in loaded]
+        return self._inner.count_tokens(_without_known(loaded, texts, images), side)
 
     def finish(self, inputs: Inputs) -> Inputs:
         """As the inner one; features are finished."""
@@ -206,6 +208,16 @@ class FeatureProcessor(ItemProcessor):
 def text_key(prompt: str, text: str) -> int:
     """What a text is known by."""
     return mixed_hash(prompt, text)
+
+
+def _without_known(
+    loaded: Sequence[LoadedItem], texts: Sequence[Sequence[int]], images: Sequence[Sequence[int]]
+) -> list[LoadedItem]:
+    """The items without texts and pictures that have keys, which the inner processor need not see."""
+    return [
+        replace(item, text=None if text else item.text, images=() if keys else item.images)
+        for item, text, keys in zip(loaded, texts, images, strict=True)
+    ]
 
 
 def _image_keys(item: LoadedItem) -> list[int]:

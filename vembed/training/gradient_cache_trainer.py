@@ -1,23 +1,25 @@
 """GradientCacheTrainer: from a batch to gradients, through the gradient cache or plainly; the numbers are the same."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from vembed.errors import NotFiniteError
-from vembed.grad_cache.cachex.functional import ChunkedSide, LossScale, cached_backward
+from vembed.grad_cache.cachex.functional import LossScale, cached_backward
 from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
+from vembed.training.chunks import ChunkReader, Cut, cut_side
 from vembed.training.dpo import Reference
-from vembed.types import Batch, Embeddings, Inputs, Processor, Sides, Targets
+from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
 
+_log = logging.getLogger(__name__)
 MOST_NAMED = 8
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -25,21 +27,23 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step says: the unscaled loss of the batch, how many queries and documents it had, and the scale
-    (inverse temperature) that their scores were multiplied by."""
+    """What one step says: the unscaled loss of the batch, how many queries and documents it had, the scale (inverse
+    temperature) that their scores were multiplied by, and how many texts were cut to the model's limit."""
 
     loss: float
     num_queries: int
     num_documents: int
     scale: float
+    num_truncated: int = 0
 
 
 class GradientCacheTrainer:
     """Adds the gradient of the objective over one batch to the model's parameters; the optimiser is not its business.
 
-    A side is cut into chunks of `gradient_cache_chunk_size` rows. A chunk is moved to `device`, finished by the
-    processor and encoded there under `autocast()`; floats of its pictures exist for that long only. A side of no more
-    rows than a chunk is one chunk, and when both are, or with `use_gradient_cache` off, the step is the plain step.
+    A side is cut into chunks of `gradient_cache_chunk_size` rows, or of `gradient_cache_chunk_tokens`. A chunk is
+    prepared, moved to `device`, finished by the processor and encoded there under `autocast()`; a stack of its pictures
+    and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when both are, or
+    with `use_gradient_cache` off, the step is the plain step.
     reference: the model as it was before training, for an objective that compares with it.
     """
 
@@ -57,7 +61,8 @@ class GradientCacheTrainer:
         self._model = model
         self._processor = processor
         self._objective = objective
-        self._chunk_size = settings.gradient_cache_chunk_size if settings.use_gradient_cache else None
+        self._settings = settings
+        self._told_of_long_rows = False
         self._autocast = autocast
         self._device = torch.device(device)
         self.reference = reference
@@ -67,27 +72,45 @@ class GradientCacheTrainer:
 
         Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
-        targets = self._with_reference(move(batch.targets, self._device), batch)
+        reader = ChunkReader(self._processor)
+        queries, documents = self._cut(batch.queries), self._cut(batch.documents)
+        targets = self._with_reference(move(batch.targets, self._device), (queries, documents), reader)
 
-        def loss_of(queries: Embeddings, documents: Embeddings) -> Tensor:
-            loss = self._loss(queries, documents, targets)
+        def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
+            vectors = queries.in_order(query_vectors), documents.in_order(document_vectors)
+            loss = self._loss(*vectors, targets)
             if not math.isfinite(loss.item()):
-                raise NotFiniteError(_not_finite(batch, queries, documents))
+                raise NotFiniteError(_not_finite(batch, *vectors))
             return loss
 
-        loss = cached_backward(self._sides(self._model, batch), loss_of, loss_scale=loss_scale)
+        sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
+        loss = cached_backward(sides, loss_of, loss_scale=loss_scale)
         scale = scale_of(self._model.logit_scale.detach())
-        return StepResult(loss.item(), batch.queries.num_rows, batch.documents.num_rows, scale.item())
+        num_rows = batch.queries.num_rows, batch.documents.num_rows
+        return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
 
-    def _sides(self, model: BaseEmbeddingModel, batch: Batch) -> list[ChunkedSide]:
-        encode = partial(self._encode, model)
-        return [ChunkedSide(encode, inputs, self._chunk_size) for inputs in (batch.queries, batch.documents)]
+    def _cut(self, side: Inputs | ItemRows) -> Cut:
+        cut = cut_side(side, self._processor, self._settings)
+        limit = self._settings.gradient_cache_chunk_tokens
+        if limit is not None and cut.most_tokens > limit and not self._told_of_long_rows:
+            self._told_of_long_rows = True
+            _log.warning(
+                "a row has %d tokens, over gradient_cache_chunk_tokens: %d; such a row is a chunk by itself, and memory"
+                " follows it (max_length cuts texts, max_pixels or image_size pictures)",
+                cut.most_tokens,
+                limit,
+            )
+        return cut
 
-    def _with_reference(self, targets: Targets, batch: Batch) -> Targets:
+    def _with_reference(self, targets: Targets, cuts: tuple[Cut, Cut], reader: ChunkReader) -> Targets:
         if self.reference is None:
             return targets
-        sides = map(self.reference.embed, self._sides(self.reference.model, batch))
-        return replace(targets, reference=Sides(*sides))
+        encode = self._encoder(self.reference.model, reader)
+        queries, documents = (cut.in_order(self.reference.embed(cut.chunked(encode))) for cut in cuts)
+        return replace(targets, reference=Sides(queries, documents))
+
+    def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Inputs | ItemRows], Embeddings]:
+        return lambda chunk: self._encode(model, reader(chunk))
 
     def _loss(self, queries: Embeddings, documents: Embeddings, targets: Targets) -> Tensor:
         return self._objective(

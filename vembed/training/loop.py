@@ -196,26 +196,39 @@ def _accumulate(
 ) -> _Accumulated:
     """Add up the gradient of the mean loss of up to `num_batches` batches; fewer when the epoch ends."""
     total = _Accumulated()
-    while total.num_batches < num_batches:
-        started = time.perf_counter()
-        batch, loader_state = next(batches, (None, None))
-        loaded = time.perf_counter()
-        if batch is None:
-            break
-        try:
-            result = engine.trainer.step(batch, loss_scale=_loss_scale(engine.precision, num_batches))
-            total.losses.append(result.loss)
-        except NotFiniteError as error:
-            total.problem = str(error)
-            _refuse_nan(engine, state, total.problem)
-        state.loader = loader_state
-        state.num_truncated_texts += batch.queries.num_truncated + batch.documents.num_truncated
-        total.num_batches += 1
-        total.num_samples += batch.queries.num_rows
-        total.origins += batch.origins
-        total.load_seconds += loaded - started
-        total.step_seconds += time.perf_counter() - loaded
+    loss_scale = _loss_scale(engine.precision, num_batches)
+    while total.num_batches < num_batches and _add_batch(engine, batches, total, state, loss_scale):
+        pass
     return total
+
+
+def _add_batch(
+    engine: Engine,
+    batches: Iterator[tuple[Batch, LoaderState]],
+    total: _Accumulated,
+    state: TrainState,
+    loss_scale: LossScale,
+) -> bool:
+    """Add the next batch's gradient; False when the epoch has none. No two batches are held at once."""
+    started = time.perf_counter()
+    batch, loader_state = next(batches, (None, None))
+    loaded = time.perf_counter()
+    if batch is None:
+        return False
+    try:
+        result = engine.trainer.step(batch, loss_scale=loss_scale)
+        total.losses.append(result.loss)
+        state.num_truncated_texts += result.num_truncated
+    except NotFiniteError as error:
+        total.problem = str(error)
+        _refuse_nan(engine, state, total.problem)
+    state.loader = loader_state
+    total.num_batches += 1
+    total.num_samples += batch.queries.num_rows
+    total.origins += batch.origins
+    total.load_seconds += loaded - started
+    total.step_seconds += time.perf_counter() - loaded
+    return True
 
 
 def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: TrainState) -> StepRecord:

@@ -2,9 +2,10 @@
 
 Peak = what the process holds already + weights + what a reference holds of its own + gradients + AdamW's moments +
 activations of the chunks whose graphs are alive at once + working memory + the batch's inputs + its embeddings and
-scores. Every row of a batch is padded to the same length, so activations are linear in rows, and two measurements give
-those of any chunk. Working memory (a chunk's gradients before they are added up, what operations need for a moment, and
-what the allocator keeps) is a rule of thumb that benchmark/memory_estimate.py checks.
+scores. Every row of a chunk is padded to the same length, so activations are linear in rows, and two measurements give
+those of any chunk: of the one that holds the longest row, which is padded most. Working memory (a chunk's gradients
+before they are added up, what operations need for a moment, and what the allocator keeps) is a rule of thumb that
+benchmark/memory_estimate.py checks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
 from vembed.losses.strips import DENSE_SCORES
 from vembed.model.base import BaseEmbeddingModel
+from vembed.training.chunks import Side, cut_side
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
-from vembed.types import Batch, Inputs, Processor
+from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
 from vembed.utils.memory import MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
@@ -65,7 +67,7 @@ def estimate_memory(
     sides = (batch.queries, batch.documents)
     with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
         activations = [_activations(model, processor, side, settings, precision) for side in sides]
-    one_chunk = all(side.num_rows <= _chunk_size(side, settings) for side in sides)
+    one_chunk = all(len(cut_side(side, processor, settings).rows) == 1 for side in sides)
     kept = sum(activations) if one_chunk else max(activations)
     return MemoryEstimate(
         {
@@ -76,37 +78,62 @@ def estimate_memory(
             "AdamW": 2 * _num_bytes(learning),
             "activations": kept,
             "working memory": _num_bytes(learning) + round(_WORKING_SHARE * kept),
-            "inputs": _num_bytes(list_tensors(sides)) if device.type == "cpu" else 0,
+            "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
         }
     )
 
 
 def _activations(
-    model: BaseEmbeddingModel, processor: Processor, side: Inputs, settings: GradCacheSettings, precision: Precision
+    model: BaseEmbeddingModel, processor: Processor, side: Side, settings: GradCacheSettings, precision: Precision
 ) -> int:
-    """Bytes that the backward pass of one chunk of a side keeps, from its largest row and its two largest."""
-    largest = _rows_by_size(side)
+    """Bytes that the backward pass of the largest chunk of a side keeps, from its largest row and its two largest."""
+    largest, num_rows_of_chunk = _largest_chunk(side, processor, settings)
 
     def kept(num_rows: int) -> int:
-        inputs = processor.finish(move(select_rows(side, largest[:num_rows]), precision.device))
+        rows = select_rows(side, largest[:num_rows])
+        inputs = rows if isinstance(rows, Inputs) else processor.prepare(rows.items, rows.side)
+        finished = processor.finish(move(inputs, precision.device))
         with _count_saved(model) as saved, precision.autocast():
-            model(inputs)
+            model(finished)
         return sum(saved.values())
 
-    chunk = _chunk_size(side, settings)
     one = kept(1)
-    return one if chunk == 1 else one + (chunk - 1) * (kept(2) - one)
+    return one if num_rows_of_chunk == 1 else one + (num_rows_of_chunk - 1) * (kept(2) - one)
 
 
-def _chunk_size(side: Inputs, settings: GradCacheSettings) -> int:
-    return min(side.num_rows, settings.gradient_cache_chunk_size) if settings.use_gradient_cache else side.num_rows
+def _largest_chunk(side: Side, processor: Processor, settings: GradCacheSettings) -> tuple[Tensor, int]:
+    """Row numbers [rows], those that are largest first, and how many rows share a chunk with the first.
+
+    Chunks of a number of rows take them as they come, so that the largest of a batch may meet; chunks of a number of
+    tokens are those of this batch.
+    """
+    sizes = _row_sizes(side, processor)
+    chunks = cut_side(side, processor, settings).rows
+    if settings.gradient_cache_chunk_tokens is None:
+        return sizes.argsort(descending=True, stable=True), max(map(len, chunks))
+    rows = torch.tensor(max(chunks, key=lambda rows: len(rows) * int(sizes[list(rows)].max())))
+    return rows[sizes[rows].argsort(descending=True, stable=True)], len(rows)
 
 
-def _rows_by_size(side: Inputs) -> Tensor:
-    """Row numbers [rows], those with the most slices first."""
-    slices = sum((ragged.counts for ragged in side.tensors.values()), torch.zeros(side.num_rows, dtype=torch.int64))
-    return slices.argsort(descending=True, stable=True)
+def _row_sizes(side: Side, processor: Processor) -> Tensor:
+    """How large each row is, int64 [rows]: its tokens, or its slices where it is prepared already."""
+    if isinstance(side, ItemRows):
+        return torch.tensor(processor.count_tokens(side.items, side.side), dtype=torch.int64)
+    return sum((ragged.counts for ragged in side.tensors.values()), torch.zeros(side.num_rows, dtype=torch.int64))
+
+
+def _input_bytes(side: Side) -> int:
+    """What the host holds of a side: pixels or files, and tensors that are prepared already."""
+    if isinstance(side, Inputs):
+        return _num_bytes(list_tensors(side))
+    return sum(_image_bytes(image) for item in side.items for image in item.images)
+
+
+def _image_bytes(image: Mapping[str, Tensor] | ImageSource) -> int:
+    if not isinstance(image, ImageSource):
+        return _num_bytes(list(image.values()))
+    return len(image.data or b"")
 
 
 @contextmanager

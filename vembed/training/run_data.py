@@ -50,6 +50,7 @@ def read_run_data(
         raise ConfigError("data_path is missing: name the training data")
     everything = load_datasets(settings.data_path, settings, needs=needs)
     _check_query_images(settings, everything)
+    _check_image_cache(settings, everything)
     test = _load(settings.test_data_path, settings)
     for dataset in (*everything, *test):
         check_dataset(dataset, settings)
@@ -71,6 +72,14 @@ def _check_query_images(settings: DataSettings, datasets: Datasets) -> None:
         raise ConfigError(
             f"query_image_as_negative: has an effect only with retrieval_mode m2i (text and image ask for an image);"
             f" the training data is {modes}"
+        )
+
+
+def _check_image_cache(settings: DataSettings, datasets: Datasets) -> None:
+    if settings.image_host_cache != "uint8" and all(dataset.mode == "t2t" for dataset in datasets):
+        raise ConfigError(
+            f"image_host_cache: {settings.image_host_cache} has no effect: the training data has no images"
+            " (retrieval_mode t2t); take it out"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from vembed.data.hashing import content_hash
 from vembed.data.images import read_image
-from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, EncodedItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _LENGTH = 16
 _SIZE = (8, 8)
@@ -28,8 +28,8 @@ class PlainProcessor:
             images.append({"pixel_values": torch.from_numpy(np.array(image.resize(_SIZE)).transpose(2, 0, 1).copy())})
         return LoadedItem(item.text, tuple(images), content_hash(item), draw, item.origin)
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
-        loaded = [item if isinstance(item, LoadedItem) else self.load(item) for item in items]
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
+        loaded = [self._loaded(item) for item in items]
         texts = [item.text for item in loaded if item.text is not None]
         tokens = [[ord(character) for character in text[:_LENGTH]] for text in texts]
         padded = torch.tensor([row + [0] * (_LENGTH - len(row)) for row in tokens], dtype=torch.int64)
@@ -45,5 +45,13 @@ class PlainProcessor:
         }
         return Inputs(len(loaded), tensors, sum(len(text) > _LENGTH for text in texts))
 
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
+        return [_LENGTH * (item.text is not None) + len(item.images) for item in items]
+
     def finish(self, inputs: Inputs) -> Inputs:
         return inputs
+
+    def _loaded(self, item: AnyItem) -> LoadedItem:
+        if isinstance(item, EncodedItem):
+            return self.load(item.item, item.transform, item.draw)
+        return item if isinstance(item, LoadedItem) else self.load(item)

@@ -21,22 +21,27 @@ def _examples(tmp_path, rows, mode="t2t", **settings):
 
 
 def _collate(tmp_path, rows, mode="t2t", **settings):
-    return Collator(PlainProcessor())(_examples(tmp_path, rows, mode, **settings))
+    return Collator()(_examples(tmp_path, rows, mode, **settings))
 
 
 def _columns(ragged):
     return [part.tolist() for part in ragged.values.split(ragged.counts.tolist())]
 
 
-def _texts(inputs):
-    tokens = inputs.tensors["input_ids"].values
-    return ["".join(chr(code) for code in row if code) for row in tokens.tolist()]
+def _texts(rows):
+    return [item.text for item in rows.items]
+
+
+def _inputs(rows):
+    """What the processor makes of all rows at once."""
+    return PlainProcessor().prepare(rows.items, rows.side)
 
 
 def test_distinct_pairs_stand_in_order(tmp_path):
     batch = _collate(tmp_path, [{"query": f"q{i}", "positive": f"p{i}"} for i in range(3)])
     assert _texts(batch.queries) == ["q0", "q1", "q2"]
     assert _texts(batch.documents) == ["p0", "p1", "p2"]
+    assert (batch.queries.side, batch.documents.side) == ("query", "document")
     assert _columns(batch.targets.positives) == [[0], [1], [2]]
     assert _columns(batch.targets.negatives) == [[], [], []]
     assert batch.targets.query_groups.tolist() == batch.targets.document_groups.tolist() == [-1, -1, -1]
@@ -76,7 +81,7 @@ def test_equal_pictures_at_two_paths_are_one_document(tmp_path):
     rows = [{"query": f"q{i}", "positive": name} for i, name in enumerate(("a.png", "b.png", "c.png"))]
     batch = _collate(tmp_path, rows, "t2i")
     assert _columns(batch.targets.positives) == [[0], [0], [1]]
-    assert batch.documents.tensors["pixel_values"].values.shape == (2, 3, 8, 8)
+    assert _inputs(batch.documents).tensors["pixel_values"].values.shape == (2, 3, 8, 8)
 
 
 def test_different_draws_of_one_picture_are_different_columns_with_one_key(tmp_path):
@@ -85,7 +90,7 @@ def test_different_draws_of_one_picture_are_different_columns_with_one_key(tmp_p
     batch = _collate(tmp_path, rows, "t2i", augment="strong")
     assert _columns(batch.targets.positives) == [[0], [1]]
     assert len(set(batch.targets.document_hashes.tolist())) == 1
-    pixels = batch.documents.tensors["pixel_values"].values
+    pixels = _inputs(batch.documents).tensors["pixel_values"].values
     assert not pixels[0].equal(pixels[1])
 
 
@@ -136,7 +141,7 @@ def test_a_rows_negative_that_equals_its_positive_is_refused(tmp_path):
 
 def test_an_empty_batch_is_refused():
     with pytest.raises(DataError, match="at least one row"):
-        Collator(PlainProcessor())([])
+        Collator()([])
 
 
 def test_text_picture_and_both_stand_in_one_batch(tmp_path):
@@ -144,15 +149,15 @@ def test_text_picture_and_both_stand_in_one_batch(tmp_path):
     both = {"text": "words", "image": "a.png"}
     rows = [{"query": "q0", "positive": both}, {"query": "q1", "positive": {"text": "w", "image": ["a.png", "a.png"]}}]
     batch = _collate(tmp_path, rows, "t2m")
-    assert batch.documents.tensors["pixel_values"].counts.tolist() == [1, 2]
-    assert batch.documents.tensors["input_ids"].counts.tolist() == [1, 1]
-    assert batch.queries.tensors["pixel_values"].counts.tolist() == [0, 0]
+    assert _inputs(batch.documents).tensors["pixel_values"].counts.tolist() == [1, 2]
+    assert _inputs(batch.documents).tensors["input_ids"].counts.tolist() == [1, 1]
+    assert _inputs(batch.queries).tensors["pixel_values"].counts.tolist() == [0, 0]
 
 
 def test_few_negatives_are_drawn_anew_each_epoch(tmp_path):
     rows = [{"query": "q", "positive": "p", "negatives": [f"n{i}" for i in range(8)]}]
     examples = _examples(tmp_path, rows)
-    collate = Collator(PlainProcessor(), num_hard_negatives=2, seed=0)
+    collate = Collator(num_hard_negatives=2, seed=0)
     drawn = [tuple(_texts(collate(examples, epoch=epoch).documents)[1:]) for epoch in range(8)]
     assert all(len(one) == 2 for one in drawn)
     assert len(set(drawn)) > 3
@@ -176,7 +181,7 @@ def test_scores_follow_the_columns_of_their_documents_and_the_negatives_that_are
     assert _columns(targets.scores) == [[4.0, 3.0, 2.0, 1.0], [0.5]]
     examples = _examples(tmp_path, rows)
     for epoch in range(6):
-        drawn = Collator(PlainProcessor(), num_hard_negatives=1, seed=3)(examples, epoch).targets
+        drawn = Collator(num_hard_negatives=1, seed=3)(examples, epoch).targets
         (negative,) = _columns(drawn.negatives)[0]
         assert _columns(drawn.scored)[0] == [0, 1, negative]
         assert _columns(drawn.scores)[0] == [4.0, 3.0, 1.0 if negative == _columns(drawn.positives)[1][0] else 2.0]
@@ -207,7 +212,7 @@ def test_the_picture_of_a_composed_query_is_a_negative_of_its_own(tmp_path):
     (data,) = load_datasets(path, DataSettings.model_validate({"retrieval_mode": "m2i"}))
     loader = BlockLoader([data], PlainProcessor(), seed=0, num_hard_negatives=0, query_image_as_negative=True)
     examples = [loader.load_example(data[index], epoch=0) for index in range(2)]
-    batch = Collator(PlainProcessor(), num_hard_negatives=0)(examples)
+    batch = Collator(num_hard_negatives=0)(examples)
     assert _columns(batch.targets.positives) == [[0], [1]]
     assert _columns(batch.targets.negatives) == [[2], []]  # the second query's picture is its own positive
     assert batch.documents.num_rows == 3

@@ -62,7 +62,9 @@ def _plain(value):
         return str(value.dtype), tuple(value.shape), value.tolist()
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, tuple | str | int | float | None):
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, str | bytes | int | float | None):
         return value
     return {name: _plain(part) for name, part in vars(value).items()}
 
@@ -98,12 +100,16 @@ def test_the_same_data_in_another_folder_gives_the_same_pictures(tmp_path):
     write_pairs(tmp_path / "here", 8, "i2i", num_negatives=3)
     shutil.copytree(tmp_path / "here", tmp_path / "else" / "where")
     batches = []
-    for folder in ("here", "else/where"):
+    folders = ("here", "else/where")
+    for folder in folders:
         source = [{"path": str(tmp_path / folder / "pairs.jsonl"), "retrieval_mode": "i2i"}]
         loader = _loader(source, augment="strong", num_hard_negatives=1)
         batches.append([(_plain(batch.queries), _plain(batch.documents)) for batch, _ in loader.epoch(0)])
     assert len(batches[0]) == 2
-    assert str(batches[0]) == str(batches[1])
+    here, elsewhere = (
+        str(part).replace(str(tmp_path / folder), "") for part, folder in zip(batches, folders, strict=True)
+    )
+    assert here == elsewhere
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -113,7 +119,7 @@ def test_the_first_batch_of_each_set_is_the_one_of_the_epoch(mixed_source, num_w
     epoch = [_plain(batch) for batch, _ in loader.epoch(0)]
     assert len(firsts) == 3
     assert all(batch in epoch for batch in firsts)
-    assert len({batch["origins"] for batch in firsts}) == 3
+    assert len({tuple(batch["origins"]) for batch in firsts}) == 3
 
 
 def test_epochs_and_seeds_differ_and_repeat(mixed_source):
@@ -279,5 +285,6 @@ def test_a_real_models_processor_gives_the_same_batches_in_workers(clip_folder, 
         loader.close()
     assert runs[0] == runs[1]
     batch, _ = runs[0][0]
-    assert batch["documents"]["tensors"]["pixel_values"]["values"][:2] == ("torch.uint8", (10, 3, 32, 32))
-    assert batch["queries"]["tensors"]["input_ids"]["counts"][2] == [1] * 5
+    pictures = [image for item in batch["documents"]["items"] for image in item["images"]]
+    assert [picture["pixel_values"][:2] for picture in pictures] == [("torch.uint8", (3, 32, 32))] * 10
+    assert len(batch["queries"]["items"]) == 5

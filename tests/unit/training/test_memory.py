@@ -51,7 +51,7 @@ def kept_bytes(model, side):
 
     model.model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        embeddings = model.model(model.processor.finish(side))
+        embeddings = model.model(model.processor.finish(model.processor.prepare(side.items, side.side)))
     assert embeddings.vectors.requires_grad
     return sum(value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in own)
 

@@ -1,6 +1,7 @@
 """Examples into a batch: queries, the distinct documents, and keys that say which belongs to which.
 
-Family differences are the processor's, so this one collator serves every family. Documents are in the order: the
+Items are left as they are: a model's processor makes its inputs of them later, chunk by chunk, and family differences
+are the processor's, so this one collator serves every family. Documents are in the order: the
 positives of all rows, then the negatives. Equal documents (same content, same augmentation draw) are one column, so
 that nothing is encoded twice.
 """
@@ -12,16 +13,15 @@ import torch
 
 from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
-from vembed.types import Batch, LoadedExample, LoadedItem, Processor, Ragged, Targets
+from vembed.types import Batch, HeldItem, ItemRows, LoadedExample, Ragged, Targets
 
 _NO_GROUP = -1
 
 
 class Collator:
-    """Makes batches with a processor. `num_hard_negatives` of each row are used (None: all), drawn per epoch."""
+    """Makes batches. `num_hard_negatives` of each row are used (None: all), drawn per epoch."""
 
-    def __init__(self, processor: Processor, *, num_hard_negatives: int | None = None, seed: int = 0) -> None:
-        self._processor = processor
+    def __init__(self, *, num_hard_negatives: int | None = None, seed: int = 0) -> None:
         self._num_hard_negatives = num_hard_negatives
         self._seed = seed
 
@@ -41,8 +41,8 @@ class Collator:
             if row.query_image is not None and not _is_positive(row.query_image, row):
                 against.append(documents.column(row.query_image, _NO_GROUP))
         return Batch(
-            queries=self._processor.prepare([row.query for row in chosen], "query"),
-            documents=self._processor.prepare(documents.items, "document"),
+            queries=ItemRows(tuple(row.query for row in chosen), "query"),
+            documents=ItemRows(tuple(documents.items), "document"),
             targets=replace(
                 _targets(chosen, documents, positives, negatives),
                 ignored=_rows([row.ignored for row in chosen]),
@@ -62,11 +62,11 @@ class Collator:
 class _Documents:
     """The distinct documents so far and the groups that each is a positive of."""
 
-    items: list[LoadedItem] = field(default_factory=list)
+    items: list[HeldItem] = field(default_factory=list)
     groups: list[list[int]] = field(default_factory=list)
     _columns: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def column(self, item: LoadedItem, group: int) -> int:
+    def column(self, item: HeldItem, group: int) -> int:
         """The column of the document, a new one if its content and draw are new."""
         key = (item.content_hash, item.draw)
         if key not in self._columns:
@@ -110,7 +110,7 @@ def _add_shared(
                 positives[row].append(column)
 
 
-def _is_positive(item: LoadedItem, row: LoadedExample) -> bool:
+def _is_positive(item: HeldItem, row: LoadedExample) -> bool:
     """Whether the row names the item's content as a positive."""
     return item.content_hash in {positive.content_hash for positive in row.positives}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from vembed.registry import Registry
-from vembed.types import Batch, LoadedExample, Processor
+from vembed.types import Batch, LoadedExample
 
 
 class Collate(Protocol):
@@ -14,9 +14,9 @@ class Collate(Protocol):
 
 
 class CollatorClass(Protocol):
-    """What is registered: makes a collator for a processor."""
+    """What is registered: makes a collator."""
 
-    def __call__(self, processor: Processor, *, num_hard_negatives: int | None = None, seed: int = 0) -> Collate: ...
+    def __call__(self, *, num_hard_negatives: int | None = None, seed: int = 0) -> Collate: ...
 
 
 CollatorRegistry: Registry[CollatorClass] = Registry("collator")

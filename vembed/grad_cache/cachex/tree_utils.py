@@ -1,8 +1,9 @@
 """Rows of nested tensors: count them, cut them, join them, move them.
 
-A tree is a tensor, one of the values of `vembed.types` (Inputs, Ragged, Embeddings), or a mapping, list, tuple or
-dataclass of trees. The first axis of a tensor is rows; a Ragged's slices go wherever their row goes; anything that is
-no tensor (None, a number, a string) belongs to all rows and is carried along.
+A tree is a tensor, one of the values of `vembed.types` (Inputs, ItemRows, Ragged, Embeddings), or a mapping, list,
+tuple or dataclass of trees. The first axis of a tensor is rows; a Ragged's slices go wherever their row goes; the items
+of ItemRows are rows, and no tensor that they hold is mapped or moved. Anything that is no tensor (None, a number, a
+string) belongs to all rows and is carried along.
 
 Nothing is guessed from the names of keys, and nothing but rows is cut: columns of padding stay, because only the
 model's processor knows which columns are padding.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vembed.errors import UsageError
-from vembed.types import Embeddings, Inputs, Ragged
+from vembed.types import Embeddings, Inputs, ItemRows, Ragged
 
 Tree = TypeVar("Tree")
 
@@ -70,6 +71,8 @@ def concat_rows(trees: Sequence[Tree]) -> Tree:
         return cast(Tree, _concat_embeddings(cast(Sequence[Embeddings], trees)))
     if isinstance(first, Inputs):
         return cast(Tree, _concat_inputs(cast(Sequence[Inputs], trees)))
+    if isinstance(first, ItemRows):
+        return cast(Tree, _concat_items(cast(Sequence[ItemRows], trees)))
     if _is_branch(first):
         parts = zip(*(_children(tree) for tree in trees), strict=True)
         return _rebuild(first, [concat_rows(part) for part in parts])
@@ -136,6 +139,8 @@ def move(tree: Tree, device: torch.device | str) -> Tree:
 
 
 def _is_branch(tree: object) -> bool:
+    if isinstance(tree, ItemRows):
+        return False
     return isinstance(tree, Mapping | list | tuple) or (is_dataclass(tree) and not isinstance(tree, type))
 
 
@@ -166,6 +171,8 @@ def _row_counts(tree: object) -> Iterator[int]:
     elif isinstance(tree, Inputs):
         yield tree.num_rows
         yield from _row_counts(tree.tensors)
+    elif isinstance(tree, ItemRows):
+        yield tree.num_rows
     elif _is_branch(tree):
         for child in _children(tree):
             yield from _row_counts(child)
@@ -180,6 +187,9 @@ def _pick(tree: Tree, rows: slice | Tensor) -> Tree:
         count = len(range(tree.num_rows)[rows]) if isinstance(rows, slice) else len(rows)
         # How many texts were cut is known of the whole batch only, not of its rows.
         return cast(Tree, Inputs(count, _pick(tree.tensors, rows)))
+    if isinstance(tree, ItemRows):
+        items = tree.items[rows] if isinstance(rows, slice) else tuple(tree.items[row] for row in rows.tolist())
+        return cast(Tree, replace(tree, items=items))
     if _is_branch(tree):
         return _rebuild(tree, [_pick(child, rows) for child in _children(tree)])
     return tree
@@ -208,6 +218,13 @@ def _concat_tensors(tensors: Sequence[Tensor]) -> Tensor:
 def _concat_inputs(parts: Sequence[Inputs]) -> Inputs:
     tensors = concat_rows([part.tensors for part in parts])
     return Inputs(sum(part.num_rows for part in parts), tensors, sum(part.num_truncated for part in parts))
+
+
+def _concat_items(parts: Sequence[ItemRows]) -> ItemRows:
+    sides = {part.side for part in parts}
+    if len(sides) != 1:
+        raise UsageError("queries and documents cannot be joined: their texts get different prompts")
+    return ItemRows(tuple(item for part in parts for item in part.items), sides.pop())
 
 
 def _concat_embeddings(parts: Sequence[Embeddings]) -> Embeddings:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
-from vembed.model.files import ModelFolders
+from vembed.model.files import ModelFolders, read_json
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.naflex import NaflexImages
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
 from vembed.model.processors.texts import TextReader
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, HeldItem, Inputs, LoadedItem, Ragged, Side
+
+_PATCH_SIZE = 16
 
 
 class TowerProcessor(ItemProcessor):
@@ -36,10 +39,12 @@ class TowerProcessor(ItemProcessor):
         images: ImageReader | None,
         *,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        patch_size: int = _PATCH_SIZE,
     ) -> None:
         super().__init__(spec, max_image_pixels=max_image_pixels)
         self._texts = texts
         self._images = images
+        self._patch_size = patch_size
         if spec.pad_to is None:
             self.token_masks = ("attention_mask", "pooled_tokens")
 
@@ -47,18 +52,20 @@ class TowerProcessor(ItemProcessor):
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "TowerProcessor":
         """The processor that the folders hold. Raises ModelError when its files are missing."""
         texts = images = None
+        patch_size = _PATCH_SIZE
         if folders.text is not None:
             texts = TextReader(load_tokenizer(folders.text, settings), spec)
         if folders.image is not None:
             images = image_reader(load_image_processor(folders.image, settings), spec)
-        return cls(spec, texts, images)
+            patch_size = _own_patch_size(folders.image)
+        return cls(spec, texts, images, patch_size=patch_size)
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """uint8 `pixel_values` [3, height, width], and what else the image reader gives."""
         assert self._images is not None
         return self._images.read(picture)
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: prompts put before texts, texts padded to the longest, images still uint8."""
         loaded = self.load_all(items)
         tensors: dict[str, Ragged] = {}
@@ -85,12 +92,36 @@ class TowerProcessor(ItemProcessor):
         tensors: Mapping[str, Ragged] = {**inputs.tensors, "pixel_values": replace(pixels, values=finished)}
         return replace(inputs, tensors=tensors)
 
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
+        """Tokens of each row's text and patches of its images (of 16 x 16 pixels where the model names no size)."""
+        texts = super().count_tokens([LoadedItem(item.text, (), item.content_hash) for item in items], side)
+        return [
+            count + (len(item.images) * self._num_patches if item.images else 0)
+            for count, item in zip(texts, items, strict=True)
+        ]
+
+    @cached_property
+    def _num_patches(self) -> int:
+        """Patches of an image: all have the same, whatever the picture."""
+        pixels = self.read_picture(PIL.Image.new("RGB", (64, 64)))["pixel_values"]
+        if pixels.ndim == 2:  # patches already
+            return len(pixels)
+        return max(1, (pixels.shape[1] // self._patch_size) * (pixels.shape[2] // self._patch_size))
+
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the tokenizer's and the image processor's files."""
         if self._texts is not None:
             self._texts.tokenizer.save_pretrained(text_folder)
         if self._images is not None:
             self._images.save(image_folder)
+
+
+def _own_patch_size(folder: Path) -> int:
+    """The side of a patch in pixels that a model's config.json names."""
+    config = read_json(folder / "config.json")
+    vision = config.get("vision_config", config) if isinstance(config, dict) else {}
+    size = vision.get("patch_size") if isinstance(vision, dict) else None
+    return size if isinstance(size, int) and size > 0 else _PATCH_SIZE
 
 
 def stack_images(loaded: Sequence[LoadedItem]) -> dict[str, Ragged]:

@@ -1,8 +1,10 @@
 """The one base of all processors: items in, a model's inputs out."""
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +19,11 @@ from vembed.errors import DataError, ModelError
 from vembed.model.files import ModelFolders
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Side
+from vembed.types import AnyItem, EncodedItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Side
 
 MAX_IMAGE_PIXELS = 100_000_000
+MAX_THREADS = 8  # that decode pictures
+_COUNTED_AT_ONCE = 256  # texts
 Self = TypeVar("Self", bound="ItemProcessor")
 
 
@@ -47,7 +51,7 @@ class ItemProcessor(ABC):
         """What the model reads of one RGB picture, by tensor name, at the model's size and in uint8."""
 
     @abstractmethod
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: texts tokenised, images still uint8."""
 
     @abstractmethod
@@ -75,6 +79,25 @@ class ItemProcessor(ABC):
             return counted
         rows = torch.repeat_interleave(torch.arange(inputs.num_rows), inputs.tensors["input_ids"].counts)
         return counted.index_add(0, rows, real.sum(dim=1))
+
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
+        """Tokens of each row as the model will read it, alone: of its text, and of its images.
+
+        Nothing is kept: rows of text are tokenised many at a time, rows with images one by one.
+        """
+        counts = [0] * len(items)
+        for rows in _windows(items):
+            inputs = self.prepare([items[row] for row in rows], side)
+            for row, count in zip(rows, self._lengths(inputs).tolist(), strict=True):
+                counts[row] = count
+        return counts
+
+    def _lengths(self, inputs: Inputs) -> Tensor:
+        """Tokens of each row, int64 [rows]; with padding where that is read like the rest."""
+        if self.counts_tokens or "input_ids" not in inputs.tensors:
+            return self.num_tokens(inputs)
+        texts = inputs.tensors["input_ids"]
+        return texts.counts * texts.values.shape[1]
 
     def without_padding(self, inputs: Inputs) -> Inputs:
         """The same inputs without the columns that are padding in all of their texts."""
@@ -107,9 +130,19 @@ class ItemProcessor(ABC):
         images = tuple(self._read(item, index, transform) for index in range(len(item.images)))
         return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
 
-    def load_all(self, items: Sequence[Item | LoadedItem]) -> list[LoadedItem]:
-        """The items, those loaded that are not yet."""
-        return [item if isinstance(item, LoadedItem) else self.load(item) for item in items]
+    def load_all(self, items: Sequence[AnyItem]) -> list[LoadedItem]:
+        """The items, those loaded that are not yet; encoded ones in threads."""
+        if not any(isinstance(item, EncodedItem) for item in items):
+            return [self._loaded(item) for item in items]
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+            return list(threads.map(self._loaded, items))
+
+    def _loaded(self, item: AnyItem) -> LoadedItem:
+        if isinstance(item, LoadedItem):
+            return item
+        if isinstance(item, Item):
+            return self.load(item)
+        return self.load(item.item, item.transform, item.draw)
 
     def _read(self, item: Item, index: int, transform: ImageTransform | None) -> Mapping[str, Tensor]:
         picture = read_image(item.images[index], max_pixels=self.max_image_pixels)
@@ -125,6 +158,15 @@ class ItemProcessor(ABC):
         if (item.text is not None and not spec.can(["text"])) or (item.images and not spec.can(["image"])):
             given = "a text" if not spec.can(["text"]) else "an image"
             raise ModelError(f"{where}a {spec.family} model reads {spec.reads()}; it was given {given}")
+
+
+def _windows(items: Sequence[HeldItem]) -> list[list[int]]:
+    """Row numbers of items to be prepared at once: texts of about one length; each item with images alone."""
+    texts = sorted(
+        (row for row, item in enumerate(items) if not item.images), key=lambda row: len(items[row].text or "")
+    )
+    windows = [texts[start : start + _COUNTED_AT_ONCE] for start in range(0, len(texts), _COUNTED_AT_ONCE)]
+    return windows + [[row] for row, item in enumerate(items) if item.images]
 
 
 def _is_unicode(text: str) -> bool:

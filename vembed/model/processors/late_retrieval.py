@@ -23,7 +23,7 @@ from vembed.model.processors.late_interaction import LateProcessor
 from vembed.model.processors.token_rows import encode_texts, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, Inputs, LoadedItem, Ragged, Side
 
 NUM_AUGMENTATION_TOKENS = 10  # as in each of the three processors
 
@@ -159,7 +159,7 @@ class LateRetrievalProcessor(LateProcessor):
         """uint8 `pixel_values` [slices, ...], and what else the model reads of a picture."""
         return self._reader.read(picture)
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: a sequence for the text, one for each image, all padded to the longest."""
         if not items:
             return Inputs(0, {})

@@ -17,7 +17,7 @@ from vembed.model.processors.texts import let_pad, lower_case, refuse_long_promp
 from vembed.model.processors.token_rows import encode_texts, fill_token, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, Inputs, Ragged, Side
 
 _SIDES: tuple[Side, ...] = ("query", "document")
 
@@ -51,7 +51,7 @@ class LateTextProcessor(LateProcessor):
         """Never called: the spec says that the model reads texts only."""
         raise ModelError("a text model reads no images")
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: prompts put before texts, padded to the longest; queries filled up."""
         if not items:
             return Inputs(0, {})

@@ -12,7 +12,7 @@ from vembed.model.processors.token_rows import fill_token, side_flags
 from vembed.model.processors.vlm import VlmProcessor, VlmRow
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import Inputs, Item, LoadedItem, Side
+from vembed.types import AnyItem, Inputs, LoadedItem, Side
 
 _SCORED = "scored"
 
@@ -32,7 +32,7 @@ class LateVlmProcessor(VlmProcessor):
             fill_token(processor.tokenizer, spec)
         return processor
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows."""
         inputs = super().prepare(items, side)
         return replace(inputs, tensors={**inputs.tensors, "is_document": side_flags(inputs.num_rows, side)})

@@ -22,7 +22,7 @@ from vembed.model.processors.conversation import Conversation, common_ending
 from vembed.model.processors.picture_parts import PictureParts
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
 _NOT_READ = ("attention_mask", "labels")
@@ -112,7 +112,7 @@ class VlmProcessor(ItemProcessor):
             raise DataError(f"{_where(item)}an image cannot be read by this model: {error}") from error
         return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
 
-    def prepare(self, items: Sequence[Item | LoadedItem], side: Side) -> Inputs:
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: `input_ids` and what else there is per token, and the tensors of images."""
         for item in items:
             if isinstance(item, Item):

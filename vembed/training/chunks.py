@@ -1,0 +1,99 @@
+"""How the rows of a batch become the inputs of chunks: which rows share one, and when they are prepared.
+
+A side is cut by a number of rows, in order, or by a number of tokens: then rows that are alike in length share a chunk,
+and the embeddings are put back into the order of the batch. Texts are prepared once per step; rows with pictures
+whenever their chunk is run, for what is made of them is large.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from vembed.errors import UsageError
+from vembed.grad_cache.cachex.budget import groups_within
+from vembed.grad_cache.cachex.functional import ChunkedSide
+from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.types import Embeddings, Inputs, ItemRows, Processor
+
+Side = Inputs | ItemRows
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A side and the row numbers of each chunk of it: every row is in one, and each keeps the order of the side.
+
+    most_tokens: of one row, where rows are cut by tokens.
+    """
+
+    side: Side
+    rows: Sequence[Sequence[int]]
+    most_tokens: int = 0
+
+    @cached_property
+    def chunks(self) -> list[Side]:
+        """The side in these chunks, the same objects each time."""
+        return [_taken(self.side, rows) for rows in self.rows]
+
+    def chunked(self, encode: Callable[[Side], Embeddings]) -> ChunkedSide:
+        """The side for the gradient cache; its embeddings are those of the chunks, one after the other."""
+        return ChunkedSide(encode, self.chunks, max(map(len, self.rows)), split=lambda chunks, _: chunks)
+
+    def in_order(self, embeddings: Embeddings) -> Embeddings:
+        """The embeddings of all chunks, one after the other, in the order of the side."""
+        places = torch.tensor([row for rows in self.rows for row in rows], dtype=torch.int64)
+        if torch.equal(places, torch.arange(len(places))):
+            return embeddings
+        return select_rows(embeddings, places.argsort().to(embeddings.vectors.device))
+
+
+def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> Cut:
+    """The chunks that the settings ask for; a row over gradient_cache_chunk_tokens is one by itself.
+
+    Raises UsageError for Inputs that are to be cut by tokens.
+    """
+    if not settings.use_gradient_cache:
+        return Cut(side, [range(side.num_rows)])
+    if settings.gradient_cache_chunk_tokens is None:
+        size = settings.gradient_cache_chunk_size
+        starts = range(0, max(side.num_rows, 1), size)
+        return Cut(side, [range(start, min(start + size, side.num_rows)) for start in starts])
+    if isinstance(side, Inputs):
+        raise UsageError("gradient_cache_chunk_tokens: rows that are prepared already are padded; give ItemRows")
+    counts, most = processor.count_tokens(side.items, side.side), settings.gradient_cache_chunk_tokens
+    rows = [sorted(group) for group in groups_within(counts, most)]
+    return Cut(side, rows or [range(0)], max(counts, default=0))
+
+
+def _taken(side: Side, rows: Sequence[int]) -> Side:
+    if isinstance(rows, range):
+        return side if len(rows) == side.num_rows else take_rows(side, rows.start, rows.stop)
+    return select_rows(side, torch.tensor(rows, dtype=torch.int64))
+
+
+class ChunkReader:
+    """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._kept: dict[ItemRows, Inputs] = {}
+        self._num_truncated: dict[ItemRows, int] = {}
+
+    def __call__(self, chunk: Side) -> Inputs:
+        """The chunk's inputs, on the host."""
+        if isinstance(chunk, Inputs):
+            return chunk  # whose texts were counted when they were cut
+        if chunk in self._kept:
+            return self._kept[chunk]
+        inputs = self._processor.prepare(chunk.items, chunk.side)
+        self._num_truncated[chunk] = inputs.num_truncated
+        if not any(item.images for item in chunk.items):
+            self._kept[chunk] = inputs
+        return inputs
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were cut to the model's limit, in all chunks that were prepared here, each counted once."""
+        return sum(self._num_truncated.values())
