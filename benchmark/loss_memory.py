@@ -1,11 +1,13 @@
 """Memory and time of a loss alone, value and gradient: the full matrix of scores against strips of it.
 
-    python benchmark/loss_memory.py [--loss infonce] [--sizes 2048 4096 8192 16384 32768 65536]
+    python benchmark/loss_memory.py [--loss infonce] [--classes 4] [--sizes 2048 4096 8192 16384 32768 65536]
 
-As many queries as documents, random vectors of width 512 with a gradient, temperature learned. Each size and form has a
-process of its own. Memory is how far the peak of resident memory rises over that of the embeddings themselves (VmHWM);
-it holds their gradients too. The full matrix is measured up to --most_full and computed beyond, as its largest measured
-size times the square of the ratio (marked ~). Time is processor time on one thread. Values and gradients must agree.
+As many queries as documents, random vectors of width 512 with a gradient, temperature learned. Each query has one
+document of its own; with --classes, all those of its class: of four classes, a quarter of all scores are of positives.
+Each size and form has a process of its own. Memory is how far the peak of resident memory rises over that of the
+embeddings themselves (VmHWM); it holds their gradients too. The full matrix is measured up to --most_full and computed
+beyond, as its largest measured size times the square of the ratio (marked ~). Time is processor time on one thread.
+Values and gradients must agree.
 """
 # ruff: noqa: PLC0415 - the parent process imports nothing heavy
 
@@ -26,6 +28,7 @@ def main() -> None:
     """Run every size in both forms, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", default="infonce")
+    parser.add_argument("--classes", type=int)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 4096, 8192, 16_384, 32_768, 65_536])
     parser.add_argument("--most_full", type=int, default=16_384)
     parser.add_argument("--repeats", type=int, default=1)
@@ -34,7 +37,8 @@ def main() -> None:
     if options.worker:
         work(options, *options.worker)
         return
-    print(f"loss {options.loss}, width {WIDTH}, processor seconds on one thread")
+    classes = f", rows in {options.classes} classes" if options.classes else ""
+    print(f"loss {options.loss}{classes}, width {WIDTH}, processor seconds on one thread")
     print(f"{'queries':>8} {'full MiB':>10} {'strips MiB':>11} {'memory':>8} {'full s':>8} {'strips s':>9} {'time':>6}")
     with tempfile.TemporaryDirectory() as folder:
         compare(options, Path(folder))
@@ -63,6 +67,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 def run(options: argparse.Namespace, form: str, size: int, file: Path) -> dict[str, float]:
     """What a process of its own measures; its value and gradients are in `file`."""
     command = [sys.executable, __file__, "--loss", options.loss, "--repeats", str(options.repeats)]
+    command += ["--classes", str(options.classes)] if options.classes else []
     command += ["--worker", form, str(size), str(file)]
     answer: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return answer
@@ -98,7 +103,7 @@ def work(options: argparse.Namespace, form: str, size: str, file: str) -> None:
 
     def differentiate(number: int):
         queries, documents = (Embeddings(side[:number]) for side in sides)
-        loss = objective(queries, documents, pairs(number), logit_scale=scale)
+        loss = objective(queries, documents, pairs(number, options.classes), logit_scale=scale)
         return loss.detach(), *torch.autograd.grad(loss, [*sides, scale])
 
     differentiate(64)  # loads the library of matrix products, with its buffers
@@ -114,18 +119,18 @@ def work(options: argparse.Namespace, form: str, size: str, file: str) -> None:
     torch.save([result.clone() for result in results], file)
 
 
-def pairs(number: int):
-    """Targets of as many rows, each with one document of its own."""
+def pairs(number: int, classes: int | None):
+    """Targets of as many rows, each with one document of its own, and its place in one of the classes."""
     import torch
 
     from vembed.types import Ragged, Targets
 
     numbers = torch.arange(number)
-    none = torch.full((number,), -1)
+    groups = numbers % classes if classes else torch.full((number,), -1)
     return Targets(
-        query_groups=none,
+        query_groups=groups,
         query_hashes=numbers,
-        document_groups=none,
+        document_groups=groups,
         document_hashes=numbers + number,
         positives=Ragged(numbers, torch.ones_like(numbers)),
         negatives=Ragged(numbers[:0], torch.zeros_like(numbers)),

@@ -7,7 +7,9 @@ document's column, or both. So all it needs is
     log sum exp (and sum) of the negatives of a row    [queries]
     log sum exp (and sum) of those of a column         [documents]
 
-which `contrasts` makes in one sweep over strips of rows; a column's log-sum-exp grows from strip to strip. Whatever
+which `contrasts` makes in one sweep over strips of rows; a column's log-sum-exp grows from strip to strip. Where rows
+fall into a few large classes, pairs would be as many as scores: then they are not kept, and `vembed.losses.softmax`
+makes them strip by strip in a sweep of its own. Whatever
 differentiable function of these a loss is, its gradient with respect to a score is then known from the score alone,
 
     d/d s_qd = w_qd ( a_q exp(s_qd - row_q) + b_d exp(s_qd - column_d) + ... )
@@ -29,6 +31,8 @@ from vembed.losses.masks import Masks, MaskStrips
 from vembed.losses.objective import ScoreView
 from vembed.losses.strips import ScoreStrips, is_small, masked_real, strip_rows, strip_vectors
 
+# Positive pairs that are kept at most; more are made anew, strip by strip.
+PAIRS_KEPT = 2**20
 # The log of a sum of nothing: far below any score, but finite, so that no gradient is NaN.
 NOTHING = -1e30
 
@@ -70,14 +74,28 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Contrasts:
-    """The positive pairs in order of queries, int64 [pairs] each, their scores, and what stands against both sides."""
+class Pairs:
+    """The positive pairs in order of queries, int64 [pairs] each, and their scores [pairs]."""
 
     queries: Tensor
     documents: Tensor
     scores: Tensor
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """The positive pairs of a batch, None where they are too many to keep, and what stands against both sides.
+
+    per_query, per_document: how many positives each has, int64 [queries] and [documents].
+    """
+
+    view: ScoreView
+    masks: MaskStrips
+    pairs: Pairs | None
     by_query: Against
     by_document: Against
+    per_query: Tensor
+    per_document: Tensor
 
 
 def all_negatives(_scores: Tensor, masks: Masks) -> Candidates:
@@ -97,11 +115,21 @@ def contrasts(
     if is_small(view):
         return _dense_contrasts(view, masks, choose, totals=totals)
     plan = _Plan(view, masks, choose, columns, totals)
-    return Contrasts(*_with_sides(_Sums(*_StripContrasts.apply(*strip_vectors(view), view.scale, view.bias, plan))))
+    sums = _Sums(*_StripContrasts.apply(*strip_vectors(view), view.scale, view.bias, plan))
+    kept = len(sums.queries) == int(sums.per_query.sum())
+    return Contrasts(
+        view,
+        masks,
+        Pairs(sums.queries, sums.documents, sums.scores) if kept else None,
+        Against(sums.row_log_sum, sums.row_total, sums.row_count),
+        Against(sums.column_log_sum, sums.column_total, sums.column_count),
+        sums.per_query,
+        sums.per_document,
+    )
 
 
 class _Sums(NamedTuple):
-    """What one sweep gives."""
+    """What one sweep gives. No pairs where they are more than are kept."""
 
     queries: Tensor
     documents: Tensor
@@ -112,6 +140,8 @@ class _Sums(NamedTuple):
     column_log_sum: Tensor
     column_total: Tensor
     column_count: Tensor
+    per_query: Tensor
+    per_document: Tensor
 
 
 @dataclass(frozen=True)
@@ -123,12 +153,6 @@ class _Plan:
     totals: bool
 
 
-def _with_sides(sums: _Sums) -> tuple[Tensor, Tensor, Tensor, Against, Against]:
-    by_query = Against(sums.row_log_sum, sums.row_total, sums.row_count)
-    by_document = Against(sums.column_log_sum, sums.column_total, sums.column_count)
-    return sums.queries, sums.documents, sums.scores, by_query, by_document
-
-
 def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, totals: bool) -> Contrasts:
     raw = view.scorer(view.queries, view.documents)
     kinds = masked_real(next(masks(max(1, num_rows(view.queries)))), view)
@@ -138,11 +162,13 @@ def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, tota
     queries, documents = kinds.positive.nonzero(as_tuple=True)
     negative = candidates.negative
     return Contrasts(
-        queries,
-        documents,
-        scores[queries, documents],
+        view,
+        masks,
+        Pairs(queries, documents, scores[queries, documents]),
         _against(scores, logits, negative, totals=totals),
         _against(scores.T, logits.T, negative.T, totals=totals),
+        kinds.positive.sum(dim=1),
+        kinds.positive.sum(dim=0),
     )
 
 
@@ -178,7 +204,9 @@ class _StripContrasts(torch.autograd.Function):
         ctx.save_for_backward(
             queries, documents, scale, bias, sums.queries, sums.documents, sums.row_log_sum, sums.column_log_sum
         )
-        ctx.mark_non_differentiable(sums.queries, sums.documents, sums.row_count, sums.column_count)
+        ctx.mark_non_differentiable(
+            *(sums.queries, sums.documents, sums.row_count, sums.column_count, sums.per_query, sums.per_document)
+        )
         return tuple(sums)
 
     @staticmethod
@@ -236,14 +264,19 @@ class _Sweep:
         self._row_log_sum, self._row_total, self._row_count = scale.new_zeros(3, num_queries)
         self._column_log_sum = scale.new_full((num_documents,), float("-inf"))
         self._column_total, self._column_count = scale.new_zeros(2, num_documents)
+        self._per_query = torch.zeros(num_queries, dtype=torch.int64, device=scale.device)
+        self._per_document = torch.zeros(num_documents, dtype=torch.int64, device=scale.device)
 
     def add(self, start: int, raw: Tensor, masks: Masks) -> None:
         """The strip of scores [rows, documents] from query `start` on."""
         candidates = self._plan.choose(raw, masks)
-        queries, documents = masks.positive.nonzero(as_tuple=True)
-        self._pairs.add(queries + start, documents, self._shifted(raw[queries, documents]))
-        logits = _logits(raw, candidates, self._scale, self._bias)
         rows = slice(start, start + len(raw))
+        self._per_query[rows] = masks.positive.sum(dim=1)
+        self._per_document += masks.positive.sum(dim=0)
+        if self._pairs.has_room(int(self._per_query[rows].sum())):
+            queries, documents = masks.positive.nonzero(as_tuple=True)
+            self._pairs.add(queries + start, documents, self._shifted(raw[queries, documents]))
+        logits = _logits(raw, candidates, self._scale, self._bias)
         self._row_log_sum[rows] = logits.logsumexp(dim=1)
         if self._plan.columns:
             torch.logaddexp(self._column_log_sum, logits.logsumexp(dim=0), out=self._column_log_sum)
@@ -258,7 +291,8 @@ class _Sweep:
         """What all strips add up to."""
         row_log_sum, column_log_sum = (side.clamp(min=NOTHING) for side in (self._row_log_sum, self._column_log_sum))
         rows = (row_log_sum, self._row_total.clone(), self._row_count.clone())
-        return _Sums(*self._pairs.all(), *rows, column_log_sum, self._column_total.clone(), self._column_count.clone())
+        columns = (column_log_sum, self._column_total.clone(), self._column_count.clone())
+        return _Sums(*self._pairs.all(), *rows, *columns, self._per_query, self._per_document)
 
     def _shifted(self, raw: Tensor) -> Tensor:
         scaled = raw * self._scale
@@ -266,12 +300,23 @@ class _Sweep:
 
 
 class _Pairs:
-    """The positive pairs so far, in room that doubles when it is full. `like`: a tensor of the scores' dtype."""
+    """The positive pairs so far, in room that doubles when it is full; none, once they were more than are kept.
+
+    like: a tensor of the scores' dtype.
+    """
 
     def __init__(self, room: int, like: Tensor) -> None:
         self._numbers = torch.empty(2, room, dtype=torch.int64, device=like.device)
         self._scores = like.new_empty(room)
         self._length = 0
+        self._too_many = False
+
+    def has_room(self, more: int) -> bool:
+        """Whether so many more are to be added. Too many once, all are forgotten."""
+        if not self._too_many and self._length + more > PAIRS_KEPT:
+            self._too_many, self._length = True, 0
+            self._numbers, self._scores = self._numbers[:, :0], self._scores[:0]
+        return not self._too_many
 
     def add(self, queries: Tensor, documents: Tensor, scores: Tensor) -> None:
         """Pairs [pairs] that come after those so far."""

@@ -1,14 +1,62 @@
-"""Small sums that softmax losses are made of: over the pairs, anchors and candidates of `contrasts`."""
+"""What softmax losses are made of: sums over positive pairs, and over what `contrasts` found to stand against them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vembed.losses.contrasts import NOTHING, Against
+from vembed.losses.contrasts import NOTHING, Against, Contrasts
+from vembed.losses.masks import Masks
+from vembed.losses.strips import sum_over_strips
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """One side of pairs: what stands against it, and its weight, [pairs] each, or [rows, 1] and [documents] beside
+    scores [rows, documents].
+
+    weight: 1 / (the anchor's pairs x the anchors that have any): a weighted sum over pairs is the mean over anchors of
+    the mean over an anchor's pairs.
+    """
+
+    against: Against
+    weight: Tensor
+
+    def at(self, numbers: Tensor) -> "Anchors":
+        """Those with these numbers, int64 [pairs]."""
+        return Anchors(self.against.at(numbers), self.weight[numbers])
+
+
+# Scores of pairs, their queries and their documents as anchors -> losses of the scores' shape.
+PairLoss = Callable[[Tensor, Anchors, Anchors], Tensor]
+
+
+def sum_over_pairs(found: Contrasts, loss: PairLoss, by_query: Against, by_document: Against) -> Tensor:
+    """The sum of `loss` over all positive pairs, a scalar; by_query, by_document: what stands against their sides.
+
+    The loss of a pair must depend on nothing of other pairs. It is asked for pairs alone, or for whole strips of scores
+    where `found` has not kept the pairs.
+    """
+    query, document = _anchors(by_query, found.per_query), _anchors(by_document, found.per_document)
+    if found.pairs is not None:
+        pairs = found.pairs
+        return loss(pairs.scores, query.at(pairs.queries), document.at(pairs.documents)).sum()
+
+    def of_strip(scores: Tensor, masks: Masks, *sums: Tensor) -> tuple[Tensor, Tensor]:
+        rows = slice(masks.start, masks.start + len(scores))
+        queries = Anchors(Against(*(one[rows, None] for one in sums[:3])), query.weight[rows, None])
+        losses = loss(scores, queries, Anchors(Against(*sums[3:]), document.weight))
+        return losses.masked_fill(~masks.positive, 0).sum(), scores.new_zeros(())
+
+    sums = [one for side in (by_query, by_document) for one in (side.log_sum, side.total, side.count)]
+    total, _ = sum_over_strips(found.view, found.masks, of_strip, *sums)
+    return total
 
 
 def pair_losses(scores: Tensor, against: Against, label_smoothing: float = 0.0) -> Tensor:
-    """-log of the softmax of each pair's score [pairs] among itself and what stands against it, [pairs].
+    """-log of the softmax of each pair's score among itself and what stands against it, entry by entry.
 
     With label smoothing e, a share e of the target is spread evenly over the pair and all of its candidates.
 
@@ -22,19 +70,6 @@ def pair_losses(scores: Tensor, against: Against, label_smoothing: float = 0.0) 
     return losses + label_smoothing * (against.count * scores - against.total) / (1 + against.count)
 
 
-def mean_over_anchors(losses: Tensor, anchors: Tensor, num_anchors: int) -> Tensor:
-    """The mean over the anchors that have a pair of the mean over an anchor's pairs, a scalar; 0 without pairs.
-
-    losses, anchors (int64, each pair's anchor): [pairs].
-
-    >>> mean_over_anchors(torch.tensor([1.0, 3.0, 6.0]), torch.tensor([0, 0, 2]), 3)
-    tensor(4.)
-    """
-    num_pairs = torch.bincount(anchors, minlength=num_anchors)
-    order = anchors.argsort(stable=True)
-    return (losses[order] / num_pairs[anchors[order]]).sum() / (num_pairs > 0).sum().clamp(min=1)
-
-
 def log_sum_by(values: Tensor, numbers: Tensor, length: int) -> Tensor:
     """log of the sum of exp over the values [entries] with each number (int64 [entries]), [length]; NOTHING for none.
 
@@ -45,3 +80,8 @@ def log_sum_by(values: Tensor, numbers: Tensor, length: int) -> Tensor:
     sums = values.new_zeros(length).index_add(0, numbers, (values - highest[numbers]).exp())
     some = sums > 0
     return torch.where(some, torch.where(some, sums, 1).log() + highest, NOTHING)
+
+
+def _anchors(against: Against, num_pairs: Tensor) -> Anchors:
+    num_anchors = (num_pairs > 0).sum()
+    return Anchors(against, 1 / (num_pairs.to(against.log_sum.dtype) * num_anchors).clamp(min=1))

@@ -41,7 +41,7 @@ class Strip:
     pull: Pull
 
 
-StripLoss = Callable[[Tensor, Masks], tuple[Tensor, Tensor]]
+StripLoss = Callable[..., tuple[Tensor, Tensor]]
 
 
 def is_small(view: ScoreView) -> bool:
@@ -64,16 +64,17 @@ def masked_real(masks: Masks, view: ScoreView) -> Masks:
     return Masks(masks.positive & real, masks.valid & real, masks.explicit & real, masks.start)
 
 
-def sum_over_strips(view: ScoreView, masks: MaskStrips, loss: StripLoss) -> tuple[Tensor, Tensor]:
+def sum_over_strips(view: ScoreView, masks: MaskStrips, loss: StripLoss, *others: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over all strips of what `loss` gives for one: a scalar, and a scalar count without gradient.
 
-    loss: scores [rows, documents] with temperature and bias, and their masks -> the two scalars. It must need nothing
-    of other rows, so that the sums do not depend on where strips begin.
+    loss: scores [rows, documents] with temperature and bias, their masks, and the `others` (floats of any shape) -> the
+    two scalars. It must need nothing of other rows but what the others say of them, so that the sums do not depend on
+    where strips begin.
     """
     if is_small(view):
-        return loss(view.dense(), masked_real(next(masks(max(1, num_rows(view.queries)))), view))
+        return loss(view.dense(), masked_real(next(masks(max(1, num_rows(view.queries)))), view), *others)
     queries, documents = strip_vectors(view)
-    total, count = _StripSum.apply(queries, documents, view.scale, view.bias, _Plan(view, masks, loss))
+    total, count = _StripSum.apply(queries, documents, view.scale, view.bias, _Plan(view, masks, loss), *others)
     return total, count
 
 
@@ -148,7 +149,7 @@ class _Plan:
 
 
 class _StripSum(torch.autograd.Function):
-    """(queries, documents, scale [1], bias [1] or None, plan) -> total and count, both scalars."""
+    """(queries, documents, scale [1], bias [1] or None, plan, others) -> total and count, both scalars."""
 
     @staticmethod
     def forward(
@@ -158,24 +159,29 @@ class _StripSum(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor | None,
         plan: _Plan,
+        *others: Tensor,
     ) -> tuple[Tensor, Tensor]:
         learn = any(ctx.needs_input_grad)
+        leaves = [other.detach().requires_grad_(learn) for other in others]
+        of_others = [torch.zeros_like(leaf) for leaf in leaves]
         strips = ScoreStrips(plan.view, queries, documents, learn=learn)
         total, count = scale.new_zeros(()), scale.new_zeros(())
         of_scale, of_bias = torch.zeros_like(scale), torch.zeros_like(scale)
         for strip, masks in zip(strips, plan.masks(strip_rows(plan.view)), strict=True):
             scores = (strip.scores * scale if bias is None else strip.scores * scale + bias).requires_grad_(learn)
             with torch.set_grad_enabled(learn):
-                part, counted = plan.loss(scores, masked_real(masks, plan.view))
+                part, counted = plan.loss(scores, masked_real(masks, plan.view), *leaves)
             total += part.detach()
             count += counted.detach()
             if learn and part.requires_grad:
-                (gradient,) = torch.autograd.grad(part, scores)
+                gradient, *more = torch.autograd.grad(part, [scores, *leaves], materialize_grads=True)
+                for of_other, added in zip(of_others, more, strict=True):
+                    of_other.add_(added)
                 of_bias += gradient.sum()
                 of_scale += torch.linalg.vecdot(gradient.flatten(), strip.scores.flatten())
                 strip.pull(gradient * scale)
         if learn:
-            ctx.save_for_backward(*strips.gradients, of_scale, of_bias)
+            ctx.save_for_backward(*strips.gradients, of_scale, of_bias, *of_others)
         ctx.has_bias = bias is not None
         ctx.mark_non_differentiable(count)
         return total, count
@@ -187,5 +193,5 @@ class _StripSum(torch.autograd.Function):
         gradient: Tensor,
         _of_count: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        of_queries, of_documents, of_scale, of_bias = (saved * gradient for saved in ctx.saved_tensors)
-        return of_queries, of_documents, of_scale, of_bias if ctx.has_bias else None, None
+        of_queries, of_documents, of_scale, of_bias, *of_others = (saved * gradient for saved in ctx.saved_tensors)
+        return of_queries, of_documents, of_scale, of_bias if ctx.has_bias else None, None, *of_others

@@ -48,6 +48,41 @@ def test_strips_equal_the_full_matrix(name, scorer_name, rows, in_strips):
         assert_close(value_and_gradients(name, batch, scorer), wanted, 1e-12)
 
 
+PAIRED = [name for name in CASES if name.startswith(("infonce", "supcon", "hard", "cosent in_batch", "colbert", "mrl"))]
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("name", [*PAIRED, "preference infonce"])
+def test_positives_that_are_too_many_to_keep_are_made_anew(name, kept, in_strips, monkeypatch):
+    """In batches of large classes; kept: so many pairs, of which the first strips may have fewer."""
+    scorer, tokens = SCORERS["maxsim" if name.startswith("colbert") else "cosine"]
+    batches = [random_batch(seed, tokens=tokens, num_keys=2) for seed in range(NUM_SEEDS)]
+    expected = [value_and_gradients(name, batch, scorer) for batch in batches]
+    in_strips(2)
+    monkeypatch.setattr(contrasts, "PAIRS_KEPT", kept)
+    sizes = []
+    real = contrasts._Pairs.all
+    monkeypatch.setattr(contrasts._Pairs, "all", lambda pairs: sizes.append(len(real(pairs)[0])) or real(pairs))
+    for batch, wanted in zip(batches, expected, strict=True):
+        assert_close(value_and_gradients(name, batch, scorer), wanted, 1e-12)
+    assert max(sizes) <= kept
+    assert len(sizes) >= NUM_SEEDS
+
+
+@pytest.mark.parametrize("name", ["infonce own sides", "supcon", "infonce smoothed"])
+def test_the_gradient_of_pairs_made_anew_is_the_derivative(name, in_strips, monkeypatch):
+    batch = random_batch(5, num_keys=2)
+    in_strips(2)
+    monkeypatch.setattr(contrasts, "PAIRS_KEPT", 0)
+
+    def function(queries, documents, scale, bias):
+        return evaluate(
+            name, type(batch)(Embeddings(queries), Embeddings(documents), batch.targets, scale, bias), cosine
+        )
+
+    assert torch.autograd.gradcheck(function, tuple(batch.leaves))
+
+
 @pytest.mark.parametrize("name", ["infonce", "infonce smoothed", "sigmoid", "supcon"])
 def test_in_float32_strips_equal_the_full_matrix_to_rounding(name, in_strips):
     batches = [random_batch(seed).to(torch.float32) for seed in range(NUM_SEEDS)]

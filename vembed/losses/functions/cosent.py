@@ -7,15 +7,16 @@ with scaled scores s. `cosent_pairs: graded` compares the (query, document) pair
 https://doi.org/10.1109/TASLP.2024.3402087; first described by Su 2022, https://kexue.fm/archives/8847.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vembed.losses.contrasts import NOTHING, contrasts
+from vembed.losses.contrasts import NOTHING, Candidates, contrasts
 from vembed.losses.graded import graded_pairs
-from vembed.losses.masks import mask_strips
+from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import CoSENTSettings
 from vembed.types import Targets
@@ -26,10 +27,22 @@ def cosent(view: ScoreView, targets: Targets, settings: CoSENTSettings) -> Tenso
     if settings.cosent_pairs == "graded":
         pairs = graded_pairs(targets, "loss_type cosent")
         return ranking_loss(view.pairs(pairs.queries, pairs.documents), pairs.grades)
-    found = contrasts(view, partial(mask_strips, targets), columns=False)
-    if len(found.scores) == 0:
-        return found.scores.sum()
-    return functional.softplus(found.by_query.log_sum.logsumexp(dim=0) + (-found.scores).logsumexp(dim=0))
+    masks = partial(mask_strips, targets)
+    found = contrasts(view, masks, columns=False)
+    if found.pairs is not None:
+        lowest = (-found.pairs.scores).logsumexp(dim=0) if len(found.pairs.scores) else view.scale.new_tensor(NOTHING)
+    else:
+        lowest = contrasts(_negated(view), masks, _positives, columns=False).by_query.log_sum.logsumexp(dim=0)
+    return functional.softplus(found.by_query.log_sum.logsumexp(dim=0) + lowest)
+
+
+def _negated(view: ScoreView) -> ScoreView:
+    """All scores with the other sign."""
+    return replace(view, scale=-view.scale, bias=None if view.bias is None else -view.bias)
+
+
+def _positives(_scores: Tensor, masks: Masks) -> Candidates:
+    return Candidates(masks.positive)
 
 
 def ranking_loss(scores: Tensor, grades: Tensor) -> Tensor:

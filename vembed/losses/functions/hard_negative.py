@@ -16,7 +16,7 @@ from vembed.losses.contrasts import Candidates, contrasts
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import HardNegativeSettings
-from vembed.losses.softmax import mean_over_anchors, pair_losses
+from vembed.losses.softmax import Anchors, pair_losses, sum_over_pairs
 from vembed.types import Targets
 
 
@@ -24,8 +24,12 @@ def hard_negative(view: ScoreView, targets: Targets, settings: HardNegativeSetti
     """The loss, a scalar."""
     choose = partial(_hardest, number=settings.num_hardest)
     found = contrasts(view, partial(mask_strips, targets), choose, columns=False)
-    losses = pair_losses(found.scores, found.by_query.at(found.queries))
-    return mean_over_anchors(losses, found.queries, len(found.by_query.log_sum))
+    return sum_over_pairs(found, _losses, found.by_query, found.by_document)
+
+
+def _losses(scores: Tensor, query: Anchors, _document: Anchors) -> Tensor:
+    """The weighted losses of pairs with these scores."""
+    return query.weight * pair_losses(scores, query.against)
 
 
 def _hardest(scores: Tensor, masks: Masks, number: int) -> Candidates:

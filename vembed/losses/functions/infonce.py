@@ -29,11 +29,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vembed.losses.contrasts import Against, Candidates, Choose, Contrasts, all_negatives, contrasts
+from vembed.losses.contrasts import Against, Candidates, Choose, all_negatives, contrasts
 from vembed.losses.masks import Masks, MaskStrips, document_mask_strips, mask_strips, query_mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import InfoNCESettings
-from vembed.losses.softmax import mean_over_anchors, pair_losses
+from vembed.losses.softmax import Anchors, pair_losses, sum_over_pairs
 from vembed.losses.strips import masked_real
 from vembed.types import Targets
 
@@ -57,21 +57,17 @@ def infonce(view: ScoreView, targets: Targets, settings: InfoNCESettings) -> Ten
         by_query += _among(view.among_queries(), partial(query_mask_strips, targets), totals=smoothing > 0)
     if settings.document_to_document:
         by_document += _among(view.among_documents(), partial(document_mask_strips, targets), totals=smoothing > 0)
+    return sum_over_pairs(found, partial(_losses, settings=settings), by_query, by_document)
+
+
+def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: InfoNCESettings) -> Tensor:
+    """The weighted losses of pairs with these scores."""
+    smoothing = settings.label_smoothing
     if settings.joint_denominator:
-        against = by_query.at(found.queries) + by_document.at(found.documents)
-        losses = pair_losses(found.scores, against, smoothing)
-        return mean_over_anchors(losses, found.queries, len(by_query.log_sum))
-    picked = _side(found, found.queries, by_query, smoothing)
-    picking = _side(found, found.documents, by_document, smoothing)
-    return {"query_to_document": picked, "document_to_query": picking, "both": (picked + picking) / 2}[
-        settings.loss_direction
-    ]
-
-
-def _side(found: Contrasts, anchors: Tensor, against: Against, label_smoothing: float) -> Tensor:
-    """The mean over one side's anchors; anchors: int64 [pairs]."""
-    losses = pair_losses(found.scores, against.at(anchors), label_smoothing)
-    return mean_over_anchors(losses, anchors, len(against.log_sum))
+        return query.weight * pair_losses(scores, query.against + document.against, smoothing)
+    sides = {"query_to_document": [query], "document_to_query": [document], "both": [query, document]}
+    losses = [side.weight * pair_losses(scores, side.against, smoothing) for side in sides[settings.loss_direction]]
+    return sum(losses[1:], losses[0]) / len(losses)
 
 
 def _among(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:

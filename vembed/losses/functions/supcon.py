@@ -12,27 +12,28 @@ from functools import partial
 
 from torch import Tensor
 
-from vembed.losses.contrasts import Contrasts, contrasts
-from vembed.losses.masks import mask_strips
+from vembed.losses.contrasts import Candidates, contrasts
+from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import SupConSettings
-from vembed.losses.softmax import log_sum_by, mean_over_anchors
+from vembed.losses.softmax import Anchors, sum_over_pairs
 from vembed.types import Targets
 
 
 def supcon(view: ScoreView, targets: Targets, settings: SupConSettings) -> Tensor:
     """The loss in the direction of `settings.loss_direction`, a scalar; `both` is the mean of the two."""
-    direction = settings.loss_direction
-    found = contrasts(view, partial(mask_strips, targets), columns=direction != "query_to_document")
-    sides = []
-    if direction != "document_to_query":
-        sides.append(_side(found, found.queries, found.by_query.log_sum))
-    if direction != "query_to_document":
-        sides.append(_side(found, found.documents, found.by_document.log_sum))
-    return sum(sides[1:], sides[0]) / len(sides)
+    columns = settings.loss_direction != "query_to_document"
+    found = contrasts(view, partial(mask_strips, targets), _everything, columns=columns)
+    return sum_over_pairs(found, partial(_losses, settings=settings), found.by_query, found.by_document)
 
 
-def _side(found: Contrasts, anchors: Tensor, against: Tensor) -> Tensor:
-    """The mean over one side's anchors; anchors: int64 [pairs], against: [anchors]."""
-    everything = log_sum_by(found.scores, anchors, len(against)).logaddexp(against)
-    return mean_over_anchors(everything[anchors] - found.scores, anchors, len(against))
+def _everything(_scores: Tensor, masks: Masks) -> Candidates:
+    """Positives stand in the denominator too."""
+    return Candidates(masks.valid)
+
+
+def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: SupConSettings) -> Tensor:
+    """The weighted losses of pairs with these scores."""
+    sides = {"query_to_document": [query], "document_to_query": [document], "both": [query, document]}
+    losses = [side.weight * (side.against.log_sum - scores) for side in sides[settings.loss_direction]]
+    return sum(losses[1:], losses[0]) / len(losses)
