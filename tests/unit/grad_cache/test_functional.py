@@ -15,6 +15,7 @@ from vembed.types import Embeddings
 
 NUM_QUERIES, NUM_DOCUMENTS = 7, 10
 CHUNK_SIZES = [1, 3, 7, 10]
+SHARES = [0.0, 0.3, 0.8, 1.0]  # of the chunks of both sides together: none, some of the last side's, of both, all
 
 
 class TwoTowers(nn.Module):
@@ -57,9 +58,9 @@ def plain_gradients(
 
 
 def cached_gradients(
-    model: nn.Module, encoded: list[ChunkedSide], loss: Callable[..., Tensor]
+    model: nn.Module, encoded: list[ChunkedSide], loss: Callable[..., Tensor], retain: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    value = cached_backward(encoded, loss)
+    value = cached_backward(encoded, loss, retain=retain)
     return value, take_gradients(model.named_parameters())
 
 
@@ -75,10 +76,11 @@ def counted_forwards(*modules: nn.Module) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
-def test_cached_gradient_equals_plain_gradient(chunk_size, dtype):
+@pytest.mark.parametrize("retain", SHARES)
+def test_cached_gradient_equals_plain_gradient(chunk_size, dtype, retain):
     model = TwoTowers(dtype=dtype)
     expected_loss, expected = plain_gradients(model, sides(model, None), model.loss)
-    loss, gradients = cached_gradients(model, sides(model, chunk_size), model.loss)
+    loss, gradients = cached_gradients(model, sides(model, chunk_size), model.loss, retain)
     assert torch.allclose(loss, expected_loss)
     assert not loss.requires_grad
     assert "logit_scale" in gradients
@@ -86,13 +88,14 @@ def test_cached_gradient_equals_plain_gradient(chunk_size, dtype):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7])
-def test_dropout_is_replayed(chunk_size):
+@pytest.mark.parametrize("retain", SHARES)
+def test_dropout_is_replayed(chunk_size, retain):
     model = TwoTowers(dropout=0.4)
     torch.manual_seed(5)
     expected_loss, expected = plain_gradients(model, sides(model, chunk_size), model.loss)
     state = torch.get_rng_state()
     torch.manual_seed(5)
-    loss, gradients = cached_gradients(model, sides(model, chunk_size), model.loss)
+    loss, gradients = cached_gradients(model, sides(model, chunk_size), model.loss, retain)
     assert torch.allclose(loss, expected_loss)
     assert_gradients_equal(gradients, expected)
     assert torch.equal(torch.get_rng_state(), state)  # the second pass draws nothing of its own
@@ -109,14 +112,20 @@ def test_a_replay_with_other_random_numbers_would_be_seen(monkeypatch):
     assert relative_difference(gradients, expected) > 0.1
 
 
-def test_one_chunk_is_one_forward_and_several_are_two_each():
+def test_one_chunk_is_one_forward_and_several_are_two_each_but_those_that_keep_their_graphs():
     model = TwoTowers()
     with counted_forwards(model.query_tower, model.document_tower) as seen:
         cached_backward(sides(model, 10), model.loss)
         assert seen == [7, 10]
         seen.clear()
         cached_backward(sides(model, 4), model.loss)
-        assert seen == [4, 3, 4, 4, 2] * 2
+        assert seen == [*[4, 3, 4, 4, 2], *[4, 4, 3, 4]]
+        seen.clear()
+        cached_backward(sides(model, 4), model.loss, retain=0.4)
+        assert seen == [*[4, 3, 4, 4, 2], *[4, 3, 4]]  # two keep their graphs
+        seen.clear()
+        cached_backward(sides(model, 4), model.loss, retain=1.0)
+        assert seen == [4, 3, 4, 4, 2]
 
 
 def test_each_side_has_its_own_chunk_size():
@@ -215,8 +224,9 @@ def test_multi_vector_chunks_of_differing_token_counts_equal_one_batch():
 
 
 @pytest.mark.parametrize("around", ["each forward", "the whole step"])
+@pytest.mark.parametrize("retain", SHARES)
 @pytest.mark.parametrize("chunk_size", [1, 3, 10])
-def test_under_autocast_the_gradient_is_as_close_to_float32_as_the_plain_one(chunk_size, around):
+def test_under_autocast_the_gradient_is_as_close_to_float32_as_the_plain_one(chunk_size, retain, around):
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -239,7 +249,7 @@ def test_under_autocast_the_gradient_is_as_close_to_float32_as_the_plain_one(chu
     whole = [ChunkedSide(side.encode, side.inputs) for side in encoded]
     with autocast() if around == "the whole step" else nullcontext():
         _, plain = cached_gradients(model, whole, loss)
-        _, cached = cached_gradients(model, encoded, loss)
+        _, cached = cached_gradients(model, encoded, loss, retain)
     error = relative_difference(plain, exact)
     assert 1e-4 < error < 0.05
     assert relative_difference(cached, exact) < 1.5 * error
@@ -268,7 +278,7 @@ class Held:
         self.graphs.now -= self.tensor.nbytes
 
 
-def most_bytes_held(chunk_size: int | None) -> int:
+def most_bytes_held(chunk_size: int | None, retain: float = 0.0) -> int:
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(10)]
     model = nn.Sequential(*layers)
@@ -279,7 +289,8 @@ def most_bytes_held(chunk_size: int | None) -> int:
             return model(chunk)
 
     inputs = [torch.randn(320, 4), torch.randn(320, 4)]
-    cached_backward([ChunkedSide(encode, side, chunk_size) for side in inputs], lambda a, b: (a * b).sum())
+    sides = [ChunkedSide(encode, side, chunk_size) for side in inputs]
+    cached_backward(sides, lambda a, b: (a * b).sum(), retain=retain)
     assert graphs.now == 0
     return graphs.most
 
@@ -287,6 +298,11 @@ def most_bytes_held(chunk_size: int | None) -> int:
 def test_no_more_than_one_chunk_has_a_graph_at_a_time():
     whole = most_bytes_held(None)
     assert most_bytes_held(32) < 1.2 * whole / 20
+
+
+def test_graphs_that_are_kept_are_gone_before_others_are_made():
+    one = most_bytes_held(32)
+    assert 3.9 * one < most_bytes_held(32, retain=4 / 20) < 4.1 * one
 
 
 def test_a_batch_without_rows_on_a_side_is_one_empty_chunk():

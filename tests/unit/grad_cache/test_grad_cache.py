@@ -67,14 +67,14 @@ def broken_random_state(monkeypatch):
 
 
 def lost_chunk(monkeypatch):
-    replay, calls = functional._replay, []
+    replay, calls = functional._pass_back, []
 
     def all_but_the_second(chunk: object) -> None:
         calls.append(chunk)
         if len(calls) != 2:
             replay(chunk)
 
-    monkeypatch.setattr(functional, "_replay", all_but_the_second)
+    monkeypatch.setattr(functional, "_pass_back", all_but_the_second)
 
 
 @pytest.mark.parametrize("break_it", [broken_random_state, lost_chunk])

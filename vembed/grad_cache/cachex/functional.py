@@ -10,8 +10,13 @@ the embeddings. So (Gao, Zhang, Han and Callan 2021, https://arxiv.org/abs/2101.
 
 Parameters that only the loss reads (a temperature) get their gradient in move 2. When every side is one chunk there is
 nothing to save, and one forward with a graph does: the plain step.
+
+The last chunk of move 1 is embedded with a graph at once, which is kept through move 2 and needs no second forward.
+Move 3 begins with it, so that its graph is gone when the other chunks come: that costs no memory, for move 3 holds the
+graph of one chunk at a time anyway. More chunks may keep theirs: memory for time.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vembed.grad_cache.cachex.tree_utils import Tree, concat_rows, list_tensors, map_tensors, split_rows
+from vembed.grad_cache.cachex.tree_utils import as_leaves, at_least_float32, concat_rows, list_tensors, split_rows
 from vembed.grad_cache.context_managers import AutocastContext, RandContext
 
 LossScale = float | Callable[[Tensor], Tensor]
+_ROUNDING = 1e-9  # 0.3 x 10 chunks is 3 of them
 
 
 @dataclass(frozen=True)
@@ -46,35 +52,37 @@ class ChunkedSide:
 
 @dataclass(frozen=True)
 class _CachedChunk:
-    """A chunk that was embedded without a graph: what it takes to do it again, and its embeddings as leaves."""
+    """A chunk's embeddings as leaves, whose gradient is the cache, and `outputs`: how to have them with a graph."""
 
-    encode: Callable[[Any], Any]
-    inputs: Any
-    random: RandContext
-    embeddings: Any
+    embeddings: Any  # Any: a tree, as above
+    outputs: Callable[[], list[Tensor]]
 
 
 def cached_backward(
-    sides: Sequence[ChunkedSide], loss_function: Callable[..., Tensor], *, loss_scale: LossScale = 1.0
+    sides: Sequence[ChunkedSide],
+    loss_function: Callable[..., Tensor],
+    *,
+    loss_scale: LossScale = 1.0,
+    retain: float = 0.0,
 ) -> Tensor:
     """Add the gradient of `loss_function(embeddings of each side)` to the `.grad` of all parameters; return the loss.
 
     The loss is a scalar over the whole batch; it gets its embeddings in float32 (float64 stays). Its value comes back
     detached and unscaled; `loss_scale`, a factor or a function such as `GradScaler.scale`, acts on the gradient alone.
+    retain: the share of all chunks, from 0 to 1, that keep their graphs: the last ones, and one in any case.
     """
     chunks = [side.chunks() for side in sides]
     if all(len(parts) == 1 for parts in chunks):
-        embeddings = [_in_float(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
+        embeddings = [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
         return _backward(loss_function(*embeddings), loss_scale)
-    cached = [[_embed(side.encode, part) for part in parts] for side, parts in zip(sides, chunks, strict=True)]
-    # Under an autocast around the whole step, torch 2.9 would reuse the weights cast above, which have no graph.
-    torch.clear_autocast_cache()
+    cached = _embed_all(sides, chunks, num_retained(sum(map(len, chunks)), retain))
     joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]
     loss = _backward(loss_function(*joined), loss_scale)
     del joined
-    for side in cached:
-        while side:
-            _replay(side.pop(0))
+    waiting = [chunk for side in cached for chunk in side]
+    del cached
+    while waiting:  # those with a graph first, which are the last
+        _pass_back(waiting.pop())
     return loss
 
 
@@ -92,14 +100,49 @@ def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Ca
             return encode(chunk)
 
     chunk = _embed(encode_alike, inputs)
-    return chunk.embeddings, lambda leaves: _replay(replace(chunk, embeddings=leaves))
+    return chunk.embeddings, lambda leaves: _pass_back(replace(chunk, embeddings=leaves))
+
+
+def num_retained(num_chunks: int, share: float) -> int:
+    """How many of the chunks keep their graphs: no more than that share, but one, which costs no memory.
+
+    >>> num_retained(16, 0.25), num_retained(7, 0.25), num_retained(10, 0.3), num_retained(10, 0)
+    (4, 1, 3, 1)
+    """
+    return max(1, math.floor(num_chunks * share + _ROUNDING))
+
+
+def _embed_all(
+    sides: Sequence[ChunkedSide], chunks: Sequence[Sequence[Any]], num_with_graph: int
+) -> list[list[_CachedChunk]]:
+    """The chunks of each side, embedded in order, the last `num_with_graph` of all of them with a graph."""
+    num_without = sum(map(len, chunks)) - num_with_graph
+    cached: list[list[_CachedChunk]] = []
+    for side, parts in zip(sides, chunks, strict=True):
+        first, num_without = parts[:num_without], num_without - len(parts[:num_without])
+        embedded = [_embed(side.encode, part) for part in first]
+        cached.append(embedded + [_embed_with_graph(side.encode, part) for part in parts[len(first) :]])
+    return cached
 
 
 def _embed(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
     random = RandContext(*list_tensors(inputs))
     with torch.no_grad():
-        embeddings = map_tensors(_as_leaf, encode(inputs))
-    return _CachedChunk(encode, inputs, random, embeddings)
+        embeddings = as_leaves(encode(inputs))
+    # Under an autocast around the whole step, torch would reuse the weights cast above, which have no graph.
+    torch.clear_autocast_cache()
+
+    def outputs() -> list[Tensor]:
+        with random:
+            return list_tensors(at_least_float32(encode(inputs)))
+
+    return _CachedChunk(embeddings, outputs)
+
+
+def _embed_with_graph(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
+    embeddings = at_least_float32(encode(inputs))
+    outputs = list_tensors(embeddings)
+    return _CachedChunk(as_leaves(embeddings), lambda: outputs)
 
 
 def _backward(loss: Tensor, loss_scale: LossScale) -> Tensor:
@@ -108,29 +151,14 @@ def _backward(loss: Tensor, loss_scale: LossScale) -> Tensor:
     return loss.detach()
 
 
-def _replay(chunk: _CachedChunk) -> None:
-    """Embed the chunk with a graph and pass its cached gradient back through it."""
-    with chunk.random:
-        outputs = list_tensors(_in_float(chunk.encode(chunk.inputs)))
+def _pass_back(chunk: _CachedChunk) -> None:
+    """Pass the chunk's cached gradient back through its graph."""
     cached = [leaf.grad for leaf in list_tensors(chunk.embeddings)]
     # A frozen tower's outputs have no graph, and an output that the loss did not read has no gradient.
     pairs = [
         (output, grad)
-        for output, grad in zip(outputs, cached, strict=True)
+        for output, grad in zip(chunk.outputs(), cached, strict=True)
         if output.requires_grad and grad is not None
     ]
     if pairs:
         torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
-
-
-def _as_leaf(tensor: Tensor) -> Tensor:
-    leaf = _float32(tensor.detach())
-    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
-
-
-def _in_float(tree: Tree) -> Tree:
-    return map_tensors(_float32, tree)
-
-
-def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
