@@ -288,6 +288,7 @@ def _rule_sections(config: Config) -> Sections:
         loss_options=config.loss_options,
         training=config.training,
         evaluation=config.evaluation,
+        grad_cache=config.grad_cache,
     )
 
 

@@ -113,7 +113,7 @@ class Trainer:
         """What training would do. Trains nothing, writes nothing."""
         config = self.config(**settings)
         session = _assemble(config, _load(config), BadSamples(config.data))
-        return overview(session, settings=config.grad_cache, reason=session.model.reason)
+        return overview(session, reason=session.model.reason)
 
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""

@@ -11,6 +11,7 @@ from vembed.configuration.sections import Catalogue
 from vembed.configuration.yaml_text import Location
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.evaluation.settings import EvaluationSettings
+from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.losses.teaching import distills, has_teacher, teaching_problems
@@ -37,6 +38,7 @@ class Sections:
     loss_options: Section
     training: TrainingSettings
     evaluation: EvaluationSettings
+    grad_cache: GradCacheSettings
 
 
 def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Iterator[Problem]:
@@ -113,6 +115,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _teacher_findings(sections, user)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
+    yield from _cache_findings(sections)
     yield from _validation_findings(sections, user)
     yield from _metric_findings(sections.evaluation)
     yield from _query_image_findings(sections)
@@ -236,6 +239,18 @@ def _adapter_findings(sections: Sections) -> Iterator[Finding]:
             ("quantization",),
             "an adapter that learned beside 4-bit weights embeds differently when it is merged; set save_adapter_only:"
             " true",
+        )
+
+
+def _cache_findings(sections: Sections) -> Iterator[Finding]:
+    cache = sections.grad_cache
+    by_default = cache.gradient_cache_retain is None and sections.model.gradient_checkpointing
+    auto = by_default or "auto" in (cache.gradient_cache_chunk_size, cache.gradient_cache_retain)
+    if cache.gradient_cache_memory_gib is not None and not auto:
+        yield (
+            ("gradient_cache_memory_gib",),
+            "has an effect only with gradient_cache_chunk_size: auto or gradient_cache_retain: auto; set one, or take"
+            " it out",
         )
 
 

@@ -1,5 +1,7 @@
 """Settings of the gradient cache."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from vembed.utils.settings import COMMON, Section, instead_of, only_with
@@ -11,10 +13,9 @@ class GradCacheSettings(Section):
     use_gradient_cache: bool = Field(
         True, description="Run the batch in chunks with the exact gradient of the whole batch."
     )
-    gradient_cache_chunk_size: int = Field(
+    gradient_cache_chunk_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         32,
-        ge=1,
-        description="Rows per chunk. A batch of one chunk is the plain step.",
+        description="Rows per chunk, or auto: as many as memory holds. A batch of one chunk is the plain step.",
         json_schema_extra=COMMON | only_with("use_gradient_cache", True),
     )
     gradient_cache_chunk_tokens: int | None = Field(
@@ -22,4 +23,21 @@ class GradCacheSettings(Section):
         ge=1,
         description="Tokens per chunk, padding and image patches counted; rows alike in length share a chunk.",
         json_schema_extra=only_with("use_gradient_cache", True) | instead_of("gradient_cache_chunk_size"),
+    )
+    gradient_cache_retain: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(
+        None,
+        description=(
+            "Share of a batch's chunks, the last ones, that keep their graphs and need no second forward, or auto: as"
+            " many as memory holds; one always does; default: 0, and auto with gradient_checkpointing."
+        ),
+        json_schema_extra=only_with("use_gradient_cache", True),
+    )
+    gradient_cache_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "GiB beyond the loaded model that auto may fill with a step; default: 0.9 of what a GPU has free, half of"
+            " what a CPU has."
+        ),
+        json_schema_extra=only_with("use_gradient_cache", True),
     )

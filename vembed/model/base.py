@@ -53,6 +53,7 @@ class BaseEmbeddingModel(nn.Module):
         self.has_new_heads = has_new_heads
         self.has_own_scale = False
         self.train_batch_norm = False
+        self.checkpoints_gradients = False
         self.frozen: frozenset[Tower] = frozenset()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / DEFAULT_TEMPERATURE)]))
         self.logit_bias: nn.Parameter | None = None
@@ -228,6 +229,7 @@ class BaseEmbeddingModel(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of the towers that learn during the backward pass."""
+        self.checkpoints_gradients = True
         for tower, module in self.towers().items():
             if tower not in self.frozen:
                 _enable_checkpointing(module, tower)

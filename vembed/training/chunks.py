@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.budget import groups_within
@@ -32,6 +33,10 @@ class Cut:
     rows: Sequence[Sequence[int]]
     most_tokens: int = 0
 
+    def chunks_of(self, chosen: Tensor) -> list[int]:
+        """The numbers, from 1, of the chunks with one of the chosen rows, bool [rows]."""
+        return [number for number, rows in enumerate(self.rows, 1) if chosen[list(rows)].any()]
+
     @cached_property
     def chunks(self) -> list[Side]:
         """The side in these chunks, the same objects each time."""
@@ -50,7 +55,7 @@ class Cut:
 
 
 def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> Cut:
-    """The chunks that the settings ask for; a row over gradient_cache_chunk_tokens is one by itself.
+    """The chunks that the settings, without `auto`, ask for; a row over gradient_cache_chunk_tokens is one by itself.
 
     Raises UsageError for Inputs that are to be cut by tokens.
     """
@@ -58,6 +63,7 @@ def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> C
         return Cut(side, [range(side.num_rows)])
     if settings.gradient_cache_chunk_tokens is None:
         size = settings.gradient_cache_chunk_size
+        assert size != "auto"
         starts = range(0, max(side.num_rows, 1), size)
         return Cut(side, [range(start, min(start + size, side.num_rows)) for start in starts])
     if isinstance(side, Inputs):
@@ -65,6 +71,12 @@ def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> C
     counts, most = processor.count_tokens(side.items, side.side), settings.gradient_cache_chunk_tokens
     rows = [sorted(group) for group in groups_within(counts, most)]
     return Cut(side, rows or [range(0)], max(counts, default=0))
+
+
+def retain_of(settings: GradCacheSettings) -> float:
+    """The share of chunks that keep their graphs, of settings without `auto`."""
+    assert settings.gradient_cache_retain != "auto"
+    return settings.gradient_cache_retain or 0.0
 
 
 def _taken(side: Side, rows: Sequence[int]) -> Side:

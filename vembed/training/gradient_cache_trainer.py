@@ -15,9 +15,11 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.chunks import ChunkReader, Cut, cut_side
+from vembed.training.chunks import ChunkReader, Cut, cut_side, retain_of
 from vembed.training.dpo import Reference
+from vembed.training.sizing import StepParts, settle
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
+from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
@@ -43,7 +45,8 @@ class GradientCacheTrainer:
     A side is cut into chunks of `gradient_cache_chunk_size` rows, or of `gradient_cache_chunk_tokens`. A chunk is
     prepared, moved to `device`, finished by the processor and encoded there under `autocast()`; a stack of its pictures
     and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when both are, or
-    with `use_gradient_cache` off, the step is the plain step.
+    with `use_gradient_cache` off, the step is the plain step. The share `gradient_cache_retain` of all chunks, and the
+    last one in any case, is encoded once.
     reference: the model as it was before training, for an objective that compares with it.
     """
 
@@ -62,6 +65,7 @@ class GradientCacheTrainer:
         self._processor = processor
         self._objective = objective
         self._settings = settings
+        self._settled: GradCacheSettings | None = None
         self._told_of_long_rows = False
         self._autocast = autocast
         self._device = torch.device(device)
@@ -72,26 +76,37 @@ class GradientCacheTrainer:
 
         Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
-        reader = ChunkReader(self._processor)
-        queries, documents = self._cut(batch.queries), self._cut(batch.documents)
+        reader, settings = ChunkReader(self._processor), self.settle(batch)
+        queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
         targets = self._with_reference(move(batch.targets, self._device), (queries, documents), reader)
 
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
             vectors = queries.in_order(query_vectors), documents.in_order(document_vectors)
             loss = self._loss(*vectors, targets)
             if not math.isfinite(loss.item()):
-                raise NotFiniteError(_not_finite(batch, *vectors))
+                raise NotFiniteError(_not_finite(batch, *vectors, cuts=(queries, documents)))
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
-        loss = cached_backward(sides, loss_of, loss_scale=loss_scale)
+        loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
 
-    def _cut(self, side: Inputs | ItemRows) -> Cut:
-        cut = cut_side(side, self._processor, self._settings)
-        limit = self._settings.gradient_cache_chunk_tokens
+    def settle(self, batch: Batch) -> GradCacheSettings:
+        """The settings with numbers in the place of `auto`: those for the first batch that it is asked about."""
+        if self._settled is None:
+            encode = self._encoder(self._model, ChunkReader(self._processor))
+            what = StepParts(self._model, self._processor, encode, (batch.queries, batch.documents), self._device)
+            self._settled = settle(self._settings, what)
+            cuts = [cut_side(side, self._processor, self._settled) for side in what.sides]
+            if self._settled.use_gradient_cache and all(len(cut.rows) == 1 for cut in cuts):
+                _log.info("a batch of %d rows is one chunk: the plain step, no second forward", batch.queries.num_rows)
+        return self._settled
+
+    def _cut(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> Cut:
+        cut = cut_side(side, self._processor, settings)
+        limit = settings.gradient_cache_chunk_tokens
         if limit is not None and cut.most_tokens > limit and not self._told_of_long_rows:
             self._told_of_long_rows = True
             _log.warning(
@@ -123,19 +138,30 @@ class GradientCacheTrainer:
 
     def _encode(self, model: BaseEmbeddingModel, chunk: Inputs) -> Embeddings:
         inputs = self._processor.finish(move(chunk, self._device))
-        with self._autocast():
+        # What has no gradient to follow may take the quicker kernels.
+        quick = nullcontext() if torch.is_grad_enabled() else quick_linear()
+        with self._autocast(), quick:
             embeddings: Embeddings = model(inputs)
         return embeddings
 
 
-def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings) -> str:
-    """What to tell the user: which rows have embeddings that are not finite, or that it is none of them."""
-    bad = _bad_rows(queries) | _rows_naming(batch.targets, _bad_rows(documents))
+def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings, *, cuts: tuple[Cut, Cut]) -> str:
+    """What to tell the user: which rows and chunks have embeddings that are not finite, or that it is none of them."""
+    bad_queries, bad_documents = _bad_rows(queries), _bad_rows(documents)
+    bad = bad_queries | _rows_naming(batch.targets, bad_documents)
     named = [origin for row, origin in enumerate(batch.origins) if bad[row]]
     advice = "lower the learning rate, or set mixed_precision: no"
     if not named:
         return f"the loss is not finite though all embeddings are (temperature or bias out of range?); {advice}"
-    return f"the loss is not finite: the embeddings of {name_rows(named)} are not; {advice}"
+    chunks = [*_bad_chunks("queries", bad_queries, cuts[0]), *_bad_chunks("documents", bad_documents, cuts[1])]
+    where = f" ({', '.join(chunks)})" if any(len(cut.rows) > 1 for cut in cuts) else ""
+    return f"the loss is not finite: the embeddings of {name_rows(named)} are not{where}; {advice}"
+
+
+def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:
+    """The chunks of a side with bad rows (bool [rows]): `["chunk 2 of 3 of the queries"]`."""
+    numbers = cut.chunks_of(bad)
+    return [f"chunk {', '.join(map(str, numbers))} of {len(cut.rows)} of the {side}"] if numbers else []
 
 
 def name_rows(origins: Sequence[str]) -> str:

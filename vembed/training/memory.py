@@ -8,19 +8,20 @@ before they are added up, what operations need for a moment, and what the alloca
 benchmark/memory_estimate.py checks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows
+from vembed.grad_cache.cachex.functional import num_retained
+from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
 from vembed.losses.strips import DENSE_SCORES
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.chunks import Side, cut_side
+from vembed.training.chunks import Cut, Side, cut_side, retain_of
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
@@ -29,7 +30,8 @@ from vembed.utils.memory import MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
-_WORKING_SHARE = 0.35  # of the activations
+Encode = Callable[[Side], object]
+WORKING_SHARE = 0.35  # of the activations
 
 
 @dataclass(frozen=True)
@@ -56,67 +58,98 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The peak of training on batches like `batch`. To be called with the model on its device, before training.
 
-    reference: what the objective compares with; classes: the weights that it learns; both on the same device.
+    settings: without `auto`. reference: what the objective compares with; classes: the weights that it learns; both on
+    the same device.
     """
     device = precision.device
     of_classes = [] if classes is None else [classes.weight]
     weights = _num_bytes([*model.parameters(), *model.buffers(), *of_classes])
     held = 0 if reference is None else reference.num_bytes(model)
     used = used_memory_bytes(device)
-    learning = [parameter for parameter in (*model.parameters(), *of_classes) if parameter.requires_grad]
+    learning = learning_bytes(model) + _num_bytes([weight for weight in of_classes if weight.requires_grad])
     sides = (batch.queries, batch.documents)
-    with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
-        activations = [_activations(model, processor, side, settings, precision) for side in sides]
-    one_chunk = all(len(cut_side(side, processor, settings).rows) == 1 for side in sides)
-    kept = sum(activations) if one_chunk else max(activations)
+
+    def encode(rows: Side) -> object:
+        inputs = rows if isinstance(rows, Inputs) else processor.prepare(rows.items, rows.side)
+        with precision.autocast():
+            return model(processor.finish(move(inputs, device)))
+
+    cuts = [cut_side(side, processor, settings) for side in sides]
+    kept = held_bytes([chunk_graphs(model, encode, cut, processor) for cut in cuts], retain_of(settings))
     return MemoryEstimate(
         {
             "process": max(0, used - weights - held) if device.type == "cpu" else 0,
             "weights": weights,
             "reference": held,
-            "gradients": _num_bytes(learning),
-            "AdamW": 2 * _num_bytes(learning),
+            "gradients": learning,
+            "AdamW": 2 * learning,
             "activations": kept,
-            "working memory": _num_bytes(learning) + round(_WORKING_SHARE * kept),
+            "working memory": learning + round(WORKING_SHARE * kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
         }
     )
 
 
-def _activations(
-    model: BaseEmbeddingModel, processor: Processor, side: Side, settings: GradCacheSettings, precision: Precision
-) -> int:
-    """Bytes that the backward pass of the largest chunk of a side keeps, from its largest row and its two largest."""
-    largest, num_rows_of_chunk = _largest_chunk(side, processor, settings)
+@dataclass(frozen=True)
+class GraphSize:
+    """Bytes that the graph of a chunk holds: of its first row, and of each further one."""
+
+    first: int
+    further: int
+
+    def of(self, num_rows: int) -> int:
+        """A chunk of so many rows."""
+        return self.first + (num_rows - 1) * self.further if num_rows else 0
+
+
+def graph_size(model: BaseEmbeddingModel, encode: Encode, rows: Side) -> GraphSize:
+    """The graph of a chunk of rows like the first two."""
 
     def kept(num_rows: int) -> int:
-        rows = select_rows(side, largest[:num_rows])
-        inputs = rows if isinstance(rows, Inputs) else processor.prepare(rows.items, rows.side)
-        finished = processor.finish(move(inputs, precision.device))
-        with _count_saved(model) as saved, precision.autocast():
-            model(finished)
+        with _count_saved(model) as saved:
+            encode(take_rows(rows, 0, num_rows))
         return sum(saved.values())
 
-    one = kept(1)
-    return one if num_rows_of_chunk == 1 else one + (num_rows_of_chunk - 1) * (kept(2) - one)
+    with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
+        one = kept(1)
+        return GraphSize(one, kept(2) - one if rows.num_rows > 1 else one)
 
 
-def _largest_chunk(side: Side, processor: Processor, settings: GradCacheSettings) -> tuple[Tensor, int]:
-    """Row numbers [rows], those that are largest first, and how many rows share a chunk with the first.
+def chunk_graphs(model: BaseEmbeddingModel, encode: Encode, cut: Cut, processor: Processor) -> list[int]:
+    """Bytes of the graph of each chunk, in order.
 
     Chunks of a number of rows take them as they come, so that the largest of a batch may meet; chunks of a number of
-    tokens are those of this batch.
+    tokens are those of this batch, and none is taken to be smaller than the largest.
     """
-    sizes = _row_sizes(side, processor)
-    chunks = cut_side(side, processor, settings).rows
-    if settings.gradient_cache_chunk_tokens is None:
-        return sizes.argsort(descending=True, stable=True), max(map(len, chunks))
-    rows = torch.tensor(max(chunks, key=lambda rows: len(rows) * int(sizes[list(rows)].max())))
-    return rows[sizes[rows].argsort(descending=True, stable=True)], len(rows)
+    if not cut.most_tokens:
+        size = graph_size(model, encode, largest_first(cut.side, processor))
+        return [size.of(len(rows)) for rows in cut.rows]
+    sizes = row_sizes(cut.side, processor)
+    rows = torch.tensor(max(cut.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max())))
+    size = graph_size(model, encode, largest_first(select_rows(cut.side, rows), processor))
+    return [size.of(len(rows))] * len(cut.rows)
 
 
-def _row_sizes(side: Side, processor: Processor) -> Tensor:
+def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:
+    """The most bytes that graphs hold at once; graphs: of each side, those of its chunks."""
+    in_order = [graph for side in graphs for graph in side]
+    if all(len(side) == 1 for side in graphs):
+        return sum(in_order)
+    return max(*in_order, sum(in_order[-num_retained(len(in_order), retain) :]))
+
+
+def learning_bytes(model: BaseEmbeddingModel) -> int:
+    """The parameters that learn, and so their gradients."""
+    return _num_bytes([parameter for parameter in model.parameters() if parameter.requires_grad])
+
+
+def largest_first(side: Side, processor: Processor) -> Side:
+    """The side's rows, those that are largest first."""
+    return select_rows(side, row_sizes(side, processor).argsort(descending=True, stable=True))
+
+
+def row_sizes(side: Side, processor: Processor) -> Tensor:
     """How large each row is, int64 [rows]: its tokens, or its slices where it is prepared already."""
     if isinstance(side, ItemRows):
         return torch.tensor(processor.count_tokens(side.items, side.side), dtype=torch.int64)

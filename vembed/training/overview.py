@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.memory import MemoryEstimate
 from vembed.training.optimizer import GroupSummary
@@ -26,7 +27,10 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class Overview:
-    """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows."""
+    """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows.
+
+    chunks: without `auto`.
+    """
 
     model: ModelSummary
     groups: Sequence[GroupSummary]
@@ -35,6 +39,7 @@ class Overview:
     rows: Mapping[str, Mapping[str, int]]
     device: str
     mixed_precision: str
+    chunks: GradCacheSettings
     memory: MemoryEstimate
 
     def lines(self) -> list[str]:
@@ -75,8 +80,18 @@ class Overview:
         plan = self.plan
         batches = f" x {plan.num_batches_per_step} batches" if plan.num_batches_per_step > 1 else ""
         yield f"rows per step  {plan.batch_size}{batches}"
+        if self.chunks.use_gradient_cache:
+            yield self._chunk_line()
         yield f"steps          {plan.steps_per_epoch:,} per epoch, {plan.num_steps:,} in all ({plan.num_epochs} epochs)"
         yield f"warmup         {self.warmup_steps:,} steps"
+
+    def _chunk_line(self) -> str:
+        chunks, retain = self.chunks, self.chunks.gradient_cache_retain
+        size = f"{chunks.gradient_cache_chunk_size} rows"
+        if chunks.gradient_cache_chunk_tokens is not None:
+            size = f"{chunks.gradient_cache_chunk_tokens:,} tokens"
+        kept = f"; the graphs of {retain:.0%} of the chunks are kept" if retain else ""
+        return f"chunks         {size}{kept}"
 
     def _memory_lines(self) -> Iterator[str]:
         yield f"peak memory    about {self.memory.total_mib:,.0f} MiB (an estimate), of which"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from vembed.data.loader import TrainingLoader
 from vembed.errors import Interrupted, NotFiniteError
-from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
@@ -41,12 +40,14 @@ class Session:
     frozen: Sequence[Part]
 
 
-def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> Overview:
+def overview(session: Session, *, reason: str) -> Overview:
     """What the run would do. Reads one batch of each data set; trains nothing."""
     engine = session.engine
     processor = session.model.processor
-    memory = max(
-        (
+    estimates = []
+    for batch in session.loader.first_batches():
+        settings = engine.trainer.settle(batch)
+        estimates.append(
             estimate_memory(
                 engine.model,
                 processor,
@@ -56,10 +57,7 @@ def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> O
                 reference=engine.trainer.reference,
                 classes=session.objective.classes,
             )
-            for batch in session.loader.first_batches()
-        ),
-        key=lambda estimate: estimate.total_mib,
-    )
+        )
     return Overview(
         model=summarize_model(engine.model, reason, session.frozen),
         groups=session.groups,
@@ -68,7 +66,8 @@ def overview(session: Session, *, settings: GradCacheSettings, reason: str) -> O
         rows=session.data.rows,
         device=str(engine.precision.device),
         mixed_precision=engine.precision.mixed_precision,
-        memory=memory,
+        chunks=settings,
+        memory=max(estimates, key=lambda estimate: estimate.total_mib),
     )
 
 

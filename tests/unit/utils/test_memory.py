@@ -3,7 +3,8 @@ import sys
 import pytest
 import torch
 
-from vembed.utils.memory import MIB, peak_memory_mib, reset_peak_memory, used_memory_bytes
+from vembed.utils import memory
+from vembed.utils.memory import MIB, free_memory_bytes, peak_memory_mib, reset_peak_memory, used_memory_bytes
 
 CPU = torch.device("cpu")
 
@@ -18,3 +19,17 @@ def test_the_peak_is_of_what_came_after_the_reset():
     assert 60 < used_memory_bytes(CPU) / MIB - before < 110
     del block
     assert 60 < peak_memory_mib(CPU) - before < 110
+
+
+def test_what_is_free_is_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
+    most, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(memory, "_GROUP_MOST", most)
+    monkeypatch.setattr(memory, "_GROUP_USED", used)
+    free = free_memory_bytes(CPU)
+    assert 50 * MIB < free < 2**50
+    used.write_text("1000\n")
+    for limit, expected in (("6000\n", 5000), ("900\n", 0)):
+        most.write_text(limit)
+        assert free_memory_bytes(CPU) == expected
+    most.write_text("max\n")
+    assert free_memory_bytes(CPU) > 50 * MIB

@@ -1,0 +1,132 @@
+"""`auto` in the gradient cache: what memory holds is found once, and nothing else changes."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.pictures import write_pairs
+from vembed.data.dataset import load_datasets
+from vembed.data.loader import TrainingLoader
+from vembed.data.settings import DataSettings
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.factory import LossFactory
+from vembed.losses.settings import LossSettings
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.training import sizing
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.memory import WORKING_SHARE, graph_size, learning_bytes
+from vembed.training.sizing import StepParts
+from vembed.utils.memory import GIB
+
+ROWS = 12
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs(clip_folder, tmp_path_factory):
+    """A function that gives the model with these settings, and a batch of all rows."""
+    path = write_pairs(tmp_path_factory.mktemp("pairs"), ROWS, "t2i")
+    data = DataSettings(data_path=path)
+
+    def load(**settings):
+        model = VisualRetrievalModel.from_pretrained(clip_folder, ModelSettings(**settings))
+        datasets = load_datasets(path, data)
+        return model, next(TrainingLoader(datasets, model.processor, data, batch_size=ROWS, seed=0).epoch(0))[0]
+
+    return load
+
+
+def trainer_of(model, **settings):
+    objective = LossFactory.create(LossSettings())
+    return GradientCacheTrainer(model.model, model.processor, objective, GradCacheSettings(**settings))
+
+
+def encode_of(model):
+    prepare, finish = model.processor.prepare, model.processor.finish
+    return lambda chunk: model.model(finish(prepare(chunk.items, chunk.side)))
+
+
+def parts_of(model, batch, encode):
+    return StepParts(model.model, model.processor, encode, (batch.queries, batch.documents), CPU)
+
+
+def gib_for(model, batch, rows):
+    """Room for the gradients, the moments and the graph of so many pictures, the larger side here."""
+    graph = graph_size(model.model, encode_of(model), batch.documents).of(rows)
+    assert graph > graph_size(model.model, encode_of(model), batch.queries).of(rows)
+    return (4 * learning_bytes(model.model) + (1 + WORKING_SHARE) * graph + 1024) / GIB
+
+
+def test_auto_takes_the_whole_batch_where_it_fits_and_says_that_this_is_the_plain_step(pairs, caplog):
+    model, batch = pairs()
+    caplog.set_level(logging.INFO, "vembed")
+    trainer = trainer_of(model, gradient_cache_chunk_size="auto")
+    for _ in range(2):
+        trainer.step(batch)
+    assert trainer.settle(batch).gradient_cache_chunk_size == ROWS
+    sized, plain = caplog.messages
+    assert sized.startswith("gradient_cache_chunk_size: auto is 12 rows here")
+    assert plain == "a batch of 12 rows is one chunk: the plain step, no second forward"
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(1, 1), (3, 3), (5, 4), (6, 6), (11, 6)])
+def test_auto_takes_the_most_rows_that_fit_in_chunks_of_one_size(pairs, rows, chosen):
+    model, batch = pairs()
+    memory = gib_for(model, batch, rows)
+    trainer = trainer_of(model, gradient_cache_chunk_size="auto", gradient_cache_memory_gib=memory)
+    assert trainer.settle(batch).gradient_cache_chunk_size == chosen
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(2, 1), (6, 3), (12, 6), (1000, 12)])
+def test_auto_keeps_the_graphs_that_fit(pairs, rows, kept, caplog):
+    model, batch = pairs()
+    caplog.set_level(logging.INFO, "vembed")
+    memory = gib_for(model, batch, rows)
+    chunks = {"gradient_cache_chunk_size": 2, "gradient_cache_retain": "auto"}
+    trainer = trainer_of(model, **chunks, gradient_cache_memory_gib=memory)
+    assert trainer.settle(batch).gradient_cache_retain == kept / 12
+    assert f"keeps the graphs of {kept} of 12 chunks" in caplog.text
+
+
+def test_checkpointing_keeps_all_graphs_that_fit_and_without_it_the_last_alone(pairs):
+    for checkpointing, kept in ((False, 0), (True, 1)):
+        model, batch = pairs(gradient_checkpointing=checkpointing)
+        assert trainer_of(model, gradient_cache_chunk_size=2).settle(batch).gradient_cache_retain == kept
+        asked = trainer_of(model, gradient_cache_chunk_size=2, gradient_cache_retain=0.5)
+        assert asked.settle(batch).gradient_cache_retain == 0.5
+
+
+def test_a_device_is_tried_with_fewer_rows_until_a_step_runs(pairs, monkeypatch):
+    """Out of memory over five rows; a CPU stands in for the accelerator."""
+    model, batch = pairs()
+    monkeypatch.setattr(sizing, "_by_estimate", sizing._by_trial)
+    tried = []
+
+    def encode(chunk):
+        tried.append(chunk.num_rows)
+        if chunk.num_rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode_of(model)(chunk)
+
+    settings = GradCacheSettings(gradient_cache_chunk_size="auto", gradient_cache_memory_gib=4.0)
+    state = torch.get_rng_state()
+    model.model.logit_scale.grad = torch.ones(1)
+    settled = sizing.settle(settings, parts_of(model, batch, encode))
+    assert settled.gradient_cache_chunk_size == 4
+    assert tried == [12, 6, 4, 4]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [name for name, value in model.model.named_parameters() if value.grad is not None] == ["logit_scale"]
+
+
+def test_settings_without_auto_measure_nothing(pairs):
+    model, batch = pairs()
+
+    def encode(_chunk):
+        raise AssertionError
+
+    for settings in (GradCacheSettings(), GradCacheSettings(use_gradient_cache=False)):
+        assert sizing.settle(settings, parts_of(model, batch, encode)) == (
+            settings.model_copy(update={"gradient_cache_retain": 0.0}) if settings.use_gradient_cache else settings
+        )
