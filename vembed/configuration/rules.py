@@ -15,9 +15,8 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.losses.teaching import distills, has_teacher, teaching_problems
-from vembed.model.fusion_registry import fusion_names
+from vembed.model.fusion_registry import unknown_fusion
 from vembed.model.settings import ModelSettings
-from vembed.registry import nearest_names
 from vembed.training.settings import TrainingSettings
 from vembed.utils.settings import Section
 
@@ -196,10 +195,9 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
 
 
 def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:
-    if model.fusion is not None and model.fusion not in fusion_names():
-        near = nearest_names(model.fusion, fusion_names())
-        hint = f"; did you mean {near[0]}?" if near else "."
-        yield ("fusion",), f"there is no fusion {model.fusion!r}{hint} Known: {', '.join(fusion_names())}"
+    problem = None if model.fusion is None else unknown_fusion(model.fusion)
+    if problem is not None:
+        yield ("fusion",), problem
 
 
 def _matryoshka_findings(loss: LossSettings) -> Iterator[Finding]:

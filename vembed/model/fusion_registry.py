@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vembed.registry import Registry
+from vembed.registry import Registry, nearest_names
 
 if TYPE_CHECKING:
     from vembed.model.fusion import Fusion
@@ -22,3 +22,17 @@ def fusion_names() -> list[str]:
     ['attention', 'gated', 'mlp', 'sum']
     """
     return sorted([SUM, *FusionRegistry.list()])
+
+
+def unknown_fusion(name: str) -> str | None:
+    """What is wrong with a name that no fusion has, with the nearest that one has; None for a known name.
+
+    >>> unknown_fusion("gatd")
+    "there is no fusion 'gatd'; did you mean gated? Known: attention, gated, mlp, sum"
+    """
+    known = fusion_names()
+    if name in known:
+        return None
+    near = nearest_names(name, known)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no fusion {name!r}{hint} Known: {', '.join(known)}"

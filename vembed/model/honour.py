@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
-from vembed.model.fusion_registry import SUM, fusion_names
+from vembed.model.fusion_registry import SUM, unknown_fusion
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.registry import nearest_names
 
 
 def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
@@ -95,10 +94,9 @@ def _fusion_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     wanted = settings.fusion
     if wanted is None:
         return []
-    if wanted not in fusion_names():
-        near = nearest_names(wanted, fusion_names())
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        return [f"fusion {wanted!r} is unknown{hint} Known: {', '.join(fusion_names())}"]
+    problem = unknown_fusion(wanted)
+    if problem is not None:
+        return [problem]
     if spec.fusion not in (wanted, SUM):
         return [f"fusion {wanted}: this checkpoint has learned {spec.fusion}, which cannot be exchanged; leave it out"]
     return []

@@ -220,7 +220,7 @@ def test_a_model_of_one_tower_has_nothing_to_fuse(name, fusion, fresh):
 
 
 def test_an_unknown_fusion_names_the_known_ones(fresh):
-    with pytest.raises(ModelError, match=r"did you mean 'gated'\? Known: attention, gated, mlp, sum"):
+    with pytest.raises(ModelError, match=r"no fusion 'gatd'; did you mean gated\? Known: attention, gated, mlp, sum"):
         fresh("clip", fusion="gatd")
     with pytest.raises(ConfigError, match="did you mean 'gated'"):
         FusionRegistry.get("gatd")
