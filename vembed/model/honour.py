@@ -70,22 +70,21 @@ def _image_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    default = ModelSettings.model_fields["projection_head"].default
-    asked = {
-        "projection_dim": settings.projection_dim,
-        "projection_head": settings.projection_head if settings.projection_head != default else None,
-    }
+    """What was asked of the projection (a kind that is the default too) and is not so in the checkpoint."""
     problems = []
-    for key, value in asked.items():
-        own = getattr(spec, key)
-        if key == "projection_dim" and own is None and spec.late is not None:
-            continue  # a new projection is as wide as asked
-        if value is not None and value != own:
-            problems.append(
-                f"{key} {value}: this checkpoint was built with {own}"
-                if own is not None
-                else f"{key}: a {spec.family} model has no projection; composed and late-interaction models have"
-            )
+    if "projection_head" in settings.model_fields_set and settings.projection_head != spec.projection_head:
+        problems.append(
+            f"projection_head: a {spec.family} model has none; composed models have"
+            if spec.projection_head is None
+            else f"projection_head {settings.projection_head}: this checkpoint was built with {spec.projection_head}"
+        )
+    dim, new = settings.projection_dim, spec.projection_dim is None and spec.late is not None
+    if dim is not None and dim != spec.projection_dim and not new:  # a new projection is as wide as asked
+        problems.append(
+            f"projection_dim: a {spec.family} model has no projection; composed and late-interaction models have"
+            if spec.projection_dim is None
+            else f"projection_dim {dim}: this checkpoint was built with {spec.projection_dim}"
+        )
     return problems
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import ModelError
+from vembed.model.detect import detect
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
@@ -161,6 +162,14 @@ def test_new_heads_keep_what_the_towers_know(head, fresh, model_of, texts, pictu
     wide = fresh("composed", projection_head=head, projection_dim=300)
     ours, base = wide.get_image_features(pictures), model_of("timm").get_image_features(pictures)
     assert torch.allclose(ours @ ours.T, base @ base.T, atol=1e-5)  # wider: all angles kept
+
+
+def test_a_kind_of_head_that_a_checkpoint_does_not_have_is_refused_though_it_is_the_default(fresh, tmp_path):
+    fresh("composed", projection_head="mlp").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="projection_head linear: this checkpoint was built with mlp"):
+        VisualRetrievalModel.from_pretrained(str(tmp_path), ModelSettings(projection_head="linear"))
+    for settings in (ModelSettings(), ModelSettings(projection_head="mlp")):
+        assert detect(str(tmp_path), settings).spec.projection_head == "mlp"
 
 
 def test_heads_depend_on_the_seed_only(fresh):
