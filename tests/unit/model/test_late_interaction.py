@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.gradients import assert_gradients_equal
 from tests.unit.model.test_contract import assert_same_rows, batch_of, embed, gradients, rows_of, shake
 from vembed.errors import DataError, ModelError
+from vembed.model.detect import detect
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import maxsim
@@ -173,6 +174,34 @@ def test_max_pixels_bounds_the_tokens_of_a_page_and_is_saved(fresh, pictures, tm
 def test_settings_that_cannot_be_honoured_are_refused(name, settings, message, fresh):
     with pytest.raises(ModelError, match=message):
         fresh(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("bert", "colqwen", r"'colqwen' does not fit: this is a text encoder \(bert\); colbert fits"),
+        ("qwen2_vl", "colbert", r"this is a vision-language model \(qwen2_vl\); colqwen or colqwen2 fits"),
+        ("qwen3_vl", "colpali", r"this is a vision-language model \(qwen3_vl\); colqwen fits, or late_interaction"),
+        ("colpali", "colqwen", r"this is a late-interaction model \(colpali\); colpali fits"),
+    ],
+)
+def test_a_name_that_means_another_kind_of_model_is_refused(name, mode, message, folder_of):
+    with pytest.raises(ModelError, match=message):
+        load(folder_of(name), encoder_mode=mode)
+
+
+def test_a_name_that_means_another_kind_than_a_checkpoint_is_refused(fresh, tmp_path):
+    fresh("colbert").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"this is a text encoder \(bert\); colbert fits"):
+        load(tmp_path, encoder_mode="colqwen")
+    assert load(tmp_path, encoder_mode="colbert").spec.family == "late_interaction"
+
+
+def test_each_name_of_the_family_opens_a_model_that_it_means(folder_of):
+    for name, mode in (("colpali", "colpali"), ("colqwen2", "colqwen"), ("colmodernvbert", "colmodernvbert")):
+        assert detect(folder_of(name), ModelSettings(encoder_mode=mode)).spec.late.kind == "native"
+    for name, mode in (("bert", "colbert"), ("qwen2_vl", "colqwen"), ("qwen2_vl", "colqwen2"), ("qwen3_vl", "colqwen")):
+        assert detect(folder_of(name), ModelSettings(encoder_mode=mode)).spec.late.kind in ("text", "vlm")
 
 
 @pytest.mark.parametrize("name", ["colpali", "colqwen2", "colmodernvbert"])

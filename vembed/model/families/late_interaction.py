@@ -28,6 +28,15 @@ _TEXT = {
 }
 _VLM = {name: replace(one, tested=name in _COMPARED) for name, one in VLM_GENERIC.architectures.items()}
 _QUERY_MARKER, _DOCUMENT_MARKER = "[Q] ", "[D] "
+# Which models each other name of the family means, by kind or by architecture.
+_MEANT_BY = {
+    "colbert": ("text",),
+    "colmodernvbert": ("colmodernvbert",),
+    "colpali": ("colpali", "paligemma"),
+    "colqwen": ("vlm", "colqwen2"),
+    "colqwen2": ("colqwen2", "qwen2_vl"),
+}
+_IN_WORDS = {"native": "late-interaction model", "text": "text encoder", "vlm": "vision-language model"}
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
@@ -171,7 +180,7 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     """Problems of settings with what the checkpoint is."""
     late = spec.late
     assert late is not None
-    problems = []
+    problems = _alias_problems(late, settings.encoder_mode)
     if settings.pooling not in (None, "cls", "last"):
         problems.append(
             f"pooling {settings.pooling!r}: a late_interaction model keeps a vector per token; `cls` or `last` say"
@@ -190,6 +199,17 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     if bounds and late.kind != "vlm" and late.architecture != "colqwen2":
         problems.append(f"{', '.join(bounds)}: {late.architecture} does not read pictures at their native resolution")
     return problems
+
+
+def _alias_problems(late: LateInteraction, encoder_mode: str | None) -> list[str]:
+    """A name that `encoder_mode` gives the family by, and that means models of another kind than this one."""
+    fitting = [name for name, meant in _MEANT_BY.items() if late.kind in meant or late.architecture in meant]
+    if encoder_mode not in _MEANT_BY or encoder_mode in fitting:
+        return []
+    return [
+        f"encoder_mode {encoder_mode!r} does not fit: this is a {_IN_WORDS[late.kind]} ({late.architecture});"
+        f" {' or '.join(fitting)} fits, or late_interaction"
+    ]
 
 
 def _query_problems(spec: ModelSpec, late: LateInteraction, num_query_tokens: int) -> list[str]:
@@ -223,7 +243,7 @@ LATE_INTERACTION = Family(
         }
     ),
     check=_check,
-    aliases=("colbert", "colmodernvbert", "colpali", "colqwen", "colqwen2"),
+    aliases=tuple(_MEANT_BY),
     model_names={
         "colmodernvbert": "ModernVBERT/colmodernvbert-merged",
         "colbert": "colbert-ir/colbertv2.0",
