@@ -16,6 +16,7 @@ import numpy as np
 from vembed.data.text_rows import Row, Spans, TextRows, line_ends, map_file, text_start
 from vembed.errors import DataError
 
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _CELL_LIMIT = (1 << 31) - 1  # an image as base64 is longer than the csv module's limit of 128 KiB
 
 
@@ -23,6 +24,7 @@ def open_csv(path: str, delimiter: str) -> TextRows:
     """The rows below the header line. Raises DataError when there are none, or quotes do not match."""
     mapped = map_file(path)
     line_ends(mapped, path)
+    _refuse_other_delimiter(mapped, delimiter, path)
     lines = _Lines(mapped, text_start(mapped))
     places = _places(lines, delimiter, path)
     header = _header(lines, next(places, None), path, delimiter)
@@ -84,9 +86,33 @@ def _places(lines: _Lines, delimiter: str, path: str) -> Iterator[tuple[int, int
             raise DataError(f"{path}:{line}: broken CSV: {error}; a quote inside a quoted cell is doubled") from error
 
 
+def _refuse_other_delimiter(mapped: mmap.mmap, delimiter: str, path: str) -> None:
+    """Raise DataError when the header has one column as the file's ending reads it, and several in another way."""
+    mapped.seek(text_start(mapped))
+    text = next((line.decode() for line in iter(mapped.readline, b"") if line.strip()), "\n")
+    counts = {sign: _num_cells(text, sign) for sign in _DELIMITERS}
+    best = max(counts, key=lambda sign: counts[sign])
+    if counts[delimiter] > 1 or counts[best] < 2:
+        return
+    raise DataError(
+        f"{path}: the header {text.strip()[:60]!r} has {_DELIMITERS[best]} between its columns; a .csv file has commas"
+        " there and a .tsv file has tabs: save it as one of these"
+    )
+
+
+def _num_cells(text: str, delimiter: str) -> int:
+    """The cells of a line, 0 where its quotes do not match that way."""
+    try:
+        return len(_cells(text, delimiter, ""))
+    except DataError:
+        return 0
+
+
 def _header(lines: _Lines, place: tuple[int, int, int] | None, path: str, delimiter: str) -> tuple[str, ...]:
     if place is None:
-        raise DataError(f"{path}: the file is empty")
+        raise DataError(
+            f"{path}: the file holds blank lines only; the first line names the columns, each other is a row"
+        )
     text = lines.mapped[place[0] : place[1]].decode()
     return tuple(name.strip() for name in _cells(text, delimiter, f"{path}:{place[2]}"))
 

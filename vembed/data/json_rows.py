@@ -27,7 +27,8 @@ def open_json(path: str) -> TextRows:
     first = _first_character(mapped, start)
     spans = _list_spans(mapped, start, path) if first == "[" else _line_spans(mapped, start, ends)
     if len(spans.starts) == 0:
-        raise DataError(f"{path}: the file is empty")
+        found = "an empty list" if first == "[" else "blank lines only"
+        raise DataError(f'{path}: the file holds {found}; a row is an object like {{"query": ...}}')
     return TextRows(path, spans, parse_object)
 
 

@@ -73,10 +73,40 @@ def test_quotes_that_do_not_match_are_refused_with_the_line(tmp_path, text, line
         _open(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "query,positive\n", "query,positive"])
-def test_a_file_without_rows_is_refused(tmp_path, text):
-    with pytest.raises(DataError, match=r"data\.csv: the file (is empty|has a header but no rows)"):
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is empty"),
+        ("\n\n", "holds blank lines only; the first line names the columns"),
+        ("query,positive\n", "has a header but no rows"),
+        ("query,positive", "has a header but no rows"),
+    ],
+)
+def test_a_file_without_rows_is_refused(tmp_path, text, found):
+    with pytest.raises(DataError, match=rf"data\.csv: the file {found}"):
         _open(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter", "found"),
+    [
+        ("query;positive\na, b;c\n", ",", "'query;positive' has semicolons"),
+        ('\ufeff\n"query";"positive"\n"a";"b"\n', ",", "has semicolons"),
+        ("query\tpositive\na\tb\n", ",", "has tabs"),
+        ("query|positive\na|b\n", ",", "has bars"),
+        ("query,positive\na,b\n", "\t", "has commas"),
+    ],
+)
+def test_a_file_that_is_separated_in_another_way_is_told_so(tmp_path, text, delimiter, found):
+    with pytest.raises(
+        DataError, match=rf"data\.csv: the header .*{found} between its columns; a \.csv file has commas"
+    ):
+        _open(tmp_path, text, delimiter)
+
+
+@pytest.mark.parametrize("text", ["text\na;b\n", '"a;b"\nx\n', "a;b,c\nx,y\n", '"que\nry",p\nx,y\n'])
+def test_another_sign_in_a_cell_or_a_name_is_no_delimiter(tmp_path, text):
+    assert len(_open(tmp_path, text)) == 1
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):

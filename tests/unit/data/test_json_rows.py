@@ -69,10 +69,19 @@ def test_json_nested_beyond_reason_is_a_data_error(tmp_path):
         rows[1]
 
 
-@pytest.mark.parametrize("text", ["", "\n", " \r\n\n", "[]", " [ ] \n"])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "is empty"),
+        ("\n", "holds blank lines only; a row is an object"),
+        (" \r\n\n", "holds blank lines only; a row is an object"),
+        ("[]", "holds an empty list; a row is an object"),
+        (" [ ] \n", "holds an empty list; a row is an object"),
+    ],
+)
 @pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
-def test_a_file_without_rows_is_refused(tmp_path, text, name):
-    with pytest.raises(DataError, match=r"data\.jsonl?: the file is empty"):
+def test_a_file_without_rows_is_refused(tmp_path, text, found, name):
+    with pytest.raises(DataError, match=rf"data\.jsonl?: the file {found}"):
         open_json(_file(tmp_path, text, name))
 
 
