@@ -110,10 +110,12 @@ def _evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("-
     target = _one_positional(arguments)
     if target is None:
         raise UsageError("name what to measure: vembed evaluate RUN_FOLDER | CONFIG.yaml | MODEL --test_data_path DATA")
+    from vembed.entrypoints.measured import measured
+
+    what = measured(target, arguments.words(without="output_dir"))
     from vembed.entrypoints import evaluate as entrypoint
 
-    overrides, report_dir = arguments.words(without="output_dir"), arguments.last("output_dir")
-    typer.echo(entrypoint.evaluate(target, overrides, report_dir=report_dir).text())
+    typer.echo(entrypoint.evaluate_measured(what, report_dir=arguments.last("output_dir")).text())
 
 
 @app.command("encode")

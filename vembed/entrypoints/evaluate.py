@@ -5,12 +5,11 @@ vembed evaluate my.yaml                                    the model as it is be
 vembed evaluate MODEL --test_data_path pairs.jsonl         a folder or a hub id
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vembed.config import Config, Purpose, load_config
-from vembed.errors import UsageError
+from vembed.entrypoints.measured import Measured, Overrides, measured
 from vembed.evaluation.bases import as_base, as_it_is
 from vembed.evaluation.comparison import BASE, Candidate, Comparison, measure_models
 from vembed.evaluation.findings import headline_sentence, reading_notes
@@ -19,11 +18,9 @@ from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.tables import basis_rows, comparison_rows, text_table
 from vembed.trainer import report_settings
 from vembed.training.run_facts import setting_lines
-from vembed.training.run_folder import RunFolder
-from vembed.training.run_report import held_out_data, load_untuned, model_title, report_run
+from vembed.training.run_report import ReportSettings, held_out_data, load_untuned, model_title, report_run
 
 MODEL = "model"
-Overrides = Mapping[str, object] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -55,34 +52,26 @@ def evaluate(target: str | Path, overrides: Overrides = (), *, report_dir: str |
     Without one, a run measured on its own data writes its own report folder, and all else writes nothing.
     Raises UsageError, DataError, ModelError.
     """
+    return evaluate_measured(measured(target, overrides), report_dir=report_dir)
+
+
+def evaluate_measured(what: Measured, *, report_dir: str | Path | None = None) -> Evaluation:
+    """As `evaluate`, of what `measured` found."""
     folder = None if report_dir is None else Path(report_dir)
-    run = RunFolder(Path(target))
-    if run.config.is_file() and run.record.is_file():
-        return _evaluate_run(run, overrides, folder)
-    if Path(target).suffix in {".yaml", ".yml"}:
-        return _evaluate_untuned(load_config(target, overrides, purpose=Purpose(("model_name",))), BASE, folder)
-    config = load_config(None, _with_model(target, overrides), purpose=Purpose(("model_name",)))
-    if config.data.test_data_path is None:
-        raise UsageError(f"{target} is measured as a model; name the data to measure it on with --test_data_path")
-    return _evaluate_untuned(config, MODEL, folder)
+    settings = report_settings(what.config, what.config_text)
+    if what.run is None:
+        return _evaluate_untuned(what, settings, folder)
+    folder = what.run.report if folder is None and what.on_own_data else folder
+    report = report_run(what.run, settings, folder)
+    return _evaluation(report.comparison, what.config.evaluation.best_metric, role=report.role, paths=report.paths)
 
 
-def _evaluate_run(run: RunFolder, overrides: Overrides, folder: Path | None) -> Evaluation:
-    config = load_config(run.config, overrides, purpose=Purpose(existing=()))
-    # The file itself says who set each key when the run was made; a config loaded from it says "config.yaml:12".
-    text = config.yaml_text() if overrides else run.config.read_text(encoding="utf-8")
-    if folder is None and config.data == load_config(run.config, purpose=Purpose(existing=())).data:
-        folder = run.report
-    report = report_run(run, report_settings(config, text), folder)
-    return _evaluation(report.comparison, config.evaluation.best_metric, role=report.role, paths=report.paths)
-
-
-def _evaluate_untuned(config: Config, label: str, folder: Path | None) -> Evaluation:
-    settings = report_settings(config, config.yaml_text())
+def _evaluate_untuned(what: Measured, settings: ReportSettings, folder: Path | None) -> Evaluation:
+    config = what.config
     held_out = held_out_data(config.data, seed=config.training.seed)
     sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
-    candidate = Candidate(label, lambda: load_untuned(settings), as_base if label == BASE else as_it_is)
-    comparison = measure_models(sets, [candidate], config.evaluation)
+    label, basis = (BASE, as_base) if what.is_base else (MODEL, as_it_is)
+    comparison = measure_models(sets, [Candidate(label, lambda: load_untuned(settings), basis)], config.evaluation)
     content = ReportContent(
         title=model_title(config.model),
         comparison=comparison,
@@ -93,12 +82,6 @@ def _evaluate_untuned(config: Config, label: str, folder: Path | None) -> Evalua
     )
     paths = None if folder is None else write_report(folder, content)
     return _evaluation(comparison, config.evaluation.best_metric, role=held_out.role, paths=paths)
-
-
-def _with_model(target: str | Path, overrides: Overrides) -> Overrides:
-    if isinstance(overrides, Mapping):
-        return {**overrides, "model_name": str(target)}
-    return [*overrides, f"model_name={target}"]
 
 
 def _evaluation(comparison: Comparison, metric: str, *, role: str, paths: ReportPaths | None) -> Evaluation:
