@@ -1,7 +1,7 @@
 """Predictor: open a checkpoint, embed texts and images, compare them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vembed.errors import UsageError
+from vembed.errors import DataError, UsageError
 from vembed.grad_cache.cachex.tree_utils import pad_token_rows, token_rows
 from vembed.model.items import Embeddable, Picture, as_item, image_source
 from vembed.model.modeling import VisualRetrievalModel
@@ -74,7 +74,8 @@ class Predictor:
     ) -> Vectors:
         """Embed texts (a text that looks like a path is a text). `side` picks the prompt, if the model has any."""
         single = isinstance(texts, str)
-        items = [as_item({"text": text}) for text in ([texts] if isinstance(texts, str) else texts)]
+        entries = [texts] if isinstance(texts, str) else _listed(texts, "a text is a str")
+        items = [as_item({"text": text}) for text in entries]
         return self._encode(items, side, width, output, single=single)
 
     def encode_image(
@@ -87,7 +88,7 @@ class Predictor:
     ) -> Vectors:
         """Embed images: paths, encoded bytes or PIL images."""
         single = isinstance(images, str | os.PathLike | bytes | PIL.Image.Image)
-        pictures = [images] if single else list(images)  # type: ignore[arg-type]  # a single picture went left
+        pictures = [images] if single else _listed(images, "an image is a path, bytes or a PIL image")
         items = [Item(images=(image_source(picture),)) for picture in pictures]
         return self._encode(items, side, width, output, single=single)
 
@@ -104,7 +105,7 @@ class Predictor:
         The image in a dict may be a path given as str, or a list of images.
         """
         single = isinstance(items, str | os.PathLike | bytes | PIL.Image.Image | Mapping | Item)
-        entries = [items] if single else list(items)  # type: ignore[arg-type]  # a single item went left
+        entries = [items] if single else _listed(items, "an item is a text, an image or a dict of both")
         return self._encode([as_item(entry) for entry in entries], side, width, output, single=single)
 
     def score(self, queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
@@ -117,6 +118,7 @@ class Predictor:
     def _encode(self, items: Sequence[Item], side: Side, width: int | None, output: Output, *, single: bool) -> Vectors:
         if output not in ("numpy", "torch"):
             raise UsageError(f"output {output!r} is unknown; known are: numpy, torch")
+        _refuse_empty_texts(items)
         embeddings = self.model.encode(items, side=side, batch_size=self.batch_size, width=width)
         if self.spec.scoring == "single":
             vectors = embeddings.vectors[0] if single else embeddings.vectors
@@ -125,6 +127,21 @@ class Predictor:
         if single:
             return rows[0] if output == "torch" else rows[0].numpy()
         return rows if output == "torch" else [row.numpy() for row in rows]
+
+
+def _listed(things: object, kind: str) -> list[object]:
+    """What should be a list. Raises UsageError for what has no entries."""
+    if not isinstance(things, Iterable):
+        raise UsageError(f"{kind}, and several are a list of those; not {type(things).__name__}")
+    return list(things)
+
+
+def _refuse_empty_texts(items: Sequence[Item]) -> None:
+    """A model has a vector for an empty text too, which says nothing; training refuses such a row as well."""
+    empty = [number for number, item in enumerate(items) if item.text is not None and not item.text.strip()]
+    if empty:
+        where = items[empty[0]].origin or f"item {empty[0]}"
+        raise DataError(f"{where}: the text is empty (so are {len(empty)} of {len(items)}); leave such items out")
 
 
 def _rows(vectors: Vectors, dims: int) -> Embeddings:

@@ -134,6 +134,27 @@ def test_what_cannot_be_embedded_is_refused(trained):
         predictor.encode_text([3])
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("encode", "an item is a text, an image"), ("encode_text", "a text is a str"), ("encode_image", "an image is a")],
+)
+@pytest.mark.parametrize("thing", [None, 3])
+def test_what_is_neither_an_item_nor_a_list_is_refused(thing, method, kind, trained):
+    with pytest.raises(UsageError, match=f"{kind}.* not {type(thing).__name__}"):
+        getattr(trained[1], method)(thing)
+
+
+def test_an_empty_text_is_refused_as_in_training(trained):
+    _, predictor = trained
+    with pytest.raises(DataError, match=r"item 1: the text is empty \(so are 2 of 3\)"):
+        predictor.encode_text(["a", "", " \n"])
+    for thing in ("", {"text": "  ", "image": make_picture(1)}, Item(text="")):
+        with pytest.raises(DataError, match="item 0: the text is empty"):
+            predictor.encode(thing)
+    with pytest.raises(DataError, match=r"a\.jsonl:3: the text is empty"):
+        predictor.encode([Item(text="", origin="a.jsonl:3")])
+
+
 def test_a_device_that_the_machine_lacks_is_refused(trained):
     lacking = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cuda:99": False}
     missing = [name for name, available in lacking.items() if not available]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.families.registry import hub_id
-from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, read_json, weights_folder
+from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, read_adapter_config, read_json, weights_folder
 from vembed.model.fingerprint import fingerprint
 from vembed.model.sentence_folder import model_path
 from vembed.model.settings import ModelSettings
@@ -44,7 +44,7 @@ def read_base(folder: Path) -> AdapterBase | None:
             return AdapterBase(**saved)
         except TypeError as error:
             raise CheckpointError(f"{folder / BASE_FILE} does not fit this version: {error}") from error
-    config = None if (folder / "config.json").is_file() else read_json(folder / ADAPTER_CONFIG)
+    config = None if (folder / "config.json").is_file() else read_adapter_config(folder)
     if config is None:
         return None
     name = config.get("base_model_name_or_path")

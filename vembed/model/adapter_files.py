@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vembed.errors import CheckpointError
 from vembed.model.adapted import ADAPTER, adapted_layers, is_adapter
-from vembed.model.files import ADAPTER_CONFIG, SPEC_FILE
+from vembed.model.files import ADAPTER_CONFIG, SPEC_FILE, read_adapter_config
 
 Network = Any  # peft and transformers are untyped here
 
@@ -52,10 +52,9 @@ def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> N
     """Put the adapters of a folder onto a plain network. Raises CheckpointError for one of another model or kind."""
     import peft  # noqa: PLC0415 (slow, and only adapters need it)
 
-    try:
-        content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    content = read_adapter_config(folder)
+    if content is None:
+        raise CheckpointError(f"{folder} holds no {ADAPTER_CONFIG}")
     if content.get("peft_type") != "LORA":
         raise CheckpointError(
             f"{folder} holds a {content.get('peft_type')} adapter; LoRA, DoRA and rsLoRA are supported"
@@ -78,7 +77,7 @@ def load_adapters(folder: Path, backbone: Network) -> None:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is missing or broken: {error}") from error
-    whole = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ()
+    whole = (read_adapter_config(folder) or {}).get("modules_to_save") or ()
     own = {**_adapter_tensors(backbone), **_whole_tensors(backbone, whole)}
     _refuse_misfits(path, saved, own)
     with torch.no_grad():

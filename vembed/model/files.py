@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vembed.errors import ModelError
+from vembed.errors import CheckpointError, ModelError
 from vembed.model.settings import ModelSettings
 
 SPEC_FILE = "vembed_config.json"
@@ -52,6 +52,19 @@ def _code_repositories(folder: Path) -> list[str]:
     named = (read_json(folder / "config.json") or {}).get("auto_map") or {}
     values = [one for value in named.values() for one in (value if isinstance(value, list) else [value])]
     return sorted({str(one).split("--")[0] for one in values if one is not None and "--" in str(one)})
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any] | None:  # Any: JSON
+    """adapter_config.json, None when there is none. Raises CheckpointError when it is broken or no table."""
+    try:
+        content = read_json(folder / ADAPTER_CONFIG)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
+    if content is not None and not isinstance(content, dict):
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG} holds no table of settings, as peft writes one, but {type(content).__name__}"
+        )
+    return content
 
 
 def read_json(path: Path) -> Any | None:  # Any: JSON

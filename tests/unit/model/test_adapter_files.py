@@ -254,6 +254,21 @@ def test_adapters_that_do_not_fit_are_refused_by_name(fresh, items_for, tmp_path
         load(tmp_path)
 
 
+@pytest.mark.parametrize("ours", [True, False])  # with vembed_base.json, or as peft alone writes a folder
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "adapter_config.json holds no table of settings, .* but list"), ("{", "cannot be read")],
+)
+def test_a_broken_description_of_an_adapter_is_told(content, message, ours, fresh, items_for, tmp_path):
+    trained(fresh, "bert", items_for).save_pretrained(tmp_path, merge_adapters=False)
+    (tmp_path / "adapter_config.json").write_text(content)
+    if not ours:
+        for file in ("vembed_base.json", "vembed_config.json"):
+            (tmp_path / file).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
 def test_one_tower_s_adapters_may_have_learned_nothing(fresh, texts, tmp_path):
     model = fresh("vit_pair", use_lora=True)
     model.save_pretrained(tmp_path / "first", merge_adapters=False)
