@@ -139,6 +139,13 @@ def _encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     plugins: Annotated[
         list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
     ] = None,
+    torch_dtype: Annotated[
+        str, typer.Option("--torch_dtype", "--torch-dtype", help="float32, bfloat16, float16, or auto: the files' own.")
+    ] = "float32",
+    allow_pickled_weights: Annotated[
+        bool,
+        typer.Option("--allow_pickled_weights", "--allow-pickled-weights", help="Read tensors from .bin files."),
+    ] = False,
 ) -> None:
     """Embed texts and images, and write the vectors."""
     if side not in _SIDES:
@@ -146,7 +153,17 @@ def _encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     from vembed.entrypoints import encode as entrypoint
 
     request = entrypoint.EncodeRequest(
-        model, items, output, _SIDES[side], width, batch_size, device, trust_remote_code, plugins or ()
+        model,
+        items,
+        output,
+        _SIDES[side],
+        width,
+        batch_size,
+        device,
+        trust_remote_code,
+        plugins or (),
+        torch_dtype,
+        allow_pickled_weights,
     )
     typer.echo(entrypoint.encode(request, _show_progress).text())
 
@@ -195,16 +212,34 @@ def _models(
     plugins: Annotated[
         list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
     ] = None,
+    torch_dtype: Annotated[
+        str | None, typer.Option("--torch_dtype", "--torch-dtype", help="With --check: hold the weights in this dtype.")
+    ] = None,
+    allow_pickled_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow_pickled_weights", "--allow-pickled-weights", help="With --check: read tensors from .bin files."
+        ),
+    ] = False,
 ) -> None:
     """List the families of models and what each supports, or check one model."""
     from vembed.entrypoints import models as entrypoint
 
     if check is None:
-        if encoder_mode is not None or trust_remote_code:
-            raise UsageError("--encoder_mode and --trust_remote_code say how to load a model: name one with --check")
+        given = {
+            "--encoder_mode": encoder_mode,
+            "--trust_remote_code": trust_remote_code,
+            "--torch_dtype": torch_dtype,
+            "--allow_pickled_weights": allow_pickled_weights,
+        }
+        if any(given.values()):
+            words = " and ".join(word for word, value in given.items() if value)
+            raise UsageError(f"{words} can only say how to load a model: name one with --check")
         typer.echo(entrypoint.listing(plugins or ()))
         return
-    request = entrypoint.CheckRequest(check, encoder_mode, trust_remote_code, plugins or ())
+    request = entrypoint.CheckRequest(
+        check, encoder_mode, trust_remote_code, plugins or (), torch_dtype, allow_pickled_weights
+    )
     typer.echo(entrypoint.check(request))
 
 

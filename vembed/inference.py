@@ -45,13 +45,16 @@ class Predictor:
         torch_compile: bool = False,
         settings: ModelSettings | None = None,
     ) -> None:
-        """device: auto | cpu | cuda (or cuda:1) | mps. dtype: float32 (default) | bfloat16 | float16.
+        """device: auto | cpu | cuda (or cuda:1) | mps. dtype: float32 | bfloat16 | float16 of all that it holds;
+        default: as settings.torch_dtype says, which is float32.
 
         torch_compile: compile the towers, which pays for many items. A folder of adapters is opened with its base.
         settings: in the place of the checkpoint's own, such as ModelSettings(pool_factor=3). Raises ModelError,
         CheckpointError, UsageError for a device that torch does not have here.
         """
         where, number_type = _device(device), _dtype(dtype)
+        if dtype is not None and settings is not None and "torch_dtype" in settings.model_fields_set:
+            raise UsageError(f"dtype {dtype!r} and settings.torch_dtype {settings.torch_dtype!r}: give one of the two")
         flags = {"trust_remote_code": trust_remote_code, "torch_compile": torch_compile}
         given = {"model_name": str(folder)} | {key: True for key, asked in flags.items() if asked}
         settings = (settings or ModelSettings()).model_copy(update=given)
@@ -165,8 +168,9 @@ def _device(name: str) -> str:
     return name
 
 
-def _dtype(name: str | None) -> torch.dtype:
-    name = name or "float32"
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
     if name not in _DTYPES:
         raise UsageError(f"dtype {name!r} is unknown; known are: {', '.join(_DTYPES)}")
     return _DTYPES[name]

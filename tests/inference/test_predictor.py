@@ -155,6 +155,16 @@ def test_an_empty_text_is_refused_as_in_training(trained):
         predictor.encode([Item(text="", origin="a.jsonl:3")])
 
 
+def test_weights_stay_in_the_dtype_that_the_settings_name(trained):
+    folder = trained[1].model.base.model_name
+    low = Predictor(folder, "cpu", settings=ModelSettings(torch_dtype="bfloat16"))
+    towers = {p.dtype for tower in low.model.model.towers().values() for p in tower.parameters()}
+    assert towers == {torch.bfloat16}
+    assert (low.encode_text(TEXTS) * trained[1].encode_text(TEXTS)).sum(-1).min() > 0.999
+    with pytest.raises(UsageError, match=r"dtype .float16. and settings\.torch_dtype .bfloat16.: give one"):
+        Predictor(folder, "cpu", dtype="float16", settings=ModelSettings(torch_dtype="bfloat16"))
+
+
 def test_a_device_that_the_machine_lacks_is_refused(trained):
     lacking = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cuda:99": False}
     missing = [name for name, available in lacking.items() if not available]

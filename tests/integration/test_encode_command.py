@@ -1,7 +1,11 @@
 """`vembed encode` writes what Predictor gives."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests import tiny
@@ -78,6 +82,30 @@ def test_code_of_a_checkpoint_runs_where_it_is_allowed(tmp_path, pictures):
     assert done.exit_code == 0, done.output
     expected = Predictor(model, trust_remote_code=True).encode_image(paths)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_pickles_are_read_where_that_is_allowed_and_the_dtype_is_chosen(tmp_path):
+    folder = Path(tiny.tiny_bert(tmp_path / "bert", pooling="mean"))
+    expected = Predictor(folder).encode_text(["a red circle"], side="document")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (tmp_path / "texts.txt").write_text("a red circle\n")
+    out = tmp_path / "out.npy"
+    words = ["encode", str(folder), "--input", str(tmp_path / "texts.txt"), "--output", str(out)]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "allow_pickled_weights" in refused.output
+    done = CliRunner().invoke(app, [*words, "--allow_pickled_weights"])
+    assert done.exit_code == 0, done.output
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+    done = CliRunner().invoke(app, [*words, "--allow_pickled_weights", "--torch_dtype", "bfloat16"])
+    assert done.exit_code == 0, done.output
+    low = np.load(out)
+    assert (low * expected).sum() > 0.999
+    assert np.abs(low - expected).max() > 1e-5
+    wrong = CliRunner().invoke(app, [*words, "--torch_dtype", "int8"])
+    assert wrong.exit_code == 2
+    assert "--torch_dtype 'int8' is unknown; known are: float32, bfloat16, float16, auto" in wrong.output
 
 
 def test_plugins_are_imported_first(tmp_path, pictures):

@@ -3,10 +3,14 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.tiny import tiny_bert
 from vembed.cli import app
 from vembed.configuration.layers import preset_names
 from vembed.model.families.registry import families
@@ -54,6 +58,11 @@ def test_a_check_shows_the_spec_and_embeds(clip_folder):
     [
         (("--check", "nowhere/at/all"), "there is no model folder"),
         (("--encoder_mode", "clip"), "name one with --check"),
+        (
+            ("--torch_dtype", "auto", "--allow_pickled_weights"),
+            "--torch_dtype and --allow_pickled_weights can only say",
+        ),
+        (("--check", "nowhere", "--torch_dtype", "int8"), "--torch_dtype 'int8' is unknown"),
         (("--plugins", "no_such_module"), "no_such_module cannot be imported"),
     ],
 )
@@ -61,6 +70,19 @@ def test_mistakes_are_told_with_exit_code_2(words, message):
     result = run(*words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_a_check_reads_pickles_where_that_is_allowed_and_holds_the_dtype_that_is_asked_for(tmp_path):
+    folder = Path(tiny_bert(tmp_path / "bert", pooling="mean"))
+    exact = run("--check", str(folder)).stdout.splitlines()[-1]
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "allow_pickled_weights" in run("--check", str(folder)).stderr
+    checked = run("--check", str(folder), "--allow_pickled_weights")
+    assert checked.stdout.splitlines()[-1] == exact
+    low = run("--check", str(folder), "--allow_pickled_weights", "--torch_dtype", "bfloat16")
+    assert low.exit_code == 0
+    assert low.stdout.splitlines()[-1] != exact
 
 
 def test_an_encoder_mode_that_does_not_fit_is_refused(clip_folder):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vembed.configuration.layers import Setting, import_plugins
+from vembed.entrypoints.opening import opening_settings
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import token_rows
 from vembed.inference import Predictor
@@ -39,7 +40,7 @@ class EncodeResult:
 class EncodeRequest:
     """Which model embeds what, and how. side: whose prompt texts get, "query" or "document".
 
-    plugins: modules to import first, which may bring families.
+    plugins: modules to import first, which may bring families. torch_dtype: in which the weights are held.
     """
 
     model: str
@@ -51,6 +52,8 @@ class EncodeRequest:
     device: str = "auto"
     trust_remote_code: bool = False
     plugins: Sequence[str] = ()
+    torch_dtype: str = "float32"
+    allow_pickled_weights: bool = False
 
 
 def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeResult:
@@ -60,10 +63,15 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     """
     if request.side not in ("query", "document"):
         raise UsageError(f"side {request.side!r} is unknown; known are: query, document")
+    settings = opening_settings(
+        torch_dtype=request.torch_dtype,
+        trust_remote_code=request.trust_remote_code,
+        allow_pickled_weights=request.allow_pickled_weights,
+    )
     check_vectors_path(request.output)
     import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
     named = read_items(request.items)
-    model = Predictor(request.model, request.device, trust_remote_code=request.trust_remote_code).model
+    model = Predictor(request.model, request.device, settings=settings).model
     check_vectors_path(request.output, per_token=model.spec.scoring != "single")
     encoder = ItemEncoder(model, Encoding(request.batch_size, request.width), progress)
     embeddings = encoder.encode([one.item for one in named], side=request.side)

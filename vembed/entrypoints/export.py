@@ -6,12 +6,11 @@ vembed export output/checkpoint-100 --merge --output merged
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from vembed.configuration.layers import Setting, import_plugins
+from vembed.entrypoints.opening import opening_settings
 from vembed.errors import UsageError
 from vembed.model.export import merge_folder
-from vembed.model.settings import Dtype, ModelSettings
 from vembed.utils.files import atomic_folder
 
 
@@ -48,18 +47,14 @@ def export(request: ExportRequest) -> ExportResult:
     """Write the model; what is there already is never written over. Raises UsageError, ModelError, CheckpointError."""
     if not request.merge:
         raise UsageError("say what to write: --merge writes plain weights with the adapters merged in")
-    if request.torch_dtype not in get_args(Dtype):
-        raise UsageError(f"--torch_dtype {request.torch_dtype!r} is unknown; known are: {', '.join(get_args(Dtype))}")
+    settings = opening_settings(
+        torch_dtype=request.torch_dtype,
+        trust_remote_code=request.trust_remote_code,
+        allow_pickled_weights=request.allow_pickled_weights,
+    )
     if request.output.exists():
         raise UsageError(f"--output {request.output} is there already; name a new folder")
     import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
-    settings = ModelSettings.model_validate(
-        {
-            "torch_dtype": request.torch_dtype,
-            "trust_remote_code": request.trust_remote_code,
-            "allow_pickled_weights": request.allow_pickled_weights,
-        }
-    )
     with atomic_folder(request.output) as new:
         model = merge_folder(request.model, new, settings)
     size = sum(file.stat().st_size for file in request.output.rglob("*") if file.is_file())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vembed.configuration.layers import Setting, import_plugins
+from vembed.entrypoints.opening import opening_settings
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
 from vembed.model.settings import ModelSettings
@@ -34,6 +35,18 @@ class CheckRequest:
     encoder_mode: str | None = None
     trust_remote_code: bool = False
     plugins: Sequence[str] = ()
+    torch_dtype: str | None = None
+    allow_pickled_weights: bool = False
+
+    @property
+    def settings(self) -> ModelSettings:
+        """Those for opening the model. Raises UsageError for an unknown dtype."""
+        return opening_settings(
+            torch_dtype=self.torch_dtype,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickled_weights=self.allow_pickled_weights,
+            encoder_mode=self.encoder_mode,
+        )
 
 
 def listing(plugins: Sequence[str] = ()) -> str:
@@ -49,10 +62,10 @@ def check(request: CheckRequest) -> str:
 
     Raises ModelError or CheckpointError for a model that cannot be used, and says why.
     """
+    settings = request.settings
     _import(request.plugins)
     from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415 (the listing needs no torch)
 
-    settings = ModelSettings(encoder_mode=request.encoder_mode, trust_remote_code=request.trust_remote_code)
     model = VisualRetrievalModel.from_pretrained(request.model, settings)
     return "\n".join([*_model_lines(request.model, model), "", *_embedding_lines(model)])
 
