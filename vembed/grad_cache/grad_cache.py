@@ -114,6 +114,7 @@ class GradCache:
                     unsynchronized.enter_context(model.no_sync())
             loss_scale = 1.0 if self.scaler is None else self.scaler.scale
             loss = cached_backward(sides, partial(self.compute_loss, **loss_kwargs), loss_scale=loss_scale)
+        self._refuse_no_gradient()
         if parallel:
             average_gradients(self._exchanged_here(no_sync_except_last))
         return loss
@@ -246,6 +247,15 @@ class GradCache:
                         f"{name or type(module).__name__} is batch norm in training mode, whose statistics would be"
                         " those of a chunk and count twice; put it into eval mode, or use another norm"
                     )
+
+    def _refuse_no_gradient(self) -> None:
+        """A plain step would fail at its backward; here the graph ends at the representations, and always has one."""
+        learning = [parameter for model in self.models for parameter in model.parameters() if parameter.requires_grad]
+        if learning and all(parameter.grad is None for parameter in learning):
+            raise UsageError(
+                f"{len(learning)} parameters learn, but none got a gradient: what the models return has no graph."
+                " Reentrant gradient checkpointing behind frozen embeddings cuts it; use use_reentrant=False"
+            )
 
     def _parallel_models(self, no_sync_except_last: bool) -> list[DistributedDataParallel]:
         """Those in DistributedDataParallel, each once; with no_sync_except_last all must be."""

@@ -54,3 +54,11 @@ def graph_gradients(loss: Tensor, *modules: nn.Module) -> dict[str, Tensor]:
     """What backward leaves in the modules."""
     loss.backward()
     return gradients_of(*modules)
+
+
+def checkpoint_activations(encoder: Encoder, *, reentrant: bool) -> None:
+    """Turn on gradient checkpointing."""
+    model = encoder.model
+    # transformers renamed the method in 5.x and warns about the old name.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": reentrant})

@@ -11,7 +11,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.gradients import assert_gradients_equal, relative_difference
 from tests.ranks import Results, run_ranks
-from tests.unit.grad_cache.encoders import Encoder, contrast, gradients_of, graph_gradients, pictures, texts
+from tests.unit.grad_cache.encoders import (
+    Encoder,
+    checkpoint_activations,
+    contrast,
+    gradients_of,
+    graph_gradients,
+    pictures,
+    texts,
+)
 from vembed.errors import UsageError
 from vembed.grad_cache import GradCache
 from vembed.grad_cache.cachex.functional import ChunkedSide
@@ -91,7 +99,9 @@ def all_checks(rank: int, bert: str, vit: str) -> Results:
     results |= named(
         "train_step", weights_after_two_steps(setup(bert, vit, rank), DistributedContrastiveLoss(0, SCALE))
     )
-    return results | named("exchange", exchanged(rank))
+    results |= named("exchange", exchanged(rank))
+    step_hooks_and_reentrant(setup(bert, vit, rank))
+    return results
 
 
 def step_one_two_tower(made: Setup) -> Results:
@@ -117,12 +127,21 @@ def step_shared_synced_per_chunk(made: Setup) -> Results:
 
 def step_reentrant_checkpointing(made: Setup) -> Results:
     """Each layer's backward in a backward of its own, which DDP's hooks count twice."""
-    made.model.text.model.gradient_checkpointing_enable({"use_reentrant": True})
-    made.model.text.model.embeddings.register_forward_hook(lambda _m, _i, out: out.requires_grad_())
-    model = parallel(made.model)
+    for tower in (made.model.text, made.model.vision):
+        checkpoint_activations(tower, reentrant=True)
+    model = DistributedDataParallel(made.model, find_unused_parameters=True)
     loss = DistributedContrastiveLoss(scale=SCALE)
     GradCache(model, [3, 2], loss)(made.queries, made.documents, no_sync_except_last=True)
     return gradients_of(made.model)
+
+
+def step_hooks_and_reentrant(made: Setup) -> Results:
+    """The same with DDP's own exchange per chunk, which it refuses."""
+    checkpoint_activations(made.model.text, reentrant=True)
+    model = DistributedDataParallel(made.model.text, find_unused_parameters=True)
+    with pytest.raises(RuntimeError, match="mark a variable ready only once"):
+        GradCache(model, 2, DistributedContrastiveLoss(scale=SCALE))(made.queries, made.other_texts)
+    return {}
 
 
 def step_learned_scale(made: Setup) -> Results:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vembed.errors import NotFiniteError
+from vembed.errors import NotFiniteError, UsageError
 from vembed.grad_cache.cachex.functional import ChunkedSide, cached_backward
 from vembed.utils.distributed import average_gradients
 
@@ -33,7 +33,8 @@ def train_step(
     Gradients are cleared, added chunk by chunk, averaged over the ranks of a process group if there is one (models are
     not to be wrapped in DistributedDataParallel), clipped to `max_grad_norm`, and applied. With a scaler, for a side's
     `encode` under float16 autocast, a gradient that is not finite is no update and lowers the scale. Without one a loss
-    or gradient that is not finite raises NotFiniteError, and nothing is updated.
+    or gradient that is not finite raises NotFiniteError, and nothing is updated. Raises UsageError when no parameter
+    got a gradient.
 
     >>> layer = torch.nn.Linear(2, 2)
     >>> side = ChunkedSide(layer, torch.ones(8, 2), chunk_size=3)
@@ -44,6 +45,10 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     loss = cached_backward(sides, loss_function, loss_scale=1.0 if scaler is None else scaler.scale)
     parameters = list(_parameters(optimizer))
+    if all(parameter.grad is None for parameter in parameters):
+        raise UsageError(
+            "no parameter of the optimizer got a gradient: neither the embeddings nor the loss has a graph"
+        )
     average_gradients(parameters)
     if scaler is not None:
         scaler.unscale_(optimizer)
