@@ -47,6 +47,15 @@ from vembed.training.schedule import build_schedule
 from vembed.training.session import Session, overview, train
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
+from vembed.training.teacher import (
+    StandIn,
+    TeacherModel,
+    TeacherOptions,
+    TeacherSource,
+    open_teacher,
+    teacher_in_data,
+    teacher_items,
+)
 from vembed.training.versions import versions
 from vembed.utils.distributed import require_one_process, seed_everything
 from vembed.utils.files import disk_errors
@@ -118,7 +127,9 @@ class Trainer:
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
         config = self.config(**settings)
-        session = _assemble(config, _load(config), BadSamples(config.data))
+        loaded = _load(config)
+        teacher = None if loaded.teacher is None else StandIn(loaded.teacher.facts)
+        session = _assemble(config, loaded, BadSamples(config.data), teacher)
         num_workers = resolve_num_workers(config.data.num_workers)
         return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
 
@@ -133,6 +144,7 @@ class _Loaded:
     frozen: Sequence[Part]
     precision: Precision
     features: FrozenFeatures | None
+    teacher: TeacherModel | None
 
 
 def _train(config: Config) -> TrainResult:
@@ -151,8 +163,10 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     """Train to the end; what that takes memory for is gone afterwards."""
     loaded = _with_features(_load(config))
     evaluate = _evaluation(config, loaded)
+    if loaded.teacher is not None:
+        loaded.teacher.fill(teacher_items(loaded.data.train, config.data))
     run = open_run_folder(config.training)
-    session = _assemble(config, loaded, BadSamples(config.data, run.path))
+    session = _assemble(config, loaded, BadSamples(config.data, run.path), loaded.teacher)
     checkpoints = _checkpoints(config, loaded, session, run)
     state = _start(config, session, checkpoints)
     try:
@@ -170,7 +184,7 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
 def _inputs(config: Config) -> list[str]:
     """Names and paths of the models and data that a run reads."""
     model, data = config.model, config.data
-    names = [model.model_name, model.text_model_name, model.image_model_name]
+    names = [model.model_name, model.text_model_name, model.image_model_name, config.loss.teacher_model_name]
     for source in (data.data_path, data.val_data_path, data.test_data_path):
         entries = source if isinstance(source, tuple) else (source,)
         names += [entry.path if isinstance(entry, DataEntry) else entry for entry in entries]
@@ -199,6 +213,7 @@ def _load(config: Config) -> _Loaded:
     split = RunFolder(Path(config.training.output_dir)).split
     needs = row_needs(config.loss, config.loss_options)
     data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
+    teacher = open_teacher(config.loss, _teacher_options(config, precision), data.train)
     model = _load_model(config)
     for sets in data.roles.values():
         for dataset in sets:
@@ -207,7 +222,16 @@ def _load(config: Config) -> _Loaded:
     settle_dtypes(model.model, config.model, precision)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
-    return _Loaded(data, model, _objective(config, model, data), frozen, precision, features)
+    return _Loaded(data, model, _objective(config, model, data, teacher), frozen, precision, features, teacher)
+
+
+def _teacher_options(config: Config, precision: Precision) -> TeacherOptions:
+    return TeacherOptions(
+        settings=config.model.for_opening(),
+        device=precision.device,
+        batch_size=config.evaluation.eval_batch_size,
+        max_image_pixels=config.data.max_image_pixels,
+    )
 
 
 def _with_features(loaded: _Loaded) -> _Loaded:
@@ -222,7 +246,7 @@ def _features(config: Config) -> FrozenFeatures | None:
     return frozen_features(config.training, config.model, config.optimizer, config.data)
 
 
-def _objective(config: Config, model: VisualRetrievalModel, data: RunData) -> Objective:
+def _objective(config: Config, model: VisualRetrievalModel, data: RunData, teacher: TeacherModel | None) -> Objective:
     """The loss, with weights of the classes that are trained on, if it learns some; on the model's device."""
     learns_classes = LossRegistry.get(config.loss.loss_type).learns_classes
     objective = LossFactory.create(
@@ -233,6 +257,7 @@ def _objective(config: Config, model: VisualRetrievalModel, data: RunData) -> Ob
         normalize=model.spec.normalize,
         classes=class_keys(data.train) if learns_classes else (),
         seed=config.training.seed,
+        teacher=teacher_in_data(config.loss, data.train) if teacher is None else teacher.teacher,
     )
     if objective.classes is not None:
         objective.classes.to(model.model.logit_scale.device)
@@ -256,7 +281,9 @@ def _load_model(config: Config) -> VisualRetrievalModel:
     return model.with_image_limit(config.data.max_image_pixels)
 
 
-def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Session:
+def _assemble(
+    config: Config, loaded: _Loaded, bad_samples: BadSamples, teacher: TeacherSource | None = None
+) -> Session:
     """The parts of the run, joined."""
     model, precision = loaded.model, loaded.precision
     loader = TrainingLoader(
@@ -276,6 +303,7 @@ def _assemble(config: Config, loaded: _Loaded, bad_samples: BadSamples) -> Sessi
         autocast=precision.autocast,
         device=precision.device,
         reference=Reference(model.model) if LossRegistry.get(config.loss.loss_type).reads_reference else None,
+        teacher=teacher,
     )
     optimizer, groups = build_optimizer(model.model, config.optimizer, loaded.objective.classes)
     schedule = build_schedule(config.optimizer, plan.num_steps)
@@ -302,13 +330,15 @@ def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None
 
 def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFolder) -> Checkpoints:
     reference = session.engine.trainer.reference
+    teacher = loaded.teacher
     facts = RunFacts(
-        settings=config.to_flat(),
+        settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
         rows=session.data.rows["train"],
         provenance={
             "loss": config.loss.loss_type,
             "widths": list(loaded.objective.widths),
             "seed": config.training.seed,
+            **({} if teacher is None else {"teacher": {"model": teacher.name, "weights": teacher.fingerprint}}),
         },
         start=None if reference is None else reference.start,
     )

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Side = Literal["query", "document"]
@@ -51,6 +53,14 @@ class LoadedItem:
     origin: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class RowEmbeddings:
+    """A teacher's embeddings of one row: float32 [dim] of its query, [documents, dim] of positives, then negatives."""
+
+    query: NDArray[np.float32]
+    documents: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class EncodedItem:
     """An Item whose images are held as the bytes of their files, and decoded anew whenever they are needed.
@@ -88,6 +98,7 @@ class Example:
     """One row: a query, its relevant documents (one or more), its explicit negatives, and its group.
 
     ignored: documents that are neither for this query. scores: of the positives, then the negatives, or none.
+    embeddings: a teacher's, if rows bring them.
     """
 
     query: Item
@@ -97,6 +108,7 @@ class Example:
     origin: str = ""
     ignored: tuple[Item, ...] = ()
     scores: tuple[float, ...] = ()
+    embeddings: RowEmbeddings | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,7 @@ class LoadedExample:
     ignored: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     query_image: HeldItem | None = None
+    embeddings: RowEmbeddings | None = None
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,11 @@ def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterat
         for key in ("distillation_type", "distillation_alpha", "distillation_temperature"):
             if key in user and user[key].value != LossSettings.model_fields[key].default:
                 yield (key,), f"has an effect only with use_distillation: true; set that, or take {key} out"
+    if loss.teacher_embeddings and sections.data.query_image_as_negative:
+        yield (
+            ("query_image_as_negative",),
+            "cannot stand beside teacher_embeddings: rows bring no embedding of a query's picture alone",
+        )
     for key, text in teaching_problems(loss, sections.loss_options, taught=has_teacher(loss)):
         yield (key,), text
 

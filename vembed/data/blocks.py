@@ -71,6 +71,7 @@ class BlockLoader:
             origin=example.origin,
             ignored=tuple(content_hash(item) for item in example.ignored),
             scores=example.scores,
+            embeddings=example.embeddings,
             query_image=self._query_image(example.query, epoch, len(items), row),
         )
         check_negatives(result)

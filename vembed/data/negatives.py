@@ -29,12 +29,18 @@ def choose_negatives(
 
 
 def with_chosen_negatives(row: Row, num_chosen: int | None, *, seed: int, epoch: int) -> Row:
-    """The row with at most `num_chosen` of its negatives, and their scores if it has any."""
+    """The row with at most `num_chosen` of its negatives, and their scores and embeddings if it has any."""
     first: int = len(row.positives)
     numbers: Sequence[int] = range(len(row.negatives))
     chosen: tuple[int, ...] = choose_negatives(numbers, num_chosen, seed=seed, epoch=epoch, row=row_name(row.origin))
     scores = (*row.scores[:first], *(row.scores[first + number] for number in chosen)) if row.scores else ()
-    return replace(row, negatives=tuple(row.negatives[number] for number in chosen), scores=scores)
+    embeddings = row.embeddings
+    if embeddings is not None:
+        kept = [*range(first), *(first + number for number in chosen)]
+        embeddings = replace(embeddings, documents=embeddings.documents[kept])
+    return replace(
+        row, negatives=tuple(row.negatives[number] for number in chosen), scores=scores, embeddings=embeddings
+    )
 
 
 def check_negatives(example: LoadedExample) -> None:

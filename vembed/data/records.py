@@ -12,6 +12,7 @@ that names the row, the field, and what would be right. An optional field that i
 | `ignore` | a list like `negatives`: documents that are neither for this query; optional |
 | `group` (or `class`) | rows of the same group are each other's positives; optional |
 | `score` | a number, or a list with one for each positive and negative; optional unless the loss needs it |
+| `query_embedding`, `positive_embeddings`, `negative_embeddings` | a teacher's, read with `teacher_embeddings: true` |
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vembed.data.cells import is_absent, kind_of, parse_list
+from vembed.data.embeddings import read_embeddings
 from vembed.data.hashing import text_hash
 from vembed.data.pictures import PictureReader
 from vembed.data.scores import read_scores, refuse_unread
 from vembed.errors import ConfigError, DataError
 from vembed.registry import nearest_names
-from vembed.types import Example, ImageSource, Item, RowNeeds
+from vembed.types import Example, ImageSource, Item, RowEmbeddings, RowNeeds
 
 FIELDS = (
     "query",
@@ -36,6 +38,9 @@ FIELDS = (
     "ignore",
     "group",
     "score",
+    "query_embedding",
+    "positive_embeddings",
+    "negative_embeddings",
 )
 Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds; this module is where it gets a type
 
@@ -79,6 +84,7 @@ class RowReader:
             origin,
             ignored=self._ignored(row, origin),
             scores=scores,
+            embeddings=self._embeddings(row, len(positives), len(negatives), origin),
         )
 
     def _check_number(self, num_positives: int, num_negatives: int, origin: str) -> None:
@@ -95,6 +101,13 @@ class RowReader:
         if self.needs.scores == "unread":
             refuse_unread(scores, num_positives, where)
         return scores
+
+    def _embeddings(self, row: Row, num_positives: int, num_negatives: int, origin: str) -> RowEmbeddings | None:
+        if not self.needs.embeddings:
+            return None
+        counts = {"query_embedding": 1, "positive_embeddings": num_positives, "negative_embeddings": num_negatives}
+        cells = {name: row.get(self.column(name)) for name in counts}
+        return read_embeddings(cells, counts, {name: f"{origin}: {self._label(name)}" for name in counts})
 
     def column(self, field_name: str) -> str:
         """The data's column that holds `field_name`."""

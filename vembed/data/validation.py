@@ -88,14 +88,23 @@ class BadSamples:
 
 
 def _problems(dataset: VisualRetrievalDataset) -> Iterator[Problem]:
+    width: int | None = None
     for index in range(len(dataset)):
         try:
             example = dataset[index]
             for item in (example.query, *example.positives, *example.negatives, *example.ignored):
                 for source in item.images:
                     check_file(source)
+            if example.embeddings is not None:
+                width = _same_width(width, len(example.embeddings.query), example.origin)
         except DataError as error:
             yield Problem(dataset.origin(index), str(error))
+
+
+def _same_width(width: int | None, own: int, origin: str) -> int:
+    if width is not None and own != width:
+        raise DataError(f"{origin}: its embeddings have {own} numbers, those of the rows before it {width}")
+    return own
 
 
 def _listed(problems: Sequence[Problem], num_rows: int, policy: str) -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vembed.errors import CheckpointError
-from vembed.model.files import HEADS_FILE, TRAINING_FILE
+from vembed.model.files import HEADS_FILE, SPEC_FILE, TRAINING_FILE
+from vembed.model.spec import ModelSpec
 
 _SAMPLE = 1024
+_READ_WHOLE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+_NOTES = {SPEC_FILE, TRAINING_FILE, "training_state.json", "trainer_state.json"}
 _LENGTH_SIZE = 8
 
 
@@ -28,6 +31,31 @@ def fingerprint(folder: Path) -> str:
         raise CheckpointError(f"{folder} holds no weights")
     content = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+
+
+def reading_fingerprint(folder: Path, spec: ModelSpec) -> str:
+    """A fingerprint of all that decides what the model in a folder gives: its weights, heads and adapters, its
+    tokenizer's and image processor's files, its code, and how it is used.
+
+    What a run notes beside them (the spec's file, training state) has no part in it. Raises CheckpointError.
+    """
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and path.name not in _NOTES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    parts = [f"spec {json.dumps(spec.model_dump(mode='json'), sort_keys=True)}"]
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            parts += [f"{name} {tensor} {digest}" for tensor, digest in sorted(_tensors(path))]
+        elif path.suffix == ".bin":
+            parts.append(f"{name} {_sampled(path)}")
+        elif path.suffix in _READ_WHOLE:
+            parts.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:

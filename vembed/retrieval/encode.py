@@ -68,7 +68,7 @@ class ItemEncoder:
             width=self._encoding.width,
             features=self._encoding.features,
         )
-        _refuse_not_finite(embeddings, items)
+        refuse_not_finite(embeddings, items)
         return embeddings
 
 
@@ -91,8 +91,8 @@ class _Store:
         self.embeddings = embeddings if self.embeddings is None else concat_rows([self.embeddings, embeddings])
 
 
-def _refuse_not_finite(embeddings: Embeddings, items: Sequence[Item]) -> None:
-    """A NaN compares as neither better nor worse: any rank made from it would be a lie."""
+def refuse_not_finite(embeddings: Embeddings, items: Sequence[Item]) -> None:
+    """Raise ModelError for a NaN: it compares as neither better nor worse, and any rank made from it would be a lie."""
     finite = embeddings.vectors.flatten(1).isfinite().all(dim=1)
     if not finite.all():
         broken = [number for number, good in enumerate(finite.tolist()) if not good]

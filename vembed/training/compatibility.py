@@ -18,6 +18,7 @@ _FREE = frozenset(
         "save_adapter_only",
         "save_total_limit",
         "on_nan",
+        "teacher_cache_dir",
         "num_workers",
         "test_data_path",
         "eval_batch_size",

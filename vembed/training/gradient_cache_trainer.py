@@ -18,6 +18,7 @@ from vembed.model.base import BaseEmbeddingModel
 from vembed.training.chunks import ChunkReader, Cut, cut_side, retain_of
 from vembed.training.dpo import Reference
 from vembed.training.sizing import StepParts, settle
+from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
 from vembed.utils.onednn import quick_linear
 
@@ -47,7 +48,8 @@ class GradientCacheTrainer:
     and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when both are, or
     with `use_gradient_cache` off, the step is the plain step. The share `gradient_cache_retain` of all chunks, and the
     last one in any case, is encoded once.
-    reference: the model as it was before training, for an objective that compares with it.
+    reference: the model as it was before training, for an objective that compares with it. teacher: what an objective
+    learns from, where batches do not bring its embeddings themselves.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class GradientCacheTrainer:
         autocast: Autocast = nullcontext,
         device: torch.device | str = "cpu",
         reference: Reference | None = None,
+        teacher: TeacherSource | None = None,
     ) -> None:
         self._model = model
         self._processor = processor
@@ -70,6 +73,7 @@ class GradientCacheTrainer:
         self._autocast = autocast
         self._device = torch.device(device)
         self.reference = reference
+        self._teacher = teacher
 
     def step(self, batch: Batch, *, loss_scale: LossScale = 1.0) -> StepResult:
         """Add the batch's gradient, times `loss_scale` (a factor, or a function such as `GradScaler.scale`).
@@ -78,7 +82,8 @@ class GradientCacheTrainer:
         """
         reader, settings = ChunkReader(self._processor), self.settle(batch)
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
-        targets = self._with_reference(move(batch.targets, self._device), (queries, documents), reader)
+        targets = move(self._with_teacher(batch), self._device)
+        targets = self._with_reference(targets, (queries, documents), reader)
 
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
             vectors = queries.in_order(query_vectors), documents.in_order(document_vectors)
@@ -116,6 +121,9 @@ class GradientCacheTrainer:
                 limit,
             )
         return cut
+
+    def _with_teacher(self, batch: Batch) -> Targets:
+        return batch.targets if self._teacher is None else replace(batch.targets, teacher=self._teacher.sides(batch))
 
     def _with_reference(self, targets: Targets, cuts: tuple[Cut, Cut], reader: ChunkReader) -> Targets:
         if self.reference is None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from vembed.data.embeddings import stack_embeddings
 from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
-from vembed.types import Batch, HeldItem, ItemRows, LoadedExample, Ragged, Targets
+from vembed.types import Batch, Embeddings, HeldItem, ItemRows, LoadedExample, Ragged, Sides, Targets
 
 _NO_GROUP = -1
 
@@ -33,10 +34,8 @@ class Collator:
         documents = _Documents()
         positives = [[documents.column(item, _group(row)) for item in row.positives] for row in chosen]
         negatives = [[documents.column(item, _NO_GROUP) for item in row.negatives] for row in chosen]
-        scored = [
-            (named + against)[: len(row.scores)]
-            for named, against, row in zip(positives, negatives, chosen, strict=True)
-        ]
+        own = [named + against for named, against in zip(positives, negatives, strict=True)]
+        scored = [columns[: len(row.scores)] for columns, row in zip(own, chosen, strict=True)]
         for row, against in zip(chosen, negatives, strict=True):
             if row.query_image is not None and not _is_positive(row.query_image, row):
                 against.append(documents.column(row.query_image, _NO_GROUP))
@@ -48,6 +47,7 @@ class Collator:
                 ignored=_rows([row.ignored for row in chosen]),
                 scored=_rows(scored),
                 scores=_rows([row.scores for row in chosen], torch.float32),
+                teacher=_teacher(chosen, own),
             ),
             origins=tuple(row.origin for row in chosen),
         )
@@ -108,6 +108,15 @@ def _add_shared(
         for row, example in enumerate(examples):
             if _group(example) in groups and column not in negatives[row]:
                 positives[row].append(column)
+
+
+def _teacher(rows: Sequence[LoadedExample], columns: Sequence[Sequence[int]]) -> Sides | None:
+    """The embeddings that rows bring, in the batch's order; None where they bring none."""
+    embeddings = [row.embeddings for row in rows if row.embeddings is not None]
+    if len(embeddings) < len(rows):
+        return None
+    sides = stack_embeddings(embeddings, columns, [row.origin for row in rows])
+    return Sides(*(Embeddings(torch.from_numpy(side)) for side in sides))
 
 
 def _is_positive(item: HeldItem, row: LoadedExample) -> bool:
