@@ -14,7 +14,8 @@ class Case:
     lora_target_modules: layers for adapters, where the default finds none. mixed: whether one row may hold both.
     checkpoints: whether transformers' class can recompute activations.
     auto_class: by which class of transformers the folder opens. exact: whether all of its code follows float64 weights
-    (Gemma's norms and NaFlex positions are computed in float32). rounds_pixels: whether the model's own processor
+    (Gemma's norms and NaFlex positions are computed in float32). near: whether another case runs nearly all of the same
+    code, so that the quick tests leave this one to the whole suite. rounds_pixels: whether the model's own processor
     resizes in float, where ours rounds to uint8 (DINOv3): vectors of images are then equal up to a cosine of 0.9999.
     """
 
@@ -32,3 +33,4 @@ class Case:
     exact: bool = True
     checkpoints: bool = True
     rounds_pixels: bool = False
+    near: bool = False

@@ -24,7 +24,14 @@ CASES = [
     Case(
         "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
     ),
-    Case("colbert_llama", "late_interaction", tiny_llama, settings=_COLBERT | {"num_query_tokens": 14}, image=False),
+    Case(
+        "colbert_llama",
+        "late_interaction",
+        tiny_llama,
+        settings=_COLBERT | {"num_query_tokens": 14},
+        image=False,
+        near=True,
+    ),
     Case(
         "colqwen",
         "late_interaction",
@@ -32,5 +39,5 @@ CASES = [
         settings=_COLQWEN | {"num_query_tokens": 8, "document_tokens": 9},
         opens_in_sentence_transformers=False,
     ),
-    Case("colqwen3", "late_interaction", tiny.tiny_qwen3_vl, settings=_COLQWEN | {"mask_prompts": False}),
+    Case("colqwen3", "late_interaction", tiny.tiny_qwen3_vl, settings=_COLQWEN | {"mask_prompts": False}, near=True),
 ]

@@ -18,13 +18,14 @@ CASES = [
         lora_target_modules=("query", "conv_pwl"),
     ),
     Case("clip_gated", "clip", tiny.tiny_clip, {"fusion": "gated"}),
-    Case("clip_attention", "clip", tiny.tiny_clip, {"fusion": "attention"}),
+    Case("clip_attention", "clip", tiny.tiny_clip, {"fusion": "attention"}, near=True),
     Case(
         "vit_pair_mlp",
         "composed",
         settings={"fusion": "mlp"},
         towers=("bert", "vit"),
         opens_in_sentence_transformers=False,
+        near=True,
     ),
-    Case("vit_pair", "composed", towers=("bert", "vit"), opens_in_sentence_transformers=False),
+    Case("vit_pair", "composed", towers=("bert", "vit"), opens_in_sentence_transformers=False, near=True),
 ]

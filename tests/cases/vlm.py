@@ -7,10 +7,10 @@ from tests.cases.case import Case
 
 CASES: list[Case] = [
     Case("qwen2_vl", "vlm_generic", tiny.tiny_qwen2_vl),
-    Case("qwen2_5_vl", "vlm_generic", tiny.tiny_qwen2_5_vl),
-    Case("qwen3_vl", "vlm_generic", tiny.tiny_qwen3_vl),
+    Case("qwen2_5_vl", "vlm_generic", tiny.tiny_qwen2_5_vl, near=True),
+    Case("qwen3_vl", "vlm_generic", tiny.tiny_qwen3_vl, near=True),
     Case("smolvlm", "vlm_generic", tiny.tiny_smolvlm),
-    Case("idefics3", "vlm_generic", tiny.tiny_idefics3),
+    Case("idefics3", "vlm_generic", tiny.tiny_idefics3, near=True),
     Case("llava_onevision", "vlm_generic", tiny.tiny_llava_onevision),
     Case("gemma3", "vlm_generic", tiny.tiny_gemma3, exact=False),
     Case("paligemma", "vlm_generic", tiny.tiny_paligemma, exact=False, opens_in_sentence_transformers=False),

@@ -302,6 +302,7 @@ def test_several_processes_are_refused(tmp_path, settings, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, settings):
     """A real limit on the size of files, in a real process, as `ulimit -f` sets it."""
     Trainer(settings).train(max_steps=1)

@@ -57,8 +57,12 @@ def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "f
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"use_lora": True, "lora_dropout": 0.1, "num_workers": 2}],
-    ids=["full", "adapters and workers"],
+    [
+        pytest.param({}, id="full"),
+        pytest.param(
+            {"use_lora": True, "lora_dropout": 0.1, "num_workers": 2}, id="adapters and workers", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -153,7 +157,9 @@ def test_adapters_of_any_kind_go_on_exactly(tmp_path, name, mode, changes):
     assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, settings, number, code):
     stopped = tmp_path / "stopped"
     slow = {**settings, "num_workers": 2, "save_steps": None, "logging_steps": 1, "max_steps": 100}
@@ -174,6 +180,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, setti
     assert [line["step"] for line in read_lines(stopped / "metrics.jsonl") if "loss" in line] == [*range(1, step + 3)]
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path, settings):
     """While a long step runs, the first signal waits and the second does not."""
     data = [{"path": write_pairs(tmp_path / "data", 60, "i2i"), "retrieval_mode": "i2i", "weight": 50}]

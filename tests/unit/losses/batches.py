@@ -129,14 +129,21 @@ def value_of(objective: Objective, batch: RandomBatch) -> Tensor:
     )
 
 
-def value_and_gradients(name: str, batch: RandomBatch, scorer: Scorer) -> tuple[Tensor, list[Tensor]]:
-    """The loss and its gradients with respect to both sides, scale, bias, and the weights of classes if it has some."""
+def value_and_gradients(
+    name: str, batch: RandomBatch, scorer: Scorer, *, refuse_nan: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss and its gradients with respect to both sides, scale, bias, and the weights of classes if it has some.
+
+    refuse_nan: raise RuntimeError for a NaN anywhere in the backward pass.
+    """
     objective = objective_for(name, batch, scorer)
     leaves = batch.leaves if objective.classes is None else [*batch.leaves, objective.classes.weight]
     value = value_of(objective, batch)
     if not value.requires_grad:  # a batch without anything to compare
         return value, [torch.zeros_like(leaf) for leaf in leaves]
-    return value, list(torch.autograd.grad(value, leaves, materialize_grads=True))
+    # Not while the loss is computed: there it would only note where each operation stands, slowly.
+    with torch.autograd.set_detect_anomaly(refuse_nan):
+        return value, list(torch.autograd.grad(value, leaves, materialize_grads=True))
 
 
 def random_batch(seed: int, *, tokens: int | None = None, num_keys: int = 6) -> RandomBatch:

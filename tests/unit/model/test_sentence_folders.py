@@ -77,8 +77,14 @@ def assert_equal_on_both_sides(ours: VisualRetrievalModel, folder: str | Path, t
         assert (vectors[0] - expected[1]).abs().max() > 1e-3, "all are alike: the comparison proves nothing"
 
 
-@pytest.mark.parametrize("include_prompt", [True, False])
-@pytest.mark.parametrize("name", MODULES)
+def with_and_without_prompts():
+    """Every module with its prompt pooled; without, two in the quick tests and all in the whole suite."""
+    for name in MODULES:
+        yield pytest.param(name, True)
+        yield pytest.param(name, False, marks=() if name in ("mean", "layers of every kind") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "include_prompt"), with_and_without_prompts())
 def test_every_module_is_read_and_written(name, include_prompt, bert, texts, tmp_path):
     modules = MODULES[name]()
     modules[0].include_prompt = include_prompt

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.nn import functional
 
 from tests import tiny
+from tests.cases import quick_and_slow
 from vembed.errors import DataError, ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_rows
 from vembed.model.facts import ModelFacts, read_facts
@@ -61,7 +62,7 @@ def last_states(folder, messages, **processor_arguments):
     return functional.normalize(torch.stack(states), dim=-1)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", quick_and_slow(TEMPLATES))
 def test_the_generic_loader_gives_the_last_token_of_the_chat_template(name, model_of, folder_of, items_for):
     model = model_of(name)
     items = items_for(model)
@@ -213,7 +214,7 @@ def test_another_family_is_refused_by_name(folder_of):
         VisualRetrievalModel.from_pretrained(folder_of("bert"), ModelSettings(encoder_mode="vlm"))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_padding_on_either_side_gives_the_same_rows(name, model_of, fresh, items_for):
     model = fresh(name)
     items = items_for(model)
@@ -228,7 +229,7 @@ def test_padding_on_either_side_gives_the_same_rows(name, model_of, fresh, items
     assert torch.allclose(vectors[0], vectors[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_any_chunk_of_rows_gives_the_same_rows(name, model_of, items_for):
     model = model_of(name)
     items = items_for(model)
@@ -248,7 +249,7 @@ def test_any_chunk_of_rows_gives_the_same_rows(name, model_of, items_for):
     assert model.model(model.processor.prepare([], "query")).vectors.shape == (0, model.model.dim)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_token_states_say_which_tokens_are_images(name, model_of, pictures):
     model = model_of(name)
     items = [Item(text="a red circle"), Item(text="zebra", images=(ImageSource(pil=pictures[0]),))]
@@ -263,7 +264,7 @@ def test_token_states_say_which_tokens_are_images(name, model_of, pictures):
     assert torch.allclose(functional.normalize(torch.stack(last), dim=-1), embed(model, items), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_pixels_wait_in_uint8_and_become_the_processor_s_own(name, model_of, folder_of, pictures):
     model = model_of(name)
     sources = [ImageSource(pil=picture) for picture in pictures]
@@ -283,7 +284,7 @@ def test_pixels_wait_in_uint8_and_become_the_processor_s_own(name, model_of, fol
         assert torch.equal(padded, values)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_text_is_cut_and_images_and_the_end_of_the_turn_are_not(name, model_of, fresh, pictures):
     whole = model_of(name)
     image = ImageSource(pil=pictures[0])
@@ -391,7 +392,7 @@ def _as_input(item):
     return given | ({"text": item.text} if item.text is not None else {})
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_all_that_learns_gets_a_gradient_and_parts_are_told(name, fresh, items_for):
     model = fresh(name)
     infos = model.model.parameter_infos()
