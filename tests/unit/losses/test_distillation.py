@@ -119,7 +119,7 @@ def rows_in(batch, own, other):
     judged = SCORERS[other][0](teacher.queries, teacher.documents).tolist()
     for q, row in enumerate((masks.valid & real).tolist()):
         chosen = [d for d, counts in enumerate(row) if counts]
-        student = [scale * raw[q][d] + bias for d in chosen]
+        student = [scale * raw[q][d] for d in chosen]
         yield student, [judged[q][d] / 0.6 for d in chosen], [bool(masks.positive[q, d]) for d in chosen]
 
 

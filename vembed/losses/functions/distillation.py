@@ -15,11 +15,12 @@ With the student's scores s, over its temperature, and the teacher's t, over the
                  Reimers and Gurevych 2020, https://arxiv.org/abs/2004.09813, which has squared distances
 
 Documents are those of the batch that are not ignored for the query, where there are embeddings of the teacher; its
-scores are made from them strip by strip. Without, the teacher is the scores in the data, and documents are those that
-the row gives one.
+scores are made from them strip by strip, and no bias is added to either side's. Without, the teacher is the scores in
+the data, documents are those that the row gives one, and the student's scores have its bias, if it learns one.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -76,7 +77,7 @@ def _of_embeddings(view: ScoreView, targets: Targets, settings: LossSettings) ->
         wanted = teacher.rows(masks.start, masks.start + len(scores)).to(scores.dtype)
         return term(scores, wanted, masked_real(masks, teacher), settings.distillation_temperature)
 
-    total, count = sum_over_strips(view, partial(mask_strips, targets), strip_sum)
+    total, count = sum_over_strips(replace(view, bias=None), partial(mask_strips, targets), strip_sum)
     return total / count.clamp(min=1)
 
 
