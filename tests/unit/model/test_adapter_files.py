@@ -31,10 +31,11 @@ INDEX = "model.safetensors.index.json"
 
 def with_variants(*names):
     """Every model with LoRA, the first in every way; all of them in every way in the whole suite."""
-    for name in names:
-        for way in VARIANTS:
-            quick = name == names[0] or way == "lora"
-            yield pytest.param(name, way, marks=() if quick else pytest.mark.slow)
+    return [
+        pytest.param(name, way, marks=() if name == names[0] or way == "lora" else pytest.mark.slow)
+        for name in names
+        for way in VARIANTS
+    ]
 
 
 def load(folder, **settings):

@@ -79,9 +79,12 @@ def assert_equal_on_both_sides(ours: VisualRetrievalModel, folder: str | Path, t
 
 def with_and_without_prompts():
     """Every module with its prompt pooled; without, two in the quick tests and all in the whole suite."""
-    for name in MODULES:
-        yield pytest.param(name, True)
-        yield pytest.param(name, False, marks=() if name in ("mean", "layers of every kind") else pytest.mark.slow)
+    quick = ("mean", "layers of every kind")
+    return [
+        pytest.param(name, pooled, marks=() if pooled or name in quick else pytest.mark.slow)
+        for name in MODULES
+        for pooled in (True, False)
+    ]
 
 
 @pytest.mark.parametrize(("name", "include_prompt"), with_and_without_prompts())
