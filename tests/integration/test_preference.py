@@ -81,15 +81,15 @@ def test_with_an_infonce_term_the_temperature_learns_too(tmp_path, settings):
     assert first["loss"] > 1
 
 
-def test_without_dropout_the_first_loss_is_exactly_log_2(tmp_path, settings, rows):
+def test_without_dropout_the_first_loss_is_log_2_to_rounding(tmp_path, settings, rows):
     """Pictures and text, at several widths, through the gradient cache."""
     model = CASES["clip"].make(str(tmp_path / "clip"))
     data = write_pairs(tmp_path / "data", 6, "m2i", num_negatives=2)
     Trainer(settings).train(model_name=model, data_path=data, retrieval_mode="m2i", max_steps=1, **LORA)
-    assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), rel=1e-7)
+    assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
     more = {"mrl_dims": [16, 8], "use_mrl": True, "mixed_precision": "bf16", "overwrite_output_dir": True}
     Trainer(settings).train(model_name=model, data_path=data, retrieval_mode="m2i", max_steps=1, **more)
-    assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(2 * math.log(2), rel=1e-7)
+    assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(2 * math.log(2), rel=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,30 +11,34 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from vembed.losses.contrasts import Candidates, contrasts
+from vembed.losses.contrasts import NOTHING
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import HardNegativeSettings
-from vembed.losses.softmax import Anchors, pair_losses, sum_over_pairs
+from vembed.losses.strips import sum_over_strips
 from vembed.types import Targets
 
 
 def hard_negative(view: ScoreView, targets: Targets, settings: HardNegativeSettings) -> Tensor:
     """The loss, a scalar."""
-    choose = partial(_hardest, number=settings.num_hardest)
-    found = contrasts(view, partial(mask_strips, targets), choose, columns=False)
-    return sum_over_pairs(found, _losses, found.by_query, found.by_document)
+    of_queries = partial(_of_queries, number=settings.num_hardest)
+    total, num_queries = sum_over_strips(view, partial(mask_strips, targets), of_queries)
+    return total / num_queries.clamp(min=1)
 
 
-def _losses(scores: Tensor, query: Anchors, _document: Anchors) -> Tensor:
-    """The weighted losses of pairs with these scores."""
-    return query.weight * pair_losses(scores, query.against)
+def _of_queries(scores: Tensor, masks: Masks, number: int) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of the rows that have a positive, and the number of those rows."""
+    rows, documents = masks.positive.nonzero(as_tuple=True)
+    num_positives = masks.positive.sum(dim=1)
+    excess = scores[rows, documents] - _log_sum_of_hardest(scores, masks.negative, number)[rows]
+    losses = -functional.logsigmoid(excess) / num_positives[rows]
+    return losses.sum(), (num_positives > 0).sum().to(scores.dtype)
 
 
-def _hardest(scores: Tensor, masks: Masks, number: int) -> Candidates:
-    """Each row's `number` highest negatives; of equal scores any."""
-    negative = masks.negative
-    kept = scores.masked_fill(~negative, float("-inf"))
-    highest = kept.topk(min(number, kept.shape[1]), dim=1).indices
-    return Candidates(torch.zeros_like(negative).scatter_(1, highest, True) & negative)
+def _log_sum_of_hardest(scores: Tensor, negative: Tensor, number: int) -> Tensor:
+    """Log of the sum of exp of each row's `number` highest negatives, of equal scores any; [rows]."""
+    some = negative.any(dim=1)
+    highest = scores.masked_fill(~negative, float("-inf")).topk(min(number, scores.shape[1]), dim=1).values
+    return torch.where(some, highest.masked_fill(~some[:, None], 0).logsumexp(dim=1), NOTHING)
