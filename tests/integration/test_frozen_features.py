@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tests.runs import read_lines, two_data_sets
 from vembed.errors import ConfigError
 from vembed.model.backbones.composed import ComposedModel
+from vembed.model.processors.auto import TowerProcessor
 from vembed.trainer import Trainer
 
 
@@ -113,3 +114,32 @@ def test_a_dual_encoder_keeps_its_frozen_texts_and_changes_its_pictures(tmp_path
     settings |= {"model_name": siglip_folder, "freeze": ["text"], "augment": "strong"}
     Trainer({**settings, "output_dir": str(tmp_path / "run"), "report": False, "max_steps": 1}).train()
     assert [path.name.split("-")[0] for path in (tmp_path / "features").iterdir()] == ["text"]
+
+
+@pytest.mark.parametrize("frozen", [["vision"], ["text"], ["text", "vision"]])
+def test_a_step_runs_a_frozen_tower_once_per_row_and_has_the_plain_gradient(
+    tmp_path, settings, slices, frozen, monkeypatch
+):
+    """All chunks but the last are encoded twice; what is frozen is not."""
+    read = []
+    prepare = TowerProcessor.prepare
+    monkeypatch.setattr(
+        TowerProcessor, "prepare", lambda self, items, side: read.append(list(items)) or prepare(self, items, side)
+    )
+    settings = {**without_cache(settings), "freeze": frozen, "report": False, "val_fraction": 0, "epochs": 1}
+    settings |= {"output_dir": str(tmp_path / "cached"), "learning_rate": 1e-4}
+    cached = Trainer(settings).train()
+    counts = dict(slices)
+    decoded = sum(len(item.images) for items in read for item in items)
+    slices.update(texts=0, pictures=0)
+    del settings["gradient_cache_chunk_size"]
+    plain = Trainer({**settings, "use_gradient_cache": False, "output_dir": str(tmp_path / "plain")}).train()
+    for tower, name in (("text", "texts"), ("vision", "pictures")):
+        assert counts[name] == slices[name] if tower in frozen else counts[name] > slices[name]
+    assert decoded == counts["pictures"]
+    if "text" not in frozen:
+        return  # whose dropout falls otherwise in other chunks
+    assert losses(cached.output_dir) == pytest.approx(losses(plain.output_dir), rel=1e-4)
+    expected = load_file(plain.final / "vembed_heads.safetensors")
+    for name, tensor in load_file(cached.final / "vembed_heads.safetensors").items():
+        assert tensor.allclose(expected[name], rtol=1e-4, atol=1e-6)

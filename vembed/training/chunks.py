@@ -2,11 +2,12 @@
 
 A side is cut by a number of rows, in order, or by a number of tokens: then rows that are alike in length share a chunk,
 and the embeddings are put back into the order of the batch. Texts are prepared once per step; rows with pictures
-whenever their chunk is run, for what is made of them is large.
+whenever their chunk is run, for what is made of them is large. What a frozen tower gives for a chunk is kept, so that
+it is run once per step.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +18,7 @@ from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.functional import ChunkedSide
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
-from vembed.types import Embeddings, Inputs, ItemRows, Processor
+from vembed.types import Embeddings, HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
 Side = Inputs | ItemRows
 
@@ -92,20 +93,47 @@ class ChunkReader:
         self._processor = processor
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
+        self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
 
     def __call__(self, chunk: Side) -> Inputs:
-        """The chunk's inputs, on the host."""
+        """The chunk's inputs, on the host; with the features that are kept of it, wherever those are."""
         if isinstance(chunk, Inputs):
             return chunk  # whose texts were counted when they were cut
         if chunk in self._kept:
             return self._kept[chunk]
-        inputs = self._processor.prepare(chunk.items, chunk.side)
-        self._num_truncated[chunk] = inputs.num_truncated
-        if not any(item.images for item in chunk.items):
+        items, features = self._left.get(chunk, (chunk.items, {}))
+        inputs = self._processor.prepare(items, chunk.side)
+        self._num_truncated.setdefault(chunk, inputs.num_truncated)
+        inputs = replace(inputs, tensors={**inputs.tensors, **features})
+        if not any(item.images for item in items):
             self._kept[chunk] = inputs
         return inputs
+
+    def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:
+        """Give the features in `fixed` from now on, and prepare no more what they stand for.
+
+        read: the chunk's finished inputs. fixed: the same with features (BaseEmbeddingModel.with_fixed_features).
+        """
+        gone = read.tensors.keys() - fixed.tensors.keys()
+        if not gone or isinstance(chunk, Inputs):
+            return
+        features = {name: tensor for name, tensor in fixed.tensors.items() if name not in read.tensors}
+        items, known = self._left.get(chunk, (chunk.items, {}))
+        left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
+        self._left[chunk] = left, {**known, **features}
+        self._kept.pop(chunk, None)
 
     @property
     def num_truncated(self) -> int:
         """Texts that were cut to the model's limit, in all chunks that were prepared here, each counted once."""
         return sum(self._num_truncated.values())
+
+
+def _without(item: HeldItem, *, text: bool, images: bool) -> HeldItem:
+    """The item without its text, its images, or both."""
+    kept = None if text else item.text
+    if isinstance(item, LoadedItem):
+        return replace(item, text=kept, images=() if images else item.images)
+    if images:
+        return LoadedItem(kept, (), item.content_hash, item.draw, item.origin)
+    return replace(item, item=replace(item.item, text=kept))

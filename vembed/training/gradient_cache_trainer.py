@@ -133,7 +133,7 @@ class GradientCacheTrainer:
         return replace(targets, reference=Sides(queries, documents))
 
     def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Inputs | ItemRows], Embeddings]:
-        return lambda chunk: self._encode(model, reader(chunk))
+        return lambda chunk: self._encode(model, chunk, reader)
 
     def _loss(self, queries: Embeddings, documents: Embeddings, targets: Targets) -> Tensor:
         return self._objective(
@@ -144,12 +144,14 @@ class GradientCacheTrainer:
             logit_bias=self._model.logit_bias,
         )
 
-    def _encode(self, model: BaseEmbeddingModel, chunk: Inputs) -> Embeddings:
-        inputs = self._processor.finish(move(chunk, self._device))
+    def _encode(self, model: BaseEmbeddingModel, chunk: Inputs | ItemRows, reader: ChunkReader) -> Embeddings:
+        inputs = self._processor.finish(move(reader(chunk), self._device))
         # What has no gradient to follow may take the quicker kernels.
         quick = nullcontext() if torch.is_grad_enabled() else quick_linear()
         with self._autocast(), quick:
-            embeddings: Embeddings = model(inputs)
+            fixed = model.with_fixed_features(inputs)
+            reader.keep(chunk, inputs, fixed)
+            embeddings: Embeddings = model(fixed)
         return embeddings
 
 
