@@ -33,6 +33,7 @@ from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
 from vembed.training.dpo import Reference
 from vembed.training.frozen_features import FrozenFeatures, frozen_features, items_of_rows
+from vembed.training.grad_check import GradCheck, check_gradients
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.loop import Engine
 from vembed.training.measure import Measurement, measure
@@ -132,6 +133,15 @@ class Trainer:
         session = _assemble(config, loaded, BadSamples(config.data), teacher)
         num_workers = resolve_num_workers(config.data.num_workers)
         return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
+
+    def grad_check(self, num_rows: int = 8, **settings: object) -> GradCheck:
+        """Plain against cached gradients of the model on its data, a few rows. Trains nothing, writes nothing."""
+        config = self.config(**settings)
+        few = {"batch_size": min(num_rows, rows_per_batch(config.training)), "global_batch_size": None}
+        training = config.training.model_copy(update={**few, "gradient_accumulation_steps": 1})
+        config = dataclasses.replace(config, training=training)
+        session = _assemble(config, _load(config), BadSamples(config.data))
+        return check_gradients(session, config.grad_cache)
 
 
 @dataclass(frozen=True)

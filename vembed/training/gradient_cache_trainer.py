@@ -98,6 +98,18 @@ class GradientCacheTrainer:
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
 
+    def with_settings(self, settings: GradCacheSettings, *, autocast: Autocast) -> "GradientCacheTrainer":
+        """The same step on the same model, in other chunks and under another autocast."""
+        return GradientCacheTrainer(
+            self._model,
+            self._processor,
+            self._objective,
+            settings,
+            autocast=autocast,
+            device=self._device,
+            reference=self.reference,
+        )
+
     def settle(self, batch: Batch) -> GradCacheSettings:
         """The settings with numbers in the place of `auto`: those for the first batch that it is asked about."""
         if self._settled is None:
