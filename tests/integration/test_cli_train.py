@@ -37,7 +37,7 @@ def words(clip_folder, tmp_path):
 def test_a_dry_run_shows_the_config_the_model_and_the_steps_and_writes_nothing(run, words, tmp_path):
     result = run("train", *words, "--dry_run")
     assert result.exit_code == 0, result.output
-    assert "batch_size                      8" in result.stdout
+    assert " batch_size 8 command line" in " ".join(result.stdout.split())
     assert "preset clip (detected)" in result.stdout
     assert "2 in all" in result.stdout
     assert "peak memory" in result.stdout
