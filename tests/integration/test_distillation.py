@@ -285,6 +285,41 @@ def test_pictures_teach_as_they_are_whatever_augmentation_makes_of_them(tmp_path
     assert embedded == []
 
 
+def test_a_student_that_reads_kept_features_has_the_same_teacher(tmp_path, settings, clip_folder, siglip_folder):
+    run = {
+        **settings,
+        "model_name": clip_folder,
+        "teacher_model_name": siglip_folder,
+        "loss_type": "sigmoid",
+        "distillation_type": "mse",
+        "teacher_temperature": 0.2,
+        "data_path": write_pairs(tmp_path / "pictures", 8, "t2i", num_negatives=1),
+        "retrieval_mode": "t2i",
+        "freeze": ["vision"],
+        "epochs": 1,
+    }
+    Trainer(run).train()
+    kept = {"cache_frozen_features": True, "feature_cache_dir": str(tmp_path / "features")}
+    Trainer({**run, **kept, "output_dir": str(tmp_path / "kept")}).train()
+    assert losses_of(tmp_path / "kept") == pytest.approx(losses_of(tmp_path / "run"), rel=1e-4)
+
+
+def test_a_picture_of_a_composed_query_is_taught_as_a_document(
+    tmp_path, settings, clip_folder, siglip_folder, embedded
+):
+    run = {
+        **settings,
+        "model_name": siglip_folder,
+        "teacher_model_name": clip_folder,
+        "data_path": write_pairs(tmp_path / "pictures", 4, "m2i"),
+        "retrieval_mode": "m2i",
+        "query_image_as_negative": True,
+        "epochs": 1,
+    }
+    assert Trainer(run).train().num_steps == 1
+    assert sum(embedded) == 3 * 4
+
+
 def test_a_look_at_a_run_embeds_and_writes_nothing(tmp_path, settings, embedded):
     before = read_bytes(tmp_path)
     Trainer(settings).overview()
