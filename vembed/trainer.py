@@ -122,8 +122,10 @@ class Trainer:
     def overview(self, **settings: object) -> Overview:
         """What training would do. Trains nothing, writes nothing."""
         config = self.config(**settings)
-        session = _assemble(config, _load(config), BadSamples(config.data))
-        return overview(session, reason=session.model.reason)
+        loaded = _load(config)
+        session = _assemble(config, loaded, BadSamples(config.data))
+        teacher = None if loaded.teacher is None else loaded.teacher.summary()
+        return overview(session, reason=session.model.reason, teacher=teacher)
 
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""

@@ -322,7 +322,9 @@ def test_a_picture_of_a_composed_query_is_taught_as_a_document(
 
 def test_a_look_at_a_run_embeds_and_writes_nothing(tmp_path, settings, embedded):
     before = read_bytes(tmp_path)
-    Trainer(settings).overview()
+    lines = Trainer(settings).overview().lines()
+    name = settings["teacher_model_name"]
+    assert f"teacher       late_interaction, 16 numbers per token ({name})" in lines
     assert Trainer(settings).measure(1).num_steps == 1
     assert read_bytes(tmp_path) == before
     assert embedded == []

@@ -29,10 +29,11 @@ class ModelSummary:
 class Overview:
     """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows.
 
-    chunks: without `auto`.
+    teacher: what is learned from, in words. chunks: without `auto`.
     """
 
     model: ModelSummary
+    teacher: str | None
     groups: Sequence[GroupSummary]
     plan: Plan
     warmup_steps: int
@@ -54,6 +55,8 @@ class Overview:
         yield f"parameters    {model.num_trainable:,} of {model.num_parameters:,} learn ({share:.1%})"
         if model.frozen:
             yield f"frozen        {', '.join(model.frozen)}"
+        if self.teacher is not None:
+            yield f"teacher       {self.teacher}"
         yield f"device        {self.device}, mixed precision: {self.mixed_precision}"
 
     def _group_lines(self) -> Iterator[str]:

@@ -40,8 +40,11 @@ class Session:
     frozen: Sequence[Part]
 
 
-def overview(session: Session, *, reason: str) -> Overview:
-    """What the run would do. Reads one batch of each data set; trains nothing."""
+def overview(session: Session, *, reason: str, teacher: str | None = None) -> Overview:
+    """What the run would do. Reads one batch of each data set; trains nothing.
+
+    reason: why the model is taken for one of its family. teacher: what it learns from, in words.
+    """
     engine = session.engine
     processor = session.model.processor
     estimates = []
@@ -60,6 +63,7 @@ def overview(session: Session, *, reason: str) -> Overview:
         )
     return Overview(
         model=summarize_model(engine.model, reason, session.frozen),
+        teacher=teacher,
         groups=session.groups,
         plan=session.plan,
         warmup_steps=engine.schedule.num_warmup_steps,

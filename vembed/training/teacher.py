@@ -88,7 +88,6 @@ class TeacherModel:
         except (ModelError, CheckpointError) as error:
             raise ConfigError(f"teacher_model_name: {error}") from error
         self._folder = cache / self.fingerprint.removeprefix("sha256:")[:32]
-        self._opened: VisualRetrievalModel | None = None
         self.facts = self._read_facts(spec) or self._open_facts()
         sides: tuple[Side, ...] = ("query", "document")
         folders = {side: canonical_side(spec, side) for side in sides}
@@ -118,15 +117,22 @@ class TeacherModel:
         """
         added, told = 0, time.monotonic()
         self._write_facts()
+        model: VisualRetrievalModel | None = None
         for side, block in self._missing(items):
-            added += self._embed(self._open(), block, side)
+            model = self._open() if model is None else model
+            added += self._embed(model, block, side)
             if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 _log.info("teacher %s: %d items embedded so far", self.name, added)
                 told = time.monotonic()
-        self._opened = None  # its weights are needed no longer
         num_kept = sum(len(store) for store in set(self._stores.values()))
         _log.info("teacher %s: %d items embedded, %d kept in %s", self.name, added, num_kept, self._folder)
         return added
+
+    def summary(self) -> str:
+        """What it is, in words."""
+        spec = self.facts.spec
+        per = "token" if spec.scoring == "maxsim" else "item"
+        return f"{spec.family}, {self.facts.dim} numbers per {per} ({self.name})"
 
     def sides(self, batch: Batch) -> Sides:
         """Its embeddings of the batch, on the CPU. Raises DataError for rows of which it has none."""
@@ -180,12 +186,10 @@ class TeacherModel:
         return len(items)
 
     def _open(self) -> VisualRetrievalModel:
-        if self._opened is None:
-            with rng_unmoved():
-                model = VisualRetrievalModel.from_pretrained(self.name, self._options.settings)
-            model.model.requires_grad_(False).to(self._options.device)
-            self._opened = model.with_image_limit(self._options.max_image_pixels)
-        return self._opened
+        with rng_unmoved():
+            model = VisualRetrievalModel.from_pretrained(self.name, self._options.settings)
+        model.model.requires_grad_(False).to(self._options.device)
+        return model.with_image_limit(self._options.max_image_pixels)
 
     def _open_facts(self) -> TeacherFacts:
         model = self._open().model
