@@ -14,12 +14,15 @@ from typing import Any
 from vembed.data.blocks import BadRow, BlockLoader
 from vembed.data.collators.registry import CollatorRegistry
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.pages import in_pages
 from vembed.data.sampling import PlannedBatch, RowOrder, SetSize, num_batches, plan_epoch
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples
 from vembed.data.workers import InlineRows, PooledRows, RowSource, WorkerPool, planned_blocks, resolve_num_workers
 from vembed.errors import CheckpointError, DataError
 from vembed.types import Batch, LoadedExample, Processor
+
+_ROWS_TOGETHER = 32  # whose pictures share pages
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,21 @@ class TrainingLoader:
     def _fill(self, planned: PlannedBatch, rows: RowSource, places: list[int]) -> list[LoadedExample]:
         """The next usable rows of the planned data set; moves its place past every row looked at."""
         examples: list[LoadedExample] = []
+        loose: list[LoadedExample] = []  # whose pictures are not in pages yet
         num_bad = 0
-        while len(examples) < planned.num_rows:
+        while len(examples) + len(loose) < planned.num_rows:
             row = rows.next_row(planned.dataset)
             places[planned.dataset] += 1
             if isinstance(row, BadRow):
                 self._bad_samples.add(row.origin, row.reason)
                 num_bad += 1
                 self._refuse_hopeless(planned.dataset, num_bad, row)
-            else:
-                examples.append(row)
-        return examples
+                continue
+            loose.append(row)
+            if len(loose) == _ROWS_TOGETHER:
+                examples += in_pages(loose)
+                loose.clear()
+        return examples + in_pages(loose)
 
     def _refuse_hopeless(self, dataset: int, num_bad: int, row: BadRow) -> None:
         size = self._sizes[dataset]

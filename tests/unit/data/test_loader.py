@@ -17,6 +17,7 @@ from vembed.data.validation import BadSamples
 from vembed.errors import CheckpointError, DataError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
+from vembed.types import EncodedItem
 
 # Python 3.12 and later warn whenever a process with threads forks; torch has threads, and its workers fork.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -272,6 +273,22 @@ def test_everything_a_worker_needs_can_be_sent_to_it(mixed_source):
     loader = _loader(mixed_source, augment="light")._loader
     copy = pickle.loads(pickle.dumps(loader))
     assert copy.datasets[1][3] == loader.datasets[1][3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_files_are_the_batches_of_pixels(clip_folder, tmp_path, num_workers):
+    path = write_pairs(tmp_path, 40, "i2i", num_negatives=1)
+    processor = VisualRetrievalModel.from_pretrained(clip_folder, ModelSettings(image_size=64)).processor
+    runs = []
+    for kind in ("uint8", "encoded"):
+        settings = _settings(num_workers=num_workers, augment="light", retrieval_mode="i2i", image_host_cache=kind)
+        loader = TrainingLoader(load_datasets(path, settings), processor, settings, batch_size=40, seed=0)
+        ((batch, _),) = loader.epoch(0)
+        loader.close()
+        sides = (batch.queries, batch.documents)
+        runs.append(([_plain(processor.prepare(side.items, side.side)) for side in sides], _plain(batch.targets)))
+        assert any(isinstance(item, EncodedItem) for item in batch.documents.items) == (kind == "encoded")
+    assert runs[0] == runs[1]
 
 
 def test_a_real_models_processor_gives_the_same_batches_in_workers(clip_folder, tmp_path):

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.pictures import write_pairs
+from tests.pictures import write_jsonl, write_pairs
 from vembed.data.dataset import load_datasets
 from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
@@ -36,9 +37,9 @@ def pairs(tmp_path_factory):
 class Parts:
     """A tiny CLIP, its loader, and an engine that steps with plain gradient descent of rate 1."""
 
-    def __init__(self, folder, pairs, **settings):
+    def __init__(self, folder, pairs, *, data=None, **settings):
         training = TrainingSettings(device="cpu", **{"batch_size": 4, "epochs": 2, **settings})
-        data = DataSettings(data_path=pairs)
+        data = DataSettings(data_path=pairs, **(data or {}))
         self.model = VisualRetrievalModel.from_pretrained(folder)
         self.loader = TrainingLoader(
             load_datasets(pairs, data), self.model.processor, data, batch_size=training.batch_size, seed=0
@@ -118,6 +119,53 @@ def test_a_step_applies_the_mean_gradient_of_its_batches(clip_folder, pairs):
         assert record.num_samples == sum(batch.queries.num_rows for batch in own)
     assert (state.step, state.num_samples) == (2, 10)
     assert next(steps, None) is None
+
+
+class Watched:
+    """A loader that notes how many items of the batch before are alive when the next is asked for."""
+
+    def __init__(self, loader):
+        self.loader = loader
+        self.alive = []
+
+    def epoch(self, epoch, state=None):
+        batches = self.loader.epoch(epoch, state)
+        while True:
+            pair = next(batches, None)
+            if pair is None:
+                return
+            items = [weakref.ref(item) for side in (pair[0].queries, pair[0].documents) for item in side.items]
+            assert len(items) >= 4
+            yield pair
+            del pair
+            self.alive.append(sum(item() is not None for item in items))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_no_two_batches_are_held_at_once(clip_folder, pairs, accumulation):
+    parts = Parts(clip_folder, pairs, gradient_accumulation_steps=accumulation)
+    watched = Watched(parts.loader)
+    for _ in steps_of_epoch(parts.engine, watched, parts.plan, TrainState()):
+        pass
+    assert watched.alive == [0, 0, 0]
+
+
+def test_texts_that_are_cut_are_counted_once_per_step(clip_folder, tmp_path):
+    path = write_jsonl(tmp_path / "d.jsonl", [{"query": "a " * 100, "positive": f"{number}"} for number in range(8)])
+    parts = Parts(clip_folder, path, data={"retrieval_mode": "t2t"}, batch_size=4)
+    counts = []
+    for settings in (
+        {"use_gradient_cache": False},
+        {"gradient_cache_chunk_size": 1},
+        {"gradient_cache_chunk_tokens": 99},
+    ):
+        trainer = GradientCacheTrainer(
+            parts.model.model, parts.model.processor, LossFactory.create(LossSettings()), GradCacheSettings(**settings)
+        )
+        state = TrainState()
+        list(steps_of_epoch(replace(parts.engine, trainer=trainer), parts.loader, parts.plan, state))
+        counts.append(state.num_truncated_texts)
+    assert counts == [8, 8, 8]
 
 
 def test_gradients_are_scaled_down_to_the_largest_norm_allowed(clip_folder, pairs):
