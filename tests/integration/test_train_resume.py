@@ -62,11 +62,17 @@ def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "f
         pytest.param(
             {"use_lora": True, "lora_dropout": 0.1, "num_workers": 2}, id="adapters and workers", marks=pytest.mark.slow
         ),
+        pytest.param(
+            {"image_host_cache": "encoded", "gradient_cache_chunk_size": None, "gradient_cache_chunk_tokens": 40},
+            id="files and chunks of tokens",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    Trainer({**settings, **changes, "output_dir": str(straight)}).train()
+    own = {key: value for key, value in {**settings, **changes}.items() if value is not None}
+    Trainer({**own, "output_dir": str(straight)}).train()
     assert [line["step"] for line in read_lines(straight / "metrics.jsonl") if "loss" in line] == [2, 4, 6, 8, 10]
     assert [line["step"] for line in read_lines(straight / "metrics.jsonl") if "eval" in line] == [4, 8, 10]
 
@@ -76,7 +82,7 @@ def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
         shutil.rmtree(resumed / folder)
     lines = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
     (resumed / "metrics.jsonl").write_text("".join(lines[:-2]))
-    again = {**settings, **changes, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}
+    again = {**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}
     code, output = finish(start_training(again))
     assert code == 0, output
     assert "training from step 5 to 10" in output
@@ -193,7 +199,8 @@ def test_a_second_signal_stops_at_once(tmp_path, settings):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     code, output = finish(process)
-    assert code == 130, output
+    # Python ends itself by the signal, which is 130 to a shell, where it came while a module was being imported.
+    assert code in {130, -signal.SIGINT}, output
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
