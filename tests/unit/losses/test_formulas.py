@@ -24,7 +24,7 @@ from tests.unit.losses.naive import naive_loss
 from vembed.errors import ConfigError, DataError
 from vembed.losses.registry import LossRegistry
 from vembed.scoring import cosine, dot, maxsim
-from vembed.types import Embeddings
+from vembed.types import Embeddings, Sides
 
 SCORERS = {"cosine": (cosine, None), "dot": (dot, None), "maxsim": (maxsim, 3)}
 COMBINATIONS = [(name, scorer) for name in CASES for scorer in SCORERS if has_meaning(name, SCORERS[scorer][0])]
@@ -149,7 +149,7 @@ def test_rows_whose_tokens_are_all_padding_cost_nothing(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_order_of_rows_does_not_matter(name):
+def test_another_order_of_rows_is_another_order_of_gradients_and_nothing_else(name):
     scorer, tokens = natural_scorer(name)
     for seed in range(5):
         batch = random_batch(seed, tokens=tokens)
@@ -163,29 +163,82 @@ def test_the_order_of_rows_does_not_matter(name):
             batch.logit_scale,
             batch.logit_bias,
         )
-        assert evaluate(name, moved, scorer).item() == pytest.approx(evaluate(name, batch, scorer).item(), rel=1e-10)
+        value, gradients = value_and_gradients(name, batch, scorer)
+        moved_value, moved_gradients = value_and_gradients(name, moved, scorer)
+        assert moved_value.item() == pytest.approx(value.item(), rel=1e-10)
+        gradients[:2] = gradients[0][rows], gradients[1][columns]
+        for gradient, other in zip(gradients, moved_gradients, strict=True):
+            assert torch.allclose(other, gradient, rtol=1e-9, atol=1e-12)
 
 
 def take(side: Embeddings, rows: list[int]) -> Embeddings:
     return Embeddings(side.vectors[rows], None if side.mask is None else side.mask[rows])
 
 
-@pytest.mark.parametrize("name", ["infonce", "infonce own sides", "supcon"])
-def test_both_directions_are_symmetric_under_swapping_the_sides(name):
-    swapped = make_targets([[1], [3], [0], [4], [2]], 5)
+SWAPPED = {
+    name: name
+    for name in ("infonce", "infonce own sides", "infonce hard", "supcon", "sigmoid", "cosent in_batch", "mrl")
+} | {
+    "infonce query_to_document": "infonce document_to_query",
+    "supcon query_to_document": "supcon document_to_query",
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_swapping_the_sides_swaps_the_directions(name):
+    """A loss of both directions, or of none, stays the same."""
     batch = batch_of(make_targets([[2], [0], [4], [1], [3]], 5))
+    swapped = make_targets([[1], [3], [0], [4], [2]], 5)
     other = RandomBatch(batch.documents, batch.queries, graded(swapped, 0), batch.logit_scale, batch.logit_bias)
-    assert evaluate(name, other, cosine).item() == pytest.approx(evaluate(name, batch, cosine).item(), rel=1e-12)
+    value, gradients = value_and_gradients(name, batch, cosine)
+    other_value, other_gradients = value_and_gradients(SWAPPED[name], other, cosine)
+    assert other_value.item() == pytest.approx(value.item(), rel=1e-12)
+    for number, gradient in enumerate(gradients):
+        assert torch.allclose(other_gradients[[1, 0, 2, 3][number]], gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["triplet hard", "triplet semi-hard", "hard_negative", "infonce"])
-def test_a_document_that_stands_twice_as_a_positive_changes_nothing_for_its_query(name):
-    once = make_targets([[0]], 3, negatives=[[1, 2]], document_hashes=[1, 2, 3])
-    twice = make_targets([[0]], 4, negatives=[[1, 2]], document_hashes=[1, 2, 3, 1])
-    batch = batch_of(once)
-    repeated = Embeddings(torch.cat([batch.documents.vectors, batch.documents.vectors[:1]]))
-    doubled = replace(batch, documents=repeated, targets=graded(twice, 0))
-    assert evaluate(name, doubled, cosine).item() == pytest.approx(evaluate(name, batch, cosine).item(), rel=1e-12)
+def once_and_twice(name, targets, repeated, seed=0):
+    """A batch, and the same with one of its documents once more: of the same content, named by no row."""
+    _, tokens = natural_scorer(name)
+    batch = batch_of(targets, seed, tokens=tokens)
+    order = [*range(len(targets.document_hashes)), repeated]
+    groups, hashes = targets.document_groups[order], targets.document_hashes[order]
+    reference = batch.targets.reference
+    sides = Sides(reference.queries, take(reference.documents, order))
+    doubled = replace(batch.targets, document_groups=groups, document_hashes=hashes, reference=sides)
+    return batch, replace(batch, documents=take(batch.documents, order), targets=doubled)
+
+
+# By definition it counts twice in a denominator (supcon), in a sum over pairs (sigmoid, cosent in_batch), and as a
+# negative of other documents (document_to_document).
+TWICE = ("supcon", "sigmoid", "cosent in_batch")
+ABSORBED = [name for name in CASES if not name.startswith(TWICE) and not CASES[name][1].get("document_to_document")]
+
+
+@pytest.mark.parametrize("name", ABSORBED)
+def test_a_positive_that_stands_twice_changes_nothing_for_its_query(name):
+    targets = make_targets([[0]], 3, negatives=[[1, 2]], query_groups=[2], document_groups=[2, -1, -1])
+    once, twice = once_and_twice(name, targets, repeated=0)
+    scorer, _ = natural_scorer(name)
+    assert evaluate(name, twice, scorer).item() == pytest.approx(evaluate(name, once, scorer).item(), rel=1e-12)
+
+
+# Other documents may push it (document_to_document), the centre of a class pulls it, and MaxSim is no inner product.
+PULLED = [
+    name
+    for name, (loss_type, options, _) in CASES.items()
+    if loss_type not in ("colbert", *CLASS_LOSSES) and not options.get("document_to_document")
+]
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_a_document_with_the_content_of_a_positive_is_pushed_away_by_no_loss(name):
+    targets = make_targets([[0]], 3, negatives=[[1, 2]])
+    for seed in range(5):
+        _, twice = once_and_twice(name, targets, repeated=0, seed=seed)
+        of_documents = value_and_gradients(name, twice, dot if has_meaning(name, dot) else cosine)[1][1]
+        towards = of_documents @ twice.queries.vectors.detach()[0]
+        assert towards[3] <= 1e-12
 
 
 def test_with_one_positive_each_supcon_is_infonce():
