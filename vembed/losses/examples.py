@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vembed.errors import DataError
 from vembed.losses.classes import ClassCentres
-from vembed.losses.masks import NO_GROUP, Masks, MaskStrips, row_of_slice
+from vembed.losses.masks import NO_GROUP, Masks, MaskStrips
+from vembed.losses.named import row_numbers
 from vembed.losses.objective import ScoreView
 from vembed.scoring import at_least_float32, cosine
 from vembed.types import Embeddings, Targets
@@ -97,7 +98,7 @@ def _label_strips(owners: Tensor, labels: tuple[Tensor, Tensor], num_columns: in
 
 def _labelled_documents(targets: Targets) -> tuple[Tensor, Tensor]:
     """Int64 [pairs] twice: the positives of all rows that have a group, and that group."""
-    groups = targets.query_groups[row_of_slice(targets.positives)]
+    groups = targets.query_groups[row_numbers(targets.positives)]
     grouped = groups != NO_GROUP
     return targets.positives.values[grouped], groups[grouped]
 

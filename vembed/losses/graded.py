@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from vembed.errors import DataError
-from vembed.types import Ragged, Targets
+from vembed.losses.named import row_numbers
+from vembed.types import Targets
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,8 @@ def graded_pairs(targets: Targets, reader: str) -> GradedPairs:
     scored, scores = targets.scored, targets.scores
     if scored is None or scores is None or len(scored.values) == 0:
         raise DataError(f"{reader} compares with scores; rows need a `score` (column_mapping tells where)")
-    queries = _owners(scored)
+    queries = row_numbers(scored)
     num_documents = len(targets.document_hashes)
-    negatives = _owners(targets.negatives) * num_documents + targets.negatives.values
+    negatives = row_numbers(targets.negatives) * num_documents + targets.negatives.values
     is_negative = torch.isin(queries * num_documents + scored.values, negatives)
     return GradedPairs(queries, scored.values, scores.values, is_negative)
-
-
-def _owners(ragged: Ragged) -> Tensor:
-    """Int64 [slices]: the row of each."""
-    return torch.arange(len(ragged.counts), device=ragged.counts.device).repeat_interleave(ragged.counts)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import take_rows
+from vembed.losses.named import row_numbers
 from vembed.types import Ragged, Targets
 
 NO_GROUP = -1
@@ -127,7 +128,7 @@ def _strip(keys: _Keys, private: Tensor | None, start: int, stop: int) -> Masks:
 
 def _keys(targets: Targets) -> _Keys:
     columns = targets.positives.values
-    queries = row_of_slice(targets.positives)
+    queries = row_numbers(targets.positives)
     hashes, contents = torch.unique(targets.document_hashes, return_inverse=True)
     distinct_queries = torch.unique(targets.query_hashes)
     distinct = len(distinct_queries) == len(targets.query_hashes) and len(hashes) == len(contents)
@@ -160,7 +161,7 @@ def _ignored(keys: _Keys, start: int, stop: int) -> Tensor | None:
     places = torch.searchsorted(keys.hashes, rows.values).clamp(max=len(keys.hashes) - 1)
     found = keys.hashes[places] == rows.values
     named = torch.zeros(len(rows.counts), len(keys.hashes), dtype=torch.bool, device=keys.hashes.device)
-    named[row_of_slice(rows)[found], places[found]] = True
+    named[row_numbers(rows)[found], places[found]] = True
     return named.index_select(1, keys.contents)
 
 
@@ -197,11 +198,5 @@ def _sum_by(flags: Tensor, numbers: Tensor, length: int) -> Tensor:
 def _named_columns(columns: Ragged, num_documents: int) -> Tensor:
     """Bool [rows, documents]: True where a row names the column."""
     named = torch.zeros(len(columns.counts), num_documents, dtype=torch.bool, device=columns.values.device)
-    named[row_of_slice(columns), columns.values] = True
+    named[row_numbers(columns), columns.values] = True
     return named
-
-
-def row_of_slice(ragged: Ragged) -> Tensor:
-    """Int64 [slices]: the row that owns each slice."""
-    rows = torch.arange(len(ragged.counts), device=ragged.counts.device)
-    return torch.repeat_interleave(rows, ragged.counts, output_size=len(ragged.values))

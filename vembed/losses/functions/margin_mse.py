@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vembed.losses.graded import GradedPairs, graded_pairs
+from vembed.losses.named import every_two
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import MarginMSESettings
-from vembed.types import Targets
+from vembed.types import Ragged, Targets
 
 
 def margin_mse(view: ScoreView, targets: Targets, settings: MarginMSESettings) -> Tensor:
@@ -24,19 +25,13 @@ def margin_mse(view: ScoreView, targets: Targets, settings: MarginMSESettings) -
 
 def mean_square_of_margins(excess: Tensor, pairs: GradedPairs) -> Tensor:
     """The formula, a scalar, from what each score is above the teacher's, [pairs]."""
-    positives, negatives = pairs.is_negative.logical_not().nonzero().squeeze(1), pairs.is_negative.nonzero().squeeze(1)
-    positives, negatives = _together(positives, negatives, pairs.queries)
-    return (excess[positives] - excess[negatives]).square().sum() / max(1, len(positives))
+    positives, negatives = _of_rows(~pairs.is_negative, pairs.queries), _of_rows(pairs.is_negative, pairs.queries)
+    first, second = every_two(positives, negatives)
+    leads = excess[positives.values[first]] - excess[negatives.values[second]]
+    return leads.square().sum() / max(1, len(leads))
 
 
-def _together(positives: Tensor, negatives: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Every positive with every negative of its query: int64 [triplets] twice. queries: [pairs], ascending."""
-    length = int(queries.max()) + 1 if len(queries) else 0
-    num_negatives = torch.bincount(queries[negatives], minlength=length)
-    first = num_negatives.cumsum(0) - num_negatives
-    repeats = num_negatives[queries[positives]]
-    repeated = positives.repeat_interleave(repeats)
-    steps = torch.arange(len(repeated), device=queries.device) - (repeats.cumsum(0) - repeats).repeat_interleave(
-        repeats
-    )
-    return repeated, negatives[first[queries[repeated]] + steps]
+def _of_rows(chosen: Tensor, queries: Tensor) -> Ragged:
+    """The numbers of the chosen pairs, by query. chosen: bool [pairs]; queries: [pairs], ascending."""
+    num_queries = int(queries[-1]) + 1 if len(queries) else 0
+    return Ragged(chosen.nonzero().squeeze(1), torch.bincount(queries[chosen], minlength=num_queries))
