@@ -244,7 +244,7 @@ class ArcFaceSettings(ClassSettings):
         0.5, ge=0, lt=3.14, description="Angle in radians by which an item must be nearer to its class than to others."
     )
     class_scale: float = Field(
-        64.0, gt=0, description="Cosines to classes are multiplied by it, in place of a temperature."
+        30.0, gt=0, description="Cosines to classes are multiplied by it, in place of a temperature."
     )
     sub_centres: int = Field(1, ge=1, description="Centres of each class, of which an item's nearest counts.")
 
