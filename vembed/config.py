@@ -136,7 +136,7 @@ def load_config(
     """
     user = _without_null_preset(user_settings(path, overrides, origin))
     preset, problems = _choose_preset(user)
-    catalogue = catalogue_for(_registered_loss(user, preset))
+    catalogue = catalogue_for(_registered_loss(user, preset), distills_scores=_distills_scores({**preset, **user}))
     problems += value_problems(user, catalogue)
     wrong = {problem.location[0] for problem in problems if problem.location}
     valid = {key: setting for key, setting in user.items() if key in catalogue.keys and key not in wrong}
@@ -202,6 +202,12 @@ def _registered_loss(user: Mapping[str, Setting], preset: Mapping[str, Setting])
     return (
         name if isinstance(name, str) and name in LossRegistry else str(LossSettings.model_fields["loss_type"].default)
     )
+
+
+def _distills_scores(settings: Mapping[str, Setting]) -> bool:
+    """Whether a teacher's scores are learned from beside the loss."""
+    asked, kind = settings.get("use_distillation"), settings.get("distillation_type")
+    return asked is not None and asked.value is True and (kind is None or kind.value != "cosine")
 
 
 def _fit_preset(

@@ -58,15 +58,20 @@ class Catalogue:
     idle: Mapping[str, tuple[str, ...]]
 
 
-def catalogue_for(loss_type: str) -> Catalogue:
-    """The catalogue of a run with this loss, which is registered. Raises ConfigError when two sections clash."""
+def catalogue_for(loss_type: str, *, distills_scores: bool = False) -> Catalogue:
+    """The catalogue of a run with this loss, which is registered. Raises ConfigError when two sections clash.
+
+    distills_scores: a teacher's scores are learned from too, which takes a temperature whatever the loss.
+    """
     options = {name: keys_of(LOSS_OPTIONS, LossRegistry.get(name).settings) for name in LossRegistry.list()}
     shared = _shared_keys()
     _refuse_clashes(shared, options)
     readers = {
         key: tuple(name for name, declared in options.items() if key in declared) for key in _sorted_keys(options)
     }
-    readers |= dict.fromkeys(_TEMPERATURE, tuple(name for name in options if LossRegistry.get(name).has_temperature))
+    if not distills_scores:
+        tempered = tuple(name for name in options if LossRegistry.get(name).has_temperature)
+        readers |= dict.fromkeys(_TEMPERATURE, tempered)
     idle = {key: names for key, names in readers.items() if loss_type not in names}
     keys = {key: declared for key, declared in {**shared, **options[loss_type]}.items() if key not in idle}
     return Catalogue({**SECTIONS, LOSS_OPTIONS: LossRegistry.get(loss_type).settings}, keys, idle)
