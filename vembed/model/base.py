@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
@@ -18,6 +17,7 @@ from vembed.model.fusion import Fusion
 from vembed.model.fusion_registry import SUM, FusionRegistry
 from vembed.model.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.pooling import pool
+from vembed.model.rows import merged, one_vector_per_row, unit_vectors
 from vembed.model.sentence_folder import JsonFiles, sentence_files, tower_spec
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import Modality, ModelSpec
@@ -295,12 +295,12 @@ class BaseEmbeddingModel(nn.Module):
         if not encoded:
             assert inputs.num_rows == 0
             return Embeddings(self.logit_scale.new_zeros(0, self.dim))
-        return Embeddings(_one_vector_per_row(encoded, self.spec.normalize, fusion))
+        return Embeddings(one_vector_per_row(encoded, self.spec.normalize, fusion))
 
     def _features(self, tower: Tower, inputs: Inputs) -> Ragged | None:
         """A tower's features [slices, width], made now or given; None where no row has what the tower reads."""
         given, made = inputs.tensors.get(FEATURES[tower]), self._run(tower, inputs)
-        return made if given is None or not len(given.values) else given if made is None else _merged(given, made)
+        return made if given is None or not len(given.values) else given if made is None else merged(given, made)
 
     def _run(self, tower: Tower, inputs: Inputs) -> Ragged | None:
         read = {name: inputs.tensors[name] for name in self._tensors_read(tower) if name in inputs.tensors}
@@ -316,52 +316,12 @@ class BaseEmbeddingModel(nn.Module):
         return self.image_tensors if tower == "vision" else _TEXT_TENSORS
 
 
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors [..., dim] divided by their lengths."""
-    return functional.normalize(vectors, dim=-1)
-
-
 def disable_kv_cache(model: nn.Module) -> None:
     """Tell a transformers model and its parts to keep no keys and values: an embedding is one pass."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "use_cache", False):
             config.use_cache = False
-
-
-def _one_vector_per_row(encoded: list[Ragged], normalize: bool, fusion: Fusion | None) -> Tensor:
-    """Slices of one or two modalities, [slices, dim] each, to one vector per row [rows, dim]."""
-    if len(encoded) == 1 and all(count == 1 for count in encoded[0].counts.tolist()):
-        return unit_vectors(encoded[0].values) if normalize else encoded[0].values
-    if {part.values.shape[1] for part in encoded} != {encoded[0].values.shape[1]}:
-        raise ModelError("the towers' own features differ in width; texts and images need a batch each")
-    parts = [_by_row(part, normalize) for part in encoded]
-    total = parts[0] + parts[1] if len(parts) > 1 else parts[0]
-    both = torch.stack([part.counts > 0 for part in encoded]).all(dim=0).nonzero()[:, 0].to(total.device)
-    if fusion is not None and len(parts) > 1 and len(both):
-        total = total.index_copy(0, both, fusion(parts[0][both], parts[1][both]))
-    return unit_vectors(total) if normalize else total
-
-
-def _by_row(part: Ragged, normalize: bool) -> Tensor:
-    """The mean of each row's slices, of length 1 as they are where `normalize`; zero for a row without any.
-
-    [rows, dim].
-    """
-    counts = part.counts.to(part.values.device)
-    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    total = part.values.new_zeros(len(counts), part.values.shape[1])
-    if normalize:
-        return unit_vectors(total.index_add(0, rows, unit_vectors(part.values)))
-    return total.index_add(0, rows, part.values) / counts.clamp(min=1).unsqueeze(1)
-
-
-def _merged(one: Ragged, other: Ragged) -> Ragged:
-    """Slices of either [slices, width] in the order of rows; a row owns slices of one of them."""
-    counts = one.counts + other.counts
-    rows = [torch.repeat_interleave(torch.arange(len(part.counts)), part.counts.cpu()) for part in (one, other)]
-    order = torch.cat(rows).argsort(stable=True).to(other.values.device)
-    return Ragged(torch.cat([one.values.to(other.values), other.values])[order], counts)
 
 
 def _widened(vectors: Tensor) -> Tensor:
