@@ -57,6 +57,9 @@ def test_all_problems_of_a_file_come_at_once_with_file_and_line(tmp_path, monkey
         ({"num_workers": -1}, "num_workers: expected int, at least 0 or auto; got -1"),
         ({"freeze": ["txt"]}, "freeze[0]: expected 'text' or 'vision'; got 'txt'"),
         ({"freeze": "text"}, "freeze: expected list of text or vision; got 'text'"),
+        ({"freeze_layers": {"txt": 1}}, "freeze_layers.txt: expected 'text' or 'vision'; got 'txt'"),
+        ({"freeze_layers": {"text": 0}}, "freeze_layers.text: expected greater than or equal to 1; got 0"),
+        ({"freeze_layers": 4}, "freeze_layers: expected mapping of text or vision to int, at least 1; got 4"),
         ({"eval_k": [5, 0]}, "eval_k[1]: expected greater than or equal to 1; got 0"),
         ({"eval_k": []}, "eval_k: expected list of int, at least 1, not empty; got []"),
         (
@@ -86,6 +89,10 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
     [
         ({"model_name": "a/b", "text_model_name": "c/d", "image_model_name": "e/f"}, "takes the place of model_name"),
         ({"text_model_name": "c/d"}, "text_model_name: needs image_model_name too"),
+        (
+            {"freeze": ["text"], "freeze_layers": {"vision": 1, "text": 1}},
+            "freeze_layers.text: the whole text tower is frozen by freeze; keep the one or the other",
+        ),
         ({"mrl_dims": [8]}, "mrl_dims: has an effect only with use_mrl: true or loss_type: mrl"),
         ({"use_mrl": True, "mrl_dims": [8, 4], "mrl_weights": [1.0]}, "mrl_weights: 1 weights for 2 mrl_dims"),
         ({"loss_type": "mrl", "mrl_dims": [8, 8]}, "mrl_dims: [8, 8] names a width twice"),

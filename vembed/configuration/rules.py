@@ -192,6 +192,9 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
         yield (present,), f"needs {absent[0]} too; a composed model has both towers"
     if model.revision is not None and model.model_name is not None and Path(model.model_name).is_dir():
         yield ("revision",), f"model_name {model.model_name} is a local folder, which has no revisions; take it out"
+    for tower in model.freeze_layers:
+        if tower in model.freeze:
+            yield ("freeze_layers", tower), f"the whole {tower} tower is frozen by freeze; keep the one or the other"
 
 
 def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:

@@ -91,13 +91,23 @@ def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module
         name + "." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
     )
     roots = tuple(prefix for prefix, _ in _roots(model))
-    frozen = tuple(prefix for tower, prefix in _tower_prefixes(model).items() if tower in model.frozen)
+    frozen = _frozen_names(model)
     for name, module in model.named_modules():
         if not name.startswith(roots) or name.startswith(inside_attention) or not isinstance(module, _ADAPTABLE):
             continue
         quantised = not module.weight.is_floating_point()  # which cannot need a gradient itself
-        if module.weight.requires_grad or (quantised and not name.startswith(frozen)):
+        if module.weight.requires_grad or (quantised and not f"{name}.weight".startswith(frozen)):
             yield name, module
+
+
+def _frozen_names(model: BaseEmbeddingModel) -> tuple[str, ...]:
+    """How the names of what is frozen begin: of whole towers, and of parameters below the layers that learn."""
+    prefixes = _tower_prefixes(model)
+    towers = [prefix for tower, prefix in prefixes.items() if tower in model.frozen]
+    return (
+        *towers,
+        *(prefixes[tower] + name for tower, bottom in model.bottoms.items() for name, _ in bottom.parameters()),
+    )
 
 
 def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:

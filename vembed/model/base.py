@@ -12,11 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapted import is_adapter, merged_state
+from vembed.model.bottom import Bottom
 from vembed.model.files import ModelFolders
 from vembed.model.fusion import Fusion
 from vembed.model.fusion_registry import SUM, FusionRegistry
 from vembed.model.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.pooling import pool
+from vembed.model.recomputing import enable_checkpointing
 from vembed.model.rows import merged, one_vector_per_row, unit_vectors
 from vembed.model.sentence_folder import JsonFiles, sentence_files, tower_spec
 from vembed.model.settings import ModelSettings, Tower
@@ -55,6 +57,7 @@ class BaseEmbeddingModel(nn.Module):
         self.train_batch_norm = False
         self.checkpoints_gradients = False
         self.frozen: frozenset[Tower] = frozenset()
+        self.bottoms: dict[Tower, Bottom] = {}
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / DEFAULT_TEMPERATURE)]))
         self.logit_bias: nn.Parameter | None = None
         self.fusion: Fusion | None = None
@@ -99,14 +102,17 @@ class BaseEmbeddingModel(nn.Module):
         """What the model makes of a tower's features, [items, width] -> [items, dim]; as they are without heads."""
         return features
 
+    @property
+    def takes_features(self) -> bool:
+        """Whether `forward` takes what towers gave in the place of what they read; no family with one of its own."""
+        return self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
+
     def fixed_towers(self) -> tuple[Tower, ...]:
         """The towers whose features of an item never change while the model learns, and that `forward` takes as given.
 
         None where a family has a forward of its own.
         """
-        if not self.has_towers_apart or type(self).forward is not BaseEmbeddingModel.forward:
-            return ()
-        return tuple(tower for tower in self.spec.towers if tower in self.frozen)
+        return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.takes_features)
 
     def slice_features(self, inputs: Inputs) -> Embeddings:
         """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""
@@ -192,10 +198,23 @@ class BaseEmbeddingModel(nn.Module):
         has_heads = any(info.part == "heads" for info in self.parameter_infos())
         if set(towers) == set(self.spec.towers) and not has_heads:
             raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")
+        self._refuse_freezing_twice(set(towers) & set(self.bottoms))
         self.frozen = self.frozen | frozenset(towers)
         for info in self.parameter_infos():
             if info.part in self.frozen:
                 info.parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def freeze_layers(self, num_layers: Mapping[Tower, int]) -> None:
+        """Stop so many first layers of these towers, and their embeddings, from learning; they run in eval mode, too.
+
+        Raises ModelError for towers without so many layers below one that learns, or with adapters on them.
+        """
+        self._refuse_freezing_twice(set(num_layers) & self.frozen)
+        for tower, number in num_layers.items():
+            bottom = Bottom(tower, self.towers()[tower], number)
+            bottom.stop_learning()
+            self.bottoms[tower] = bottom
         self.train(self.training)
 
     def parameter_infos(self) -> list[ParameterInfo]:
@@ -217,6 +236,8 @@ class BaseEmbeddingModel(nn.Module):
         for tower, module in self.towers().items():
             if tower in self.frozen:
                 module.eval()
+        for bottom in self.bottoms.values():
+            bottom.eval()
         if not self.train_batch_norm:
             self.set_batch_norm_eval()
         return self
@@ -232,7 +253,7 @@ class BaseEmbeddingModel(nn.Module):
         self.checkpoints_gradients = True
         for tower, module in self.towers().items():
             if tower not in self.frozen:
-                _enable_checkpointing(module, tower)
+                enable_checkpointing(module, tower)
 
     def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
         """The weights of one of the backbones as transformers knows them, adapters merged in."""
@@ -312,6 +333,13 @@ class BaseEmbeddingModel(nn.Module):
             self.tower_images(values) if tower == "vision" else self.tower_text(*values.values()), first.counts
         )
 
+    def _refuse_freezing_twice(self, towers: Collection[Tower]) -> None:
+        if towers:
+            raise ModelError(
+                f"freeze_layers: the whole {' and '.join(sorted(towers))} tower is frozen (by freeze, or a rate of 0);"
+                " keep the one or the other"
+            )
+
     def _tensors_read(self, tower: Tower) -> tuple[str, ...]:
         return self.image_tensors if tower == "vision" else _TEXT_TENSORS
 
@@ -330,11 +358,3 @@ def _widened(vectors: Tensor) -> Tensor:
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(state[name].shape) if name in state else None
-
-
-def _enable_checkpointing(module: Any, tower: Tower) -> None:  # Any: transformers is untyped here
-    if not getattr(module, "supports_gradient_checkpointing", False):  # code of a checkpoint's own may not say
-        raise ModelError(f"gradient_checkpointing: the {tower} tower ({type(module).__name__}) does not support it")
-    # transformers renamed the method in 5.x and warns about the old name.
-    enable = getattr(module, "activation_checkpointing_enable", module.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})

@@ -13,6 +13,7 @@ def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -
     """Every setting that a model of this spec cannot honour, in words."""
     checks: tuple[Callable[[ModelSpec, ModelSettings], list[str]], ...] = (
         _name_problems,
+        _freezing_problems,
         _code_problems,
         _text_problems,
         _pooling_problems,
@@ -30,6 +31,12 @@ def _name_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     if settings.model_name is None or not pair:
         return []
     return [f"model_name and {' and '.join(pair)} exclude each other; keep one or the other"]
+
+
+def _freezing_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
+    """Towers that are to be frozen in part and are not there; how many layers one has is found when it is loaded."""
+    absent = [tower for tower in settings.freeze_layers if tower not in spec.towers]
+    return [f"freeze_layers: a {spec.family} model has no {absent[0]} tower; it reads {spec.reads()}"] if absent else []
 
 
 def _code_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:

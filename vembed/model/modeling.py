@@ -168,6 +168,8 @@ def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: i
         continue_adapters(model, settings)
     if settings.freeze:
         model.freeze(settings.freeze)
+    if settings.freeze_layers:
+        model.freeze_layers(settings.freeze_layers)
     if settings.use_lora and not continued:
         add_adapters(model, settings, seed)
     if settings.gradient_checkpointing:

@@ -1,6 +1,6 @@
 """Settings that say which model is tuned and how it reads its inputs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -152,6 +152,10 @@ class ModelSettings(Section):
     )
     freeze: tuple[Tower, ...] = Field(
         (), description="Towers that do not learn: text, vision.", json_schema_extra=COMMON
+    )
+    freeze_layers: dict[Tower, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict,
+        description="How many first layers of a tower, with its embeddings, do not learn: {vision: 8, text: 4}.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass to save memory.", json_schema_extra=COMMON

@@ -16,13 +16,17 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The model, why it is taken for one of its family, and how much of it learns."""
+    """The model, why it is taken for one of its family, and how much of it learns.
+
+    frozen: parts that do not learn. frozen_layers: of towers that do, in words.
+    """
 
     family: str
     reason: str
     num_parameters: int
     num_trainable: int
     frozen: Sequence[Part]
+    frozen_layers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Overview:
         yield f"parameters    {model.num_trainable:,} of {model.num_parameters:,} learn ({share:.1%})"
         if model.frozen:
             yield f"frozen        {', '.join(model.frozen)}"
+        if model.frozen_layers:
+            yield f"frozen below  {'; '.join(model.frozen_layers)}"
         if self.teacher is not None:
             yield f"teacher       {self.teacher}"
         yield f"device        {self.device}, mixed precision: {self.mixed_precision}"
@@ -112,6 +118,7 @@ def summarize_model(model: BaseEmbeddingModel, reason: str, frozen: Sequence[Par
         num_parameters=sum(info.parameter.numel() for info in infos),
         num_trainable=sum(info.parameter.numel() for info in infos if info.parameter.requires_grad),
         frozen=frozen,
+        frozen_layers=tuple(bottom.words() for bottom in model.bottoms.values()),
     )
 
 

@@ -99,7 +99,7 @@ def held_out_data(settings: DataSettings, *, seed: int, saved_split: Path | None
 
 def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
     """The model as it is before training: pretrained weights, and new ones drawn from the run's seed."""
-    still = {"freeze": (), "use_lora": False, "gradient_checkpointing": False}
+    still = {"freeze": (), "freeze_layers": {}, "use_lora": False, "gradient_checkpointing": False}
     model = VisualRetrievalModel.from_pretrained(None, settings.model.model_copy(update=still), seed=settings.seed)
     return prepared(model, settings)
 
