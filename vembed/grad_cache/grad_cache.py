@@ -55,6 +55,7 @@ class GradCache:
     get_rep_fn: what a model returns to its representations, a tensor or tree of tensors; by default that is the same.
     fp16: run the models under float16 autocast; it needs a `scaler`, which scales the loss and whose `step` and
     `update` remain the caller's. For bfloat16 put the call under `torch.autocast`.
+    retain: the share of all chunks, from 0 to 1, that keep their graphs and need no second forward: memory for time.
 
     To change how models are called, override split_inputs, get_input_tensors, model_call, get_reps or compute_loss.
     Batch norm in training mode is refused: its statistics would be those of a chunk, and count twice.
@@ -74,6 +75,8 @@ class GradCache:
         get_rep_fn: Callable[[Any], Any] | None = None,
         fp16: bool = False,
         scaler: Scaler | None = None,
+        *,
+        retain: float = 0.0,
     ) -> None:
         self.models = [models] if isinstance(models, nn.Module) else list(models)
         self.chunk_sizes = [chunk_sizes] if isinstance(chunk_sizes, int) else list(chunk_sizes)
@@ -82,6 +85,7 @@ class GradCache:
         self.get_rep_fn = get_rep_fn
         self.fp16 = fp16
         self.scaler = scaler
+        self.retain = retain
         self._check()
 
     def __init_subclass__(cls) -> None:
@@ -113,7 +117,8 @@ class GradCache:
                 for model in parallel:
                     unsynchronized.enter_context(model.no_sync())
             loss_scale = 1.0 if self.scaler is None else self.scaler.scale
-            loss = cached_backward(sides, partial(self.compute_loss, **loss_kwargs), loss_scale=loss_scale)
+            loss_function = partial(self.compute_loss, **loss_kwargs)
+            loss = cached_backward(sides, loss_function, loss_scale=loss_scale, retain=self.retain)
         self._refuse_no_gradient()
         if parallel:
             average_gradients(self._exchanged_here(no_sync_except_last))
@@ -227,6 +232,8 @@ class GradCache:
                 f"chunk_sizes: {len(self.chunk_sizes)} of them for {len(self.models)} models; give one for all or one"
                 " for each"
             )
+        if not 0 <= self.retain <= 1:
+            raise UsageError(f"retain: {self.retain} must be a share of the chunks, from 0 to 1")
         if self.fp16 and self.scaler is None:
             raise UsageError("fp16 needs a scaler, as torch.amp.GradScaler(): small gradients vanish in float16")
 
@@ -262,6 +269,11 @@ class GradCache:
         parallel = [model for model in self.models if isinstance(model, DistributedDataParallel)]
         if no_sync_except_last and len(parallel) < len(self.models):
             raise UsageError("no_sync_except_last is for models in DistributedDataParallel, and not all models are")
+        if parallel and self.retain and not no_sync_except_last:
+            raise UsageError(
+                "retain with DistributedDataParallel needs no_sync_except_last=True: DDP's own exchange is"
+                " for the last forward's backward, and here several graphs wait for theirs"
+            )
         return list(dict.fromkeys(parallel))
 
     def _exchanged_here(self, no_sync_except_last: bool) -> Iterator[nn.Parameter]:

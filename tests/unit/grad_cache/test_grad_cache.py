@@ -53,6 +53,21 @@ def test_two_models_have_the_gradient_of_one_graph(towers, chunk_sizes, dtype):
     assert_gradients_equal(gradients_of(query_model, document_model), expected)
 
 
+@pytest.mark.parametrize("retain", [0, 0.5, 1])
+def test_kept_graphs_change_nothing_but_the_number_of_forwards(towers, retain):
+    query_model, document_model, queries, documents = towers
+    torch.manual_seed(1)
+    plain = narrow(chunked(query_model, queries, 2), chunked(document_model, documents, 7))
+    expected = graph_gradients(plain, query_model, document_model)
+    seen = []
+    for model in (query_model, document_model):
+        model.register_forward_hook(lambda *_call: seen.append(1))
+    torch.manual_seed(1)
+    GradCache([query_model, document_model], [2, 7], narrow, retain=retain)(queries, documents)
+    assert len(seen) == 6 + {0: 5, 0.5: 3, 1: 0}[retain]
+    assert_gradients_equal(gradients_of(query_model, document_model), expected)
+
+
 @pytest.mark.parametrize("given", ["once", "twice"])
 def test_one_model_serves_all_inputs(bert_folder, given):
     model = Encoder(bert_folder)
@@ -355,6 +370,7 @@ def test_a_frozen_model_gets_no_gradient(towers):
         (lambda model: GradCache(model, [], contrast), "chunk_sizes"),
         (lambda model: GradCache(model, [2.5], contrast), r"chunk_sizes: \[2\.5\]"),
         (lambda model: GradCache([model] * 3, [1, 2], contrast), "2 of them for 3 models"),
+        (lambda model: GradCache(model, 1, contrast, retain=1.5), r"retain: 1\.5 must be a share"),
         (lambda model: GradCache(model, 1, contrast, fp16=True), "fp16 needs a scaler"),
         (lambda model: GradCache([model] * 2, 1, contrast)(A), "1 inputs for 2 models"),
         (lambda model: GradCache(model, [1, 2], contrast)(A, A, A), "3 inputs for 2 chunk_sizes"),

@@ -54,7 +54,7 @@ def narrow(reps: Tensor) -> Tensor:
 
 
 def module_of(
-    bert: str, vit: str, chunk_size: int, loss: type[SimpleContrastiveLoss], **options: bool
+    bert: str, vit: str, chunk_size: int, loss: type[SimpleContrastiveLoss], **options: float
 ) -> GradCacheModule:
     models = [Encoder(bert), Encoder(vit)]
     return GradCacheModule(models, chunk_size, loss(scale=SCALE), sgd, get_rep_fn=narrow, **options)
@@ -107,7 +107,7 @@ def test_two_steps_are_two_plain_steps(bert_folder, vit_folder, automatic, chunk
 def test_accumulation_and_clipping_are_lightnings(bert_folder, vit_folder):
     data = batches(bert_folder, 4)
     expected = plain_weights(bert_folder, vit_folder, data, accumulate=2, clip=0.05)
-    module = module_of(bert_folder, vit_folder, 2, SimpleContrastiveLoss)
+    module = module_of(bert_folder, vit_folder, 2, SimpleContrastiveLoss, retain=0.5)
     fit(module, data, accumulate_grad_batches=2, gradient_clip_val=0.05)
     assert_gradients_equal(weights(module.encoders), expected)
 

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.slow
 QUERIES = {0: (0, 4), 1: (4, 7)}  # rows of each rank: unlike numbers of rows, and of chunks
 SCALE = 5.0
 # How a step may be put together, by the name of the check.
-STEPS = "one_two_tower two_models shared_synced_per_chunk reentrant_checkpointing learned_scale one_chunk".split()
+STEPS = """
+one_two_tower kept_graphs two_models shared_synced_per_chunk reentrant_checkpointing learned_scale one_chunk
+""".split()
 
 
 class TwoTowers(nn.Module):
@@ -108,6 +110,15 @@ def step_one_two_tower(made: Setup) -> Results:
     model = parallel(made.model)
     loss = DistributedContrastiveLoss(scale=SCALE)
     GradCache(model, [3, 2], loss)(made.queries, made.documents, no_sync_except_last=True)
+    return gradients_of(made.model)
+
+
+def step_kept_graphs(made: Setup) -> Results:
+    """Several graphs wait for their backward, which DDP's own exchange is not made for."""
+    cache = GradCache(parallel(made.model), [3, 2], DistributedContrastiveLoss(scale=SCALE), retain=0.6)
+    with pytest.raises(UsageError, match="needs no_sync_except_last=True"):
+        cache(made.queries, made.documents)
+    cache(made.queries, made.documents, no_sync_except_last=True)
     return gradients_of(made.model)
 
 

@@ -38,7 +38,8 @@ def test_a_step_is_the_plain_step(bert_folder, chunk_size, max_grad_norm):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(plain.parameters(), max_grad_norm)
         plain_optimizer.step()
-        report = train_step(sides(model, bert_folder, chunk_size), contrast, optimizer, max_grad_norm=max_grad_norm)
+        ours = sides(model, bert_folder, chunk_size)
+        report = train_step(ours, contrast, optimizer, max_grad_norm=max_grad_norm, retain=0.5)
         assert report.loss == pytest.approx(loss.item(), rel=1e-9)
         assert report.grad_norm == pytest.approx(norm.item(), rel=1e-9)
     assert_gradients_equal(weights(model), weights(plain))
@@ -77,8 +78,9 @@ def test_a_step_that_is_not_finite_updates_nothing(bert_folder):
     assert_gradients_equal(weights(model), before)
 
 
+@pytest.mark.parametrize("retain", [0, 0.5, 1])
 @pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
-def test_a_deferred_loss_has_the_gradient_times_what_comes_before_it(bert_folder, chunk_size):
+def test_a_deferred_loss_has_the_gradient_times_what_comes_before_it(bert_folder, chunk_size, retain):
     model, temperature = Encoder(bert_folder, dropout=0.3), nn.Linear(1, 1).double()
 
     def loss(*reps: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def test_a_deferred_loss_has_the_gradient_times_what_comes_before_it(bert_folder
     expected_loss = cached_backward(sides(model, bert_folder, chunk_size), loss)
     expected = gradients_of(model, temperature)
     torch.manual_seed(1)
-    value = deferred_loss(sides(model, bert_folder, chunk_size), loss)
+    value = deferred_loss(sides(model, bert_folder, chunk_size), loss, retain=retain)
     state = torch.get_rng_state()
     assert torch.equal(value, expected_loss)
     (value / 4 + 1).backward()
@@ -104,7 +106,10 @@ def test_a_deferred_loss_of_one_chunk_is_one_forward_and_of_more_two(bert_folder
     assert seen == [7, 7]
     seen.clear()
     deferred_loss(sides(model, bert_folder, 4), contrast).backward()
-    assert seen == [4, 3, 4, 3] * 2
+    assert seen == [4, 3, 4, 3, *[4, 3, 4]]  # the last chunk keeps its graph
+    seen.clear()
+    deferred_loss(sides(model, bert_folder, 4), contrast, retain=0.5).backward()
+    assert seen == [4, 3, 4, 3, *[3, 4]]
 
 
 def test_a_deferred_loss_replays_under_the_autocast_of_its_making(bert_folder):
@@ -114,7 +119,7 @@ def test_a_deferred_loss_replays_under_the_autocast_of_its_making(bert_folder):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = deferred_loss(sides(model, bert_folder, 4), contrast)
     loss.backward()
-    assert dtypes == [torch.bfloat16] * 8
+    assert dtypes == [torch.bfloat16] * 7
 
 
 def test_a_deferred_loss_under_no_grad_is_a_value(bert_folder):

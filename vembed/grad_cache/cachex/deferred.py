@@ -6,21 +6,21 @@ asked for, with whatever factor the framework puts before it (a scaler's, accumu
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vembed.grad_cache.cachex.functional import ChunkedSide, embed_for_replay
-from vembed.grad_cache.cachex.tree_utils import at_least_float32, concat_rows
+from vembed.grad_cache.cachex.functional import ChunkedSide, embed_sides, under_autocast_of_now
+from vembed.grad_cache.cachex.tree_utils import list_tensors
 
 
-def deferred_loss(sides: Sequence[ChunkedSide], loss_function: Callable[..., Tensor]) -> Tensor:
+def deferred_loss(sides: Sequence[ChunkedSide], loss_function: Callable[..., Tensor], *, retain: float = 0.0) -> Tensor:
     """`loss_function(embeddings of each side)`, a scalar; its `backward()`, once, adds the gradient of the whole batch.
 
-    A batch of one chunk is the plain step, with its graph.
-
     Inputs and parameters must not change between. `torch.autograd.grad` of it is None: gradients are added to `.grad`.
+    retain: as in `cached_backward`.
 
     >>> layer = torch.nn.Linear(2, 1)
     >>> loss = deferred_loss([ChunkedSide(layer, torch.ones(4, 2), chunk_size=3)], lambda outputs: outputs.sum())
@@ -28,23 +28,14 @@ def deferred_loss(sides: Sequence[ChunkedSide], loss_function: Callable[..., Ten
     >>> layer.bias.grad
     tensor([1.])
     """
-    chunks = [side.chunks() for side in sides]
-    if all(len(parts) == 1 for parts in chunks):
-        return loss_function(
-            *[at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
-        )
-    embedded = [
-        [embed_for_replay(side.encode, chunk) for chunk in parts] for side, parts in zip(sides, chunks, strict=True)
-    ]
+    alike = [replace(side, encode=under_autocast_of_now(side.encode, list_tensors(side.inputs))) for side in sides]
+    embeddings, pass_back = embed_sides(alike, retain)
     with torch.enable_grad():
-        loss = loss_function(*[concat_rows([leaves for leaves, _ in side]) for side in embedded])
+        loss = loss_function(*embeddings)
 
     def backward(gradient: Tensor) -> None:
         torch.autograd.backward(loss, gradient)
-        for side in embedded:
-            while side:
-                leaves, replay = side.pop(0)
-                replay(leaves)
+        pass_back()
 
     trigger = torch.zeros((), device=loss.device, requires_grad=True)
     value: Tensor = _Deferred.apply(trigger, loss.detach(), backward)

@@ -71,19 +71,37 @@ def cached_backward(
     detached and unscaled; `loss_scale`, a factor or a function such as `GradScaler.scale`, acts on the gradient alone.
     retain: the share of all chunks, from 0 to 1, that keep their graphs: the last ones, and one in any case.
     """
+    embeddings, pass_back = embed_sides(sides, retain)
+    loss = loss_function(*embeddings)
+    del embeddings
+    torch.autograd.backward(loss_scale(loss) if callable(loss_scale) else loss * loss_scale)
+    loss = loss.detach()
+    pass_back()
+    return loss
+
+
+def embed_sides(sides: Sequence[ChunkedSide], retain: float = 0.0) -> tuple[list[Any], Callable[[], None]]:
+    """Move 1, and move 3 for later: the embeddings of each side, and what passes their gradient on to the parameters.
+
+    Between them comes the backward of a loss of the embeddings. One chunk per side has its graph, and nothing is left
+    to do; else the embeddings' graph begins at leaves, whose gradient `pass_back()`, called once, takes from there.
+    """
     chunks = [side.chunks() for side in sides]
     if all(len(parts) == 1 for parts in chunks):
-        embeddings = [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
-        return _backward(loss_function(*embeddings), loss_scale)
+        return [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)], _nothing
     cached = _embed_all(sides, chunks, num_retained(sum(map(len, chunks)), retain))
     joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]
-    loss = _backward(loss_function(*joined), loss_scale)
-    del joined
     waiting = [chunk for side in cached for chunk in side]
-    del cached
-    while waiting:  # those with a graph first, which are the last
-        _pass_back(waiting.pop())
-    return loss
+
+    def pass_back() -> None:
+        while waiting:  # those with a graph first, which are the last
+            _pass_back(waiting.pop())
+
+    return joined, pass_back
+
+
+def _nothing() -> None:
+    """What is left to do when embeddings have their graph."""
 
 
 def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Callable[[Any], None]]:
@@ -92,15 +110,20 @@ def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Ca
     Once the leaves hold the loss's gradient, the replay, called with them, passes it back to the parameters. It runs
     under the autocast of now, wherever it is called.
     """
-    autocast = AutocastContext(*list_tensors(inputs))
+    chunk = _embed(under_autocast_of_now(encode, list_tensors(inputs)), inputs)
+    return chunk.embeddings, lambda leaves: _pass_back(replace(chunk, embeddings=leaves))
 
-    def encode_alike(chunk: Any) -> Any:
+
+def under_autocast_of_now(encode: Callable[[Any], Any], tensors: Sequence[Tensor]) -> Callable[[Any], Any]:
+    """The same function, which runs under the autocast of now (on the devices of `tensors`) wherever it is called."""
+    autocast = AutocastContext(*tensors)
+
+    def encode_alike(inputs: Any) -> Any:
         torch.clear_autocast_cache()  # what an autocast around the loop has cast without a graph
         with autocast:
-            return encode(chunk)
+            return encode(inputs)
 
-    chunk = _embed(encode_alike, inputs)
-    return chunk.embeddings, lambda leaves: _pass_back(replace(chunk, embeddings=leaves))
+    return encode_alike
 
 
 def num_retained(num_chunks: int, share: float) -> int:
@@ -143,12 +166,6 @@ def _embed_with_graph(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk
     embeddings = at_least_float32(encode(inputs))
     outputs = list_tensors(embeddings)
     return _CachedChunk(as_leaves(embeddings), lambda: outputs)
-
-
-def _backward(loss: Tensor, loss_scale: LossScale) -> Tensor:
-    scaled = loss_scale(loss) if callable(loss_scale) else loss * loss_scale
-    torch.autograd.backward(scaled)
-    return loss.detach()
 
 
 def _pass_back(chunk: _CachedChunk) -> None:

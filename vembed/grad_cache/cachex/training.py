@@ -27,6 +27,7 @@ def train_step(
     *,
     max_grad_norm: float = math.inf,
     scaler: torch.amp.GradScaler | None = None,
+    retain: float = 0.0,
 ) -> StepReport:
     """One update of the optimiser's parameters by the gradient of `loss_function(embeddings of each side)`.
 
@@ -34,7 +35,7 @@ def train_step(
     not to be wrapped in DistributedDataParallel), clipped to `max_grad_norm`, and applied. With a scaler, for a side's
     `encode` under float16 autocast, a gradient that is not finite is no update and lowers the scale. Without one a loss
     or gradient that is not finite raises NotFiniteError, and nothing is updated. Raises UsageError when no parameter
-    got a gradient.
+    got a gradient. retain: as in `cached_backward`.
 
     >>> layer = torch.nn.Linear(2, 2)
     >>> side = ChunkedSide(layer, torch.ones(8, 2), chunk_size=3)
@@ -43,7 +44,8 @@ def train_step(
     19.596
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = cached_backward(sides, loss_function, loss_scale=1.0 if scaler is None else scaler.scale)
+    loss_scale = 1.0 if scaler is None else scaler.scale
+    loss = cached_backward(sides, loss_function, loss_scale=loss_scale, retain=retain)
     parameters = list(_parameters(optimizer))
     if all(parameter.grad is None for parameter in parameters):
         raise UsageError(

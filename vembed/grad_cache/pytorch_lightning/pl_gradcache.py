@@ -47,8 +47,10 @@ class GradCacheMixin(_Base):
 
     _unsynchronized: ExitStack | None = None
 
-    def cached_loss(self, sides: Sequence[ChunkedSide], loss_function: Callable[..., Tensor]) -> Tensor:
-        """The loss over all rows of all sides, a scalar. Its backward, once, is the cached one.
+    def cached_loss(
+        self, sides: Sequence[ChunkedSide], loss_function: Callable[..., Tensor], *, retain: float = 0.0
+    ) -> Tensor:
+        """The loss over all rows of all sides, a scalar. Its backward, once, is the cached one; `retain` as there.
 
         Raises UsageError under a strategy that shards the model.
         """
@@ -57,7 +59,7 @@ class GradCacheMixin(_Base):
         if wrapper is not None:
             self._unsynchronized = ExitStack()
             self._unsynchronized.enter_context(wrapper.no_sync())
-        return deferred_loss(sides, loss_function)
+        return deferred_loss(sides, loss_function, retain=retain)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """As Lightning's, and then the exchange of gradients."""
@@ -85,8 +87,8 @@ class GradCacheModule(GradCacheMixin, LightningModule):
     """Trains encoders by a contrastive loss over whole batches, in the memory of one chunk.
 
     A batch is a sequence with one input per encoder, or for the one encoder; it stays where the data loader left it,
-    and each chunk is moved to the device when its turn comes. The first six arguments are those of `GradCache`, but
-    for mixed precision, which is the Trainer's. `make_optimizer` takes the parameters that learn. The loss is logged as
+    and each chunk is moved to the device when its turn comes. The arguments are those of `GradCache`, but for mixed
+    precision, which is the Trainer's. `make_optimizer` takes the parameters that learn. The loss is logged as
     "train_loss".
     """
 
@@ -99,10 +101,11 @@ class GradCacheModule(GradCacheMixin, LightningModule):
         *,
         split_input_fn: Callable[[Any, int], Sequence[Any]] | None = None,  # Any: the caller's own inputs
         get_rep_fn: Callable[[Any], Any] | None = None,
+        retain: float = 0.0,
         automatic_optimization: bool = True,
     ) -> None:
         super().__init__()
-        self.cache = _OnDevice(models, chunk_sizes, loss_fn, split_input_fn, get_rep_fn)
+        self.cache = _OnDevice(models, chunk_sizes, loss_fn, split_input_fn, get_rep_fn, retain=retain)
         self.encoders = nn.ModuleList(self.cache.models)
         self.loss_fn = loss_fn
         self.make_optimizer = make_optimizer
@@ -110,7 +113,7 @@ class GradCacheModule(GradCacheMixin, LightningModule):
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of the batch; with manual optimisation its update as well."""
-        loss = self.cached_loss(self.cache.sides(*batch), self.cache.compute_loss)
+        loss = self.cached_loss(self.cache.sides(*batch), self.cache.compute_loss, retain=self.cache.retain)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
         if not self.automatic_optimization:
             found = self.optimizers()
