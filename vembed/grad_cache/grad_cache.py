@@ -107,8 +107,9 @@ class GradCache:
         model_inputs: one per model, each with all rows of the batch. loss_kwargs go to `loss_fn`.
 
         no_sync_except_last, for models in DistributedDataParallel: exchange gradients once, after the last chunk,
-        instead of once per chunk. All parameters are averaged then, whether the last chunk used them or not. DDP's own
-        exchange at the last backward would wait in vain for the other tower of a two-tower model, and exchange nothing.
+        instead of once per chunk (when every rank must have as many chunks). All parameters are averaged then, whether
+        the last chunk used them or not. DDP's own exchange at the last backward would wait in vain for the other tower
+        of a two-tower model, and exchange nothing.
         """
         sides = self.sides(*model_inputs)
         parallel = self._parallel_models(no_sync_except_last)

@@ -15,7 +15,8 @@ from vembed.errors import UsageError
 from vembed.grad_cache import GradCache
 from vembed.grad_cache.cachex import functional
 from vembed.grad_cache.cachex.tree_utils import concat_rows, split_rows
-from vembed.types import Inputs, Ragged
+from vembed.scoring import maxsim, unit
+from vembed.types import Embeddings, Inputs, Ragged
 
 NUM_QUERIES, NUM_DOCUMENTS = 7, 14
 
@@ -193,6 +194,33 @@ def test_an_input_is_spread_over_the_models_arguments(model, model_input, call: 
     expected = graph_gradients(contrast(call(module), call(module).flip(1)), module)
     GradCache(module, 4, lambda reps: contrast(reps, reps.flip(1)))(model_input)
     assert_gradients_equal(gradients_of(module), expected)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3])
+def test_vectors_of_every_token_are_padded_and_masked_to_meet(bert_folder, chunk_size):
+    """Late interaction, where each chunk is as wide as its own longest text."""
+    model, queries = Encoder(bert_folder).model, texts(bert_folder, 7)
+
+    def embed(inputs: dict[str, Tensor]) -> Embeddings:
+        longest = int(inputs["attention_mask"].sum(dim=1).max())
+        cut = {name: value[:, :longest] for name, value in inputs.items()}
+        return Embeddings(unit(model(**cut).last_hidden_state), cut["attention_mask"].bool())
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: Tensor) -> Embeddings:
+            return embed(inputs)
+
+    def loss(reps: Embeddings) -> Tensor:
+        return nn.functional.cross_entropy(maxsim(reps, reps), torch.arange(7).flip(0))
+
+    tokens = Tokens()
+    expected = graph_gradients(loss(embed(queries)), tokens)
+    GradCache(tokens, chunk_size, loss)(queries)
+    assert_gradients_equal(gradients_of(tokens), expected)
 
 
 def test_inputs_of_vembed_are_inputs():
