@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from tests.cases import CASES
 from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
-from vembed.errors import CheckpointError, ConfigError
+from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
 from vembed.training.state import Best
 
@@ -184,6 +185,32 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, setti
     assert again.train().num_steps == step + 2
     assert (stopped / "final").is_dir()
     assert [line["step"] for line in read_lines(stopped / "metrics.jsonl") if "loss" in line] == [*range(1, step + 3)]
+
+
+@pytest.mark.parametrize("timm", [False, True], ids=["dropout", "batch norm"])
+def test_a_picture_that_cannot_be_read_leaves_a_checkpoint_of_the_step_before(tmp_path, settings, timm_folder, timm):
+    """It stands in the second batch of its step: what the first one moved is put back."""
+    own = {**settings, "max_steps": 4, "save_steps": None, "eval_steps": None, "augment": "none", "seed": 3}
+    if timm:
+        own |= {"image_model_name": timm_folder, "use_gradient_cache": False, "train_batch_norm": True}
+        del own["gradient_cache_chunk_size"]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**own, "output_dir": str(straight)}).train()
+    picture = Path(settings["data_path"][0]["path"]).parent / "positive_8.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    try:
+        with pytest.raises(DataError) as caught:
+            Trainer({**own, "output_dir": str(resumed)}).train()
+    finally:
+        picture.write_bytes(whole)
+    words = str(caught.value)
+    assert picture.name in words
+    assert f"stopped after step 1 of 4; {resumed}/checkpoint-1 is written" in words
+    assert f"vembed train {resumed}/config.yaml --resume_from_checkpoint latest; mend the data first" in words
+    again = Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest", "on_bad_sample": "skip"})
+    again.train()
+    assert_same_run(straight, resumed, last="checkpoint-4")
 
 
 @pytest.mark.slow

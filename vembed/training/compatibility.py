@@ -5,7 +5,8 @@ from typing import Any
 
 from vembed.errors import ConfigError
 
-# They decide what is written, shown or measured beside the training, or how fast it is; not what is learned.
+# They decide what is written, shown or measured beside the training, how fast it is, or at what it stops; not what is
+# learned of the rows so far.
 _FREE = frozenset(
     {
         "output_dir",
@@ -18,6 +19,8 @@ _FREE = frozenset(
         "save_adapter_only",
         "save_total_limit",
         "on_nan",
+        "on_bad_sample",
+        "max_bad_fraction",
         "teacher_cache_dir",
         "num_workers",
         "test_data_path",

@@ -34,6 +34,7 @@ from vembed.training.rng import rng_unmoved
 from vembed.training.schedule import Schedule
 from vembed.training.settings import GroupPart
 from vembed.training.state import LogWindow, Metrics, TrainState
+from vembed.training.step_start import StepStart
 from vembed.types import Batch
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,8 @@ class Milestones:
 def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *, milestones: Milestones) -> None:
     """Train from `state` to the end of `plan`.
 
-    Raises StopRequested after a signal, at a point that can be saved and continued from; NotFiniteError when the loss
-    or the gradient is no longer a number, naming step and rows.
+    Raises StopRequested after a signal and DataError for a row that cannot be used, each at a point that can be saved
+    and continued from; NotFiniteError when the loss or the gradient is no longer a number, naming step and rows.
     """
     while state.step < plan.num_steps:
         _do_what_is_due(engine, plan, state, milestones)  # if a signal came first, before the run was continued
@@ -195,10 +196,14 @@ def _accumulate(
     engine: Engine, batches: Iterator[tuple[Batch, LoaderState]], num_batches: int, state: TrainState
 ) -> _Accumulated:
     """Add up the gradient of the mean loss of up to `num_batches` batches; fewer when the epoch ends."""
-    total = _Accumulated()
+    total, start = _Accumulated(), StepStart.of(engine.model, state)
     loss_scale = _loss_scale(engine.precision, num_batches)
-    while total.num_batches < num_batches and _add_batch(engine, batches, total, state, loss_scale):
-        pass
+    try:
+        while total.num_batches < num_batches and _add_batch(engine, batches, total, state, loss_scale):
+            pass
+    except DataError:
+        start.restore(state)  # so that a checkpoint can be written of the step before
+        raise
     return total
 
 

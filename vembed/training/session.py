@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vembed.data.loader import TrainingLoader
-from vembed.errors import Interrupted, NotFiniteError
+from vembed.errors import DataError, Interrupted, NotFiniteError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
@@ -85,7 +85,8 @@ def train(
 ) -> None:
     """Train from `state` to the end, with metrics, checkpoints and best/ in the run's folder.
 
-    Raises Interrupted after a signal, when a checkpoint is written; NotFiniteError, which names the last checkpoint.
+    Raises Interrupted after a signal and DataError for a row that cannot be used, when a checkpoint is written;
+    NotFiniteError, which names the last checkpoint.
     """
     engine, plan, run = session.engine, session.plan, checkpoints.run
     device = engine.precision.device
@@ -110,7 +111,14 @@ def train(
         except StopRequested:
             save_once(state, milestones)
             assert stop.number is not None
-            raise Interrupted(_how_to_go_on(checkpoints, state, plan, stop.number), stop.number) from None
+            cause = f"stopped by {signal.Signals(stop.number).name}"
+            raise Interrupted(f"{cause} {_how_to_go_on(checkpoints, state, plan)}", stop.number) from None
+        except DataError as error:
+            if state.step == 0:
+                raise
+            save_once(state, milestones)
+            advice = "; mend the data first, or add --on_bad_sample skip"
+            raise DataError(f"{error}\nstopped {_how_to_go_on(checkpoints, state, plan)}{advice}") from error
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}\n{_last_good(checkpoints)}") from error
         finally:
@@ -124,10 +132,10 @@ def _last_good(checkpoints: Checkpoints) -> str:
     return f"the weights before that are in {written[-1]} (model_name: {written[-1]} starts a new run from them)"
 
 
-def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan, number: int) -> str:
+def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan) -> str:
     run = checkpoints.run
     return (
-        f"stopped by {signal.Signals(number).name} after step {state.step} of {plan.num_steps};"
+        f"after step {state.step} of {plan.num_steps};"
         f" {run.checkpoint(state.step)} is written. Continue with:"
         f" vembed train {run.config} --resume_from_checkpoint latest"
     )
