@@ -68,6 +68,7 @@ CONTENDERS = (
     Contender("contrastive", rows="labels"),
     Contender("cosent", rows="teacher"),
     Contender("margin_mse", rows="teacher"),
+    Contender("distillation", rows="teacher"),
     Contender("preference", {"preference_infonce_weight": 1.0}, rows="negatives"),
 )
 
