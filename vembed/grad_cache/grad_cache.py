@@ -120,9 +120,9 @@ class GradCache:
             loss_scale = 1.0 if self.scaler is None else self.scaler.scale
             loss_function = partial(self.compute_loss, **loss_kwargs)
             loss = cached_backward(sides, loss_function, loss_scale=loss_scale, retain=self.retain)
-        self._refuse_no_gradient()
         if parallel:
             average_gradients(self._exchanged_here(no_sync_except_last))
+        self._refuse_no_gradient()
         return loss
 
     def sides(self, *model_inputs: Any) -> list[ChunkedSide]:

@@ -161,9 +161,8 @@ def _average_bucket(parameters: Sequence[Parameter], size: int) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    numbers = (
-        torch.cat([gradient.flatten() for gradient in gradients]) / size
-    )  # before the sum, which float16 may not hold
+    # Divided before the sum, which float16 may not hold.
+    numbers = torch.cat([gradient.flatten() for gradient in gradients]) / size
     dist.all_reduce(numbers)
     parts = torch.split(numbers, [gradient.numel() for gradient in gradients])
     torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])

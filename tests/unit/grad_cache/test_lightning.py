@@ -1,5 +1,6 @@
 """Under pytorch-lightning the cached step is the plain one: automatic, manual, accumulated, clipped, on two ranks."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -165,6 +166,14 @@ def test_a_strategy_that_shards_is_refused(bert_folder, vit_folder, monkeypatch)
     monkeypatch.setattr(GradCacheModule, "trainer", sharded)
     with pytest.raises(UsageError, match='one device or with strategy="ddp", not with SimpleNamespace'):
         module.training_step(batches(bert_folder, 1)[0], 0)
+
+
+def test_without_lightning_the_error_names_the_extra(monkeypatch):
+    name = GradCacheModule.__module__
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UsageError, match=r"vembed-factory\[lightning\]"):
+        importlib.import_module(name)
 
 
 def train_rank(rank: int, bert: str, vit: str) -> Results:

@@ -47,11 +47,11 @@ def train_step(
     loss_scale = 1.0 if scaler is None else scaler.scale
     loss = cached_backward(sides, loss_function, loss_scale=loss_scale, retain=retain)
     parameters = list(_parameters(optimizer))
+    average_gradients(parameters)
     if all(parameter.grad is None for parameter in parameters):
         raise UsageError(
             "no parameter of the optimizer got a gradient: neither the embeddings nor the loss has a graph"
         )
-    average_gradients(parameters)
     if scaler is not None:
         scaler.unscale_(optimizer)
     report = StepReport(loss.item(), float(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
