@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed import __version__
-from vembed.configuration.keys import AnySection, build, faults_of, plain, shown
+from vembed.configuration.keys import AnySection, build, faults_of, plain
 from vembed.configuration.layers import Overrides, Problem, Setting, read_preset, user_settings
 from vembed.configuration.rules import (
     Finding,
@@ -35,6 +35,7 @@ from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.detect import detect
 from vembed.model.settings import ModelSettings
+from vembed.registry import nearest_names
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
 
@@ -283,7 +284,13 @@ def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) ->
     for key in purpose.existing:
         yield from missing_data(key, config.data)
     if config.loss.loss_type not in LossRegistry:
-        yield ("loss_type",), f"expected {' or '.join(LossRegistry.list())}; got {shown(config.loss.loss_type)}"
+        yield ("loss_type",), _unknown_loss(config.loss.loss_type)
+
+
+def _unknown_loss(name: str) -> str:
+    near = nearest_names(name, LossRegistry.list())
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no loss {name!r}{hint} Known: {', '.join(LossRegistry.list())}"
 
 
 def _rule_sections(config: Config) -> Sections:

@@ -71,7 +71,11 @@ def test_all_problems_of_a_file_come_at_once_with_file_and_line(tmp_path, monkey
         ({"data_path": [{"weight": 2}]}, "data_path[0].path: is missing"),
         ({"data_path": []}, "data_path: expected text or list of {path, ...} / text, not empty; got []"),
         ({"seed": object}, "seed: expected int, at least 0; got "),
-        ({"loss_type": "infonse"}, "loss_type: expected arcface or colbert or contrastive or "),
+        (
+            {"loss_type": "infonse"},
+            "loss_type: there is no loss 'infonse'; did you mean infonce? Known: arcface, colbert, contrastive, ",
+        ),
+        ({"loss_type": "?"}, "loss_type: there is no loss '?'. Known: arcface, "),
         (
             {"preset": "clib"},
             "preset: there is no preset 'clib'; did you mean clip? known: clip, ",
@@ -96,6 +100,11 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
         ({"mrl_dims": [8]}, "mrl_dims: has an effect only with use_mrl: true or loss_type: mrl"),
         ({"use_mrl": True, "mrl_dims": [8, 4], "mrl_weights": [1.0]}, "mrl_weights: 1 weights for 2 mrl_dims"),
         ({"loss_type": "mrl", "mrl_dims": [8, 8]}, "mrl_dims: [8, 8] names a width twice"),
+        (
+            {"loss_type": "triplet", "triplet_mining": "explicit", "num_hard_negatives": 0},
+            "num_hard_negatives: leaves out all explicit negatives, which the loss needs",
+        ),
+        ({"loss_type": "preference", "num_hard_negatives": 0}, "num_hard_negatives: leaves out all explicit negatives"),
         ({"loss_type": "triplet", "margin": 0.3, "soft_margin": True}, "soft_margin: takes the place of margin"),
         ({"image_model_name": "c/d"}, "image_model_name: needs text_model_name too"),
         ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_steps: takes the place of warmup_ratio (argument)"),

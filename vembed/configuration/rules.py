@@ -14,7 +14,7 @@ from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.losses.teaching import distills, has_teacher, teaching_problems
+from vembed.losses.teaching import distills, has_teacher, row_needs, teaching_problems
 from vembed.model.fusion_registry import unknown_fusion
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
@@ -112,6 +112,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _fusion_findings(sections.model)
     yield from _matryoshka_findings(sections.loss)
     yield from _teacher_findings(sections, user)
+    yield from _negatives_findings(sections)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
     yield from _cache_findings(sections)
@@ -230,6 +231,17 @@ def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterat
         )
     for key, text in teaching_problems(loss, sections.loss_options, taught=has_teacher(loss)):
         yield (key,), text
+
+
+def _negatives_findings(sections: Sections) -> Iterator[Finding]:
+    """No negative of any row, where the loss compares with those of rows: it would be 0, and teach nothing."""
+    if sections.data.num_hard_negatives != 0 or sections.loss.loss_type not in LossRegistry:
+        return
+    if row_needs(sections.loss, sections.loss_options).negatives:
+        yield (
+            ("num_hard_negatives",),
+            "leaves out all explicit negatives, which the loss needs; set it to 1 or more, or take it out for all",
+        )
 
 
 def _training_findings(training: TrainingSettings) -> Iterator[Finding]:
