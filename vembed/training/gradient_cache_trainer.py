@@ -114,7 +114,8 @@ class GradientCacheTrainer:
         """The settings with numbers in the place of `auto`: those for the first batch that it is asked about."""
         if self._settled is None:
             encode = self._encoder(self._model, ChunkReader(self._processor))
-            what = StepParts(self._model, self._processor, encode, (batch.queries, batch.documents), self._device)
+            sides, classes = (batch.queries, batch.documents), self._objective.classes
+            what = StepParts(self._model, self._processor, encode, sides, self._device, classes)
             self._settled = settle(self._settings, what)
             cuts = [cut_side(side, self._processor, self._settled) for side in what.sides]
             if self._settled.use_gradient_cache and all(len(cut.rows) == 1 for cut in cuts):

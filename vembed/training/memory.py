@@ -66,7 +66,7 @@ def estimate_memory(
     weights = _num_bytes([*model.parameters(), *model.buffers(), *of_classes])
     held = 0 if reference is None else reference.num_bytes(model)
     used = used_memory_bytes(device)
-    learning = learning_bytes(model) + _num_bytes([weight for weight in of_classes if weight.requires_grad])
+    learning = learning_bytes(model, classes)
     sides = (batch.queries, batch.documents)
 
     def encode(rows: Side) -> object:
@@ -139,9 +139,10 @@ def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:
     return max(*in_order, sum(in_order[-num_retained(len(in_order), retain) :]))
 
 
-def learning_bytes(model: BaseEmbeddingModel) -> int:
-    """The parameters that learn, and so their gradients."""
-    return _num_bytes([parameter for parameter in model.parameters() if parameter.requires_grad])
+def learning_bytes(model: BaseEmbeddingModel, classes: ClassWeights | None = None) -> int:
+    """The parameters that learn, and so their gradients. classes: weights that the loss learns."""
+    parameters = [*model.parameters(), *(() if classes is None else classes.parameters())]
+    return _num_bytes([parameter for parameter in parameters if parameter.requires_grad])
 
 
 def largest_first(side: Side, processor: Processor) -> Side:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import list_tensors, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.classes import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.chunks import Side, cut_side
 from vembed.training.memory import (
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 class StepParts:
     """What a step consists of. encode: prepares a chunk of a side, moves it to the device, and embeds it there.
 
-    sides: of a batch like all others.
+    sides: of a batch like all others. classes: weights that the loss learns.
     """
 
     model: BaseEmbeddingModel
@@ -53,6 +54,7 @@ class StepParts:
     encode: Encode
     sides: Sequence[Side]
     device: torch.device
+    classes: ClassWeights | None = None
 
 
 def settle(settings: GradCacheSettings, parts: StepParts) -> GradCacheSettings:
@@ -106,7 +108,7 @@ def _choose_share(settings: GradCacheSettings, parts: StepParts, room: int) -> f
 
 def _step_bytes(parts: StepParts, graphs: Sequence[Sequence[int]], retain: float) -> int:
     """What a step takes: gradients, both moments of AdamW, those of a chunk before they are added, and activations."""
-    return 4 * learning_bytes(parts.model) + round((1 + WORKING_SHARE) * held_bytes(graphs, retain))
+    return 4 * learning_bytes(parts.model, parts.classes) + round((1 + WORKING_SHARE) * held_bytes(graphs, retain))
 
 
 def _by_estimate(parts: StepParts, sides: Sequence[Side], room: int) -> Callable[[int], bool]:
@@ -139,7 +141,9 @@ def _by_trial(parts: StepParts, sides: Sequence[Side], room: int) -> Callable[[i
         finally:
             release_unused_memory(parts.device)
         taken = peak_memory_mib(parts.device) * MIB - before
-        return taken + 2 * learning_bytes(parts.model) <= room
+        # A trial has no loss, and so no gradient of the classes' weights.
+        of_loss = learning_bytes(parts.model, parts.classes) - learning_bytes(parts.model)
+        return taken + 2 * learning_bytes(parts.model) + 3 * of_loss <= room
 
     return fits
 

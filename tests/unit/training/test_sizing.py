@@ -79,6 +79,18 @@ def test_auto_takes_the_most_rows_that_fit_in_chunks_of_one_size(pairs, rows, ch
     assert trainer.settle(batch).gradient_cache_chunk_size == chosen
 
 
+def test_weights_of_classes_leave_less_room(pairs):
+    model, batch = pairs()
+    memory = gib_for(model, batch, 6)
+    chosen = []
+    for classes in (2, 4000):
+        settings = GradCacheSettings(gradient_cache_chunk_size="auto", gradient_cache_memory_gib=memory)
+        objective = LossFactory.create(LossSettings(loss_type="arcface"), classes=range(classes), dim=model.model.dim)
+        trainer = GradientCacheTrainer(model.model, model.processor, objective, settings)
+        chosen.append(trainer.settle(batch).gradient_cache_chunk_size)
+    assert chosen == [6, 1]
+
+
 @pytest.mark.parametrize(("rows", "kept"), [(2, 1), (6, 3), (12, 6), (1000, 12)])
 def test_auto_keeps_the_graphs_that_fit(pairs, rows, kept, caplog):
     model, batch = pairs()
