@@ -96,6 +96,11 @@ def test_the_widths_that_were_trained_are_in_the_models_record(tmp_path, setting
             r"train.jsonl:1: score \(column",
         ),
         ({"loss_type": "infonce", "margin": 0.1}, ConfigError, "margin: only loss_type: contrastive or triplet has"),
+        (
+            {"loss_type": "triplet", "temperature": 0.1},
+            ConfigError,
+            "temperature: only loss_type: .*infonce.* has this",
+        ),
         ({"query_image_as_negative": True}, ConfigError, "has an effect only with retrieval_mode m2i"),
     ],
 )

@@ -47,16 +47,17 @@ class Loss:
     `settings`.
 
     scorers: the names of those that it has a meaning for (none: all). needs: the section -> what rows must have.
-    learns_bias: the model gets a bias that is added to scores, if it has none. matryoshka: applies at several widths,
-    as with use_mrl. reads_reference: compares with the model as it was before training. distillation:
-    learns from a teacher, as with use_distillation. reads_teacher: the section -> the keys set in it for which the loss
-    itself goes by a teacher's embeddings.
+    unscaled: it reads scores without temperature. learns_bias: the model gets a bias that is added to scores, if it has
+    none. matryoshka: applies at several widths, as with use_mrl. reads_reference: compares with the model as it was
+    before training. distillation: learns from a teacher, as with use_distillation. reads_teacher: the section -> the
+    keys set in it for which the loss itself goes by a teacher's embeddings.
     """
 
     settings: type[Section]
     function: "str | Callable[..., Tensor]"
     scorers: tuple[str, ...] = ()
     needs: Callable[[Any], RowNeeds] = _nothing  # Any: each loss has a section of its own
+    unscaled: bool = False
     learns_bias: bool = False
     matryoshka: bool = False
     reads_reference: bool = False
@@ -68,7 +69,7 @@ class Loss:
     @property
     def has_temperature(self) -> bool:
         """Whether the temperature has an effect."""
-        return self.reads == "scores"
+        return self.reads == "scores" and not self.unscaled
 
     def __post_init__(self) -> None:
         if self.learns_classes and not (self.reads == "embeddings" and issubclass(self.settings, ClassSettings)):
@@ -141,10 +142,14 @@ _LOSSES = {
     "sigmoid": Loss(SigmoidSettings, f"{_FUNCTIONS}.sigmoid:sigmoid", learns_bias=True),
     "hard_negative": _HARD_NEGATIVE,
     "in_batch_hard": _HARD_NEGATIVE,
-    "triplet": Loss(TripletSettings, f"{_FUNCTIONS}.triplet:triplet", needs=_triplet_needs),
+    "triplet": Loss(TripletSettings, f"{_FUNCTIONS}.triplet:triplet", needs=_triplet_needs, unscaled=True),
     "cosent": Loss(CoSENTSettings, f"{_FUNCTIONS}.cosent:cosent", needs=_cosent_needs),
     "contrastive": Loss(
-        ContrastiveSettings, f"{_FUNCTIONS}.contrastive:contrastive", scorers=("cosine",), needs=_contrastive_needs
+        ContrastiveSettings,
+        f"{_FUNCTIONS}.contrastive:contrastive",
+        scorers=("cosine",),
+        needs=_contrastive_needs,
+        unscaled=True,
     ),
     "arcface": _of_classes(ArcFaceSettings, f"{_FUNCTIONS}.arcface:arcface"),
     "proxy_anchor": _of_classes(ProxyAnchorSettings, f"{_FUNCTIONS}.proxy_anchor:proxy_anchor"),
