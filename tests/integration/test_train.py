@@ -44,8 +44,12 @@ def settings(tmp_path, clip_folder, data):
     }
 
 
-def test_a_run_leaves_a_folder_with_everything(tmp_path, settings, data):
+def test_a_run_leaves_a_folder_with_everything(tmp_path, settings, data, caplog):
+    caplog.set_level("INFO")
     result = Trainer(settings).train()
+    told = [text for text in caplog.messages if "evaluation of" in text or "best so far" in text]
+    assert "best so far" not in told[0]  # first the figures, then what they say
+    assert "step 3 is the best so far" in told[2]
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "run.json", "split.json", "metrics.jsonl", "best", "final", "checkpoint-3", "checkpoint-6")

@@ -150,9 +150,9 @@ def evaluate_once(engine: Engine, state: TrainState, milestones: Milestones) -> 
         engine.model.eval()
         metrics = milestones.evaluate()
     state.evaluated_step = state.step
-    milestones.judge(metrics, state)
     for callback in milestones.callbacks:
         callback.on_evaluation(metrics, state)
+    milestones.judge(metrics, state)
 
 
 def save_once(state: TrainState, milestones: Milestones) -> None:
