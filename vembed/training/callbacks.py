@@ -19,6 +19,7 @@ from vembed.utils.memory import peak_memory_mib
 
 _log = logging.getLogger(__name__)
 _SHOWN = ("recall@", "mrr")
+_WIDE = 130  # columns of a terminal from which on the bar shows every fact
 
 
 class MetricsFile:
@@ -95,12 +96,14 @@ class ProgressBar:
     def __init__(self, progress: Progress, plan: Plan, device: torch.device, step: int) -> None:
         self._progress = progress
         self._device = device
+        self._wide = progress.console.width >= _WIDE
         self._task = progress.add_task("training", total=plan.num_steps, completed=step, facts="")
 
     def on_step(self, record: StepRecord, state: TrainState) -> None:
         """Move the bar."""
         speed = record.num_samples / (record.load_seconds + record.step_seconds)
-        facts = _facts(record.loss, record, speed, self._device)
+        whole = _facts(record.loss, record, speed, self._device)
+        facts = whole if self._wide else f"loss {record.loss:.4f}  {speed:.1f} samples/s"
         self._progress.update(self._task, completed=state.step, facts=facts)
 
     def on_log(self, record: StepRecord, state: TrainState) -> None:
@@ -135,15 +138,10 @@ def leading_rate(record: StepRecord) -> float:
 
 
 def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}"),
-        console=console(),
-    )
+    wide = console().width >= _WIDE
+    first, last = TextColumn("{task.description}"), TextColumn("{task.fields[facts]}")
+    times = [TimeElapsedColumn(), TimeRemainingColumn()] if wide else [TimeRemainingColumn()]
+    return Progress(first, BarColumn(20 if wide else 12), MofNCompleteColumn(), *times, last, console=console())
 
 
 def _facts(loss: float, record: StepRecord, samples_per_second: float, device: torch.device) -> str:

@@ -1,13 +1,18 @@
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 
 from vembed.errors import CheckpointError
+from vembed.training import callbacks
 from vembed.training.callbacks import LogLines, MetricsFile, cut_metrics, progress_display
 from vembed.training.loop import StepRecord
 from vembed.training.plan import Plan
@@ -119,6 +124,23 @@ with progress_display(PLAN, CPU, 3) as bar:
     assert "a fact" in shown
     assert "8/8" in shown
     assert "loss 2.0000  rate 2.00e-05  2.0 samples/s  peak" in shown
+
+
+@pytest.mark.parametrize(("width", "facts"), [(80, ["samples/s"]), (130, ["rate 2.00e-05", "peak"])])
+def test_a_bar_fits_the_terminal(width, facts, monkeypatch):
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=width)
+    monkeypatch.setattr(callbacks, "console", lambda: terminal)
+    plan, late = replace(PLAN, num_steps=123_456), TrainState(step=98_765)
+    with progress_display(plan, CPU, 98_764) as bar:
+        bar.on_step(RECORD, late)
+    lines = Text.from_ansi(shown.getvalue().replace("\r", "\n")).plain.splitlines()
+    line = [line for line in lines if "loss" in line][-1]
+    assert len(line) <= width
+    assert "…" not in line
+    assert "98765/123456" in line
+    assert "━━━━━━━━" in line
+    assert all(fact in line for fact in ["loss 2.0000", *facts])
 
 
 def read_all(descriptor):
