@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapted import is_adapter, merged_state
 from vembed.model.bottom import Bottom
+from vembed.model.cut import Run, TowerCut
 from vembed.model.files import ModelFolders
 from vembed.model.fusion import Fusion
 from vembed.model.fusion_registry import SUM, FusionRegistry
@@ -114,6 +115,16 @@ class BaseEmbeddingModel(nn.Module):
         """
         return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.takes_features)
 
+    def fixed_bottoms(self, inputs: Inputs) -> list[TowerCut]:
+        """The towers that read these inputs and can go on from what their frozen layers gave for them.
+
+        Which can is tried when a tower is first asked, by running it on two slices.
+        """
+        cuts = [bottom.cut for bottom in self.bottoms.values() if self.takes_features]
+        return [
+            cut for cut in cuts if (read := self._read(cut.tower, inputs)) and cut.fits(self._runs(cut.tower), read)
+        ]
+
     def slice_features(self, inputs: Inputs) -> Embeddings:
         """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""
         made = [features for tower in FEATURES if (features := self._features(tower, inputs)) is not None]
@@ -124,10 +135,11 @@ class BaseEmbeddingModel(nn.Module):
         """The parameters and buffers of a tower, by name."""
         return {name: tensor for name, tensor in self.state_dict().items() if self._part(name) == tower}
 
-    def with_fixed_features(self, inputs: Inputs) -> Inputs:
+    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
         """Finished inputs with the features of each fixed tower in the place of what it reads; no graph.
 
-        `forward` gives the same for both, and runs no fixed tower for the second.
+        of_layers: of a tower whose first layers are frozen, what enters the first one that learns. `forward` gives the
+        same for both inputs, and runs no fixed tower and no such layer for the second.
         """
         tensors = dict(inputs.tensors)
         for tower in self.fixed_towers():
@@ -137,6 +149,10 @@ class BaseEmbeddingModel(nn.Module):
                 for name in self._tensors_read(tower):
                     tensors.pop(name, None)
                 tensors[FEATURES[tower]] = features
+        for cut in self.fixed_bottoms(inputs) if of_layers else ():
+            read = self._read(cut.tower, inputs)
+            tensors = {name: ragged for name, ragged in tensors.items() if name not in read}
+            tensors |= cut.take(self._runs(cut.tower), read)
         return replace(inputs, tensors=tensors)
 
     def forward(self, inputs: Inputs) -> Embeddings:
@@ -324,14 +340,22 @@ class BaseEmbeddingModel(nn.Module):
         return made if given is None or not len(given.values) else given if made is None else merged(given, made)
 
     def _run(self, tower: Tower, inputs: Inputs) -> Ragged | None:
+        run, read = self._runs(tower), self._read(tower, inputs)
+        made = []
+        if read:
+            values = run({name: ragged.values for name, ragged in read.items()})
+            made.append(Ragged(values, next(iter(read.values())).counts))
+        if tower in self.bottoms and (taken := self.bottoms[tower].cut.taken(inputs.tensors)):
+            made.append(self.bottoms[tower].cut.go_on(run, taken))
+        return None if not made else made[0] if len(made) == 1 else merged(*made)
+
+    def _runs(self, tower: Tower) -> Run:
+        return self.tower_images if tower == "vision" else lambda values: self.tower_text(*values.values())
+
+    def _read(self, tower: Tower, inputs: Inputs) -> dict[str, Ragged]:
+        """The tensors that a tower reads, by name; none where no row has any."""
         read = {name: inputs.tensors[name] for name in self._tensors_read(tower) if name in inputs.tensors}
-        first = next(iter(read.values()), None)
-        if first is None or not len(first.values):
-            return None
-        values = {name: ragged.values for name, ragged in read.items()}
-        return Ragged(
-            self.tower_images(values) if tower == "vision" else self.tower_text(*values.values()), first.counts
-        )
+        return read if any(len(ragged.values) for ragged in read.values()) else {}
 
     def _refuse_freezing_twice(self, towers: Collection[Tower]) -> None:
         if towers:

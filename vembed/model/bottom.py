@@ -6,6 +6,7 @@ from torch import nn
 
 from vembed.errors import ModelError
 from vembed.model.adapted import is_adapter
+from vembed.model.cut import TowerCut
 from vembed.model.parameters import block_paths, layer_numbers
 from vembed.model.settings import Tower
 
@@ -13,7 +14,8 @@ from vembed.model.settings import Tower
 class Bottom:
     """The first `num_layers` layers of one tower, and its embeddings.
 
-    Raises ModelError when the network has no layers that its parameters' names tell, or no more than these.
+    cut: the tower, able to go on from what the bottom gave. Raises ModelError when the network has no layers that its
+    parameters' names tell, or no more than these.
     """
 
     def __init__(self, tower: Tower, network: nn.Module, num_layers: int) -> None:
@@ -27,6 +29,7 @@ class Bottom:
                 f"freeze_layers: the {tower} tower ({type(network).__name__}) has {most + 1} layers; so at most {most}"
                 f" can be frozen below one that learns, not {num_layers}. All are frozen by freeze: [{tower}]"
             )
+        self.cut = TowerCut(tower, network, self._paths[:num_layers], self._paths[num_layers])
 
     def stop_learning(self) -> None:
         """Turn off the gradients of its parameters. Raises ModelError where there are adapters on its layers."""
