@@ -252,7 +252,7 @@ def test_the_gradient_is_the_derivative(kind, own, other, strip, in_strips):
 @pytest.mark.parametrize(("kind", "own", "other"), CASES)
 def test_half_precision_inputs_are_compared_in_float32(kind, own, other, dtype):
     objective = make_objective(kind, own, other)
-    for seed in range(3):
+    for seed in range(2):
         half = make_batch(kind, own, other, seed).to(dtype)
         if half.targets.teacher is not None:
             sides = (replace(side, vectors=side.vectors.to(dtype)) for side in vars(half.targets.teacher).values())
@@ -299,7 +299,9 @@ def filled(rows, kind, tokens, width=DIM):
     return Embeddings(made.double(), None if tokens is None else torch.ones(shape[:2], dtype=torch.bool))
 
 
-@pytest.mark.parametrize(("kind", "own", "other"), [case for case in CASES if case[2] is not None])
+@pytest.mark.parametrize(
+    ("kind", "own", "other"), [case for case in CASES if case[1:] in (("cosine", "dot"), ("maxsim", "maxsim"))]
+)
 def test_extremes_give_finite_numbers_without_a_nan_on_the_way(kind, own, other):
     objective = make_objective(kind, own, other, alpha=0.5)
     width = DIM if kind == "cosine" else TEACHER_DIM
@@ -513,7 +515,7 @@ def naive_filtered(batch, other, options):
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("rows", [None, 1, 3])
+@pytest.mark.parametrize("rows", [None, 2])
 @pytest.mark.parametrize("other", ["dot", "maxsim"])
 @pytest.mark.parametrize("options", MARGINS)
 def test_negatives_that_the_teacher_takes_for_positives_are_left_out(options, other, rows, in_strips):
