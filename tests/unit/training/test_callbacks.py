@@ -99,6 +99,7 @@ def test_log_lines_without_a_terminal(caplog):
     assert second == "step 2  evaluation of t2i: recall@1 0.5000  mrr 0.2500"
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal():
     """In a process whose standard error is a terminal; log lines stand above the bar and tear nothing."""
     program = """
