@@ -41,7 +41,7 @@ NUM_QUERIES, NUM_DOCUMENTS, CHUNK, DIM = 5, 8, 3, 24  # DIM: of the single vecto
 
 
 def quick_and_slow(losses: list[str]) -> list[Any]:  # Any: pytest's own type of a parameter
-    """A loss of each kind runs always (contrasts, tokens, pairs, scores, classes, preferences), all in the whole suite."""
+    """The quick tests have a loss of each kind: contrasts, tokens, pairs, scores, classes, preferences."""
     quick = {"infonce", "colbert", "triplet", "margin_mse", "arcface", "preference"}
     assert quick <= set(losses)
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in losses]
