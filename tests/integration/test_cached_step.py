@@ -26,7 +26,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.types import Batch, Embeddings, ImageSource, Inputs, Item
+from vembed.types import Batch, Embeddings, ImageSource, Inputs, Item, ItemRows
 from vembed.utils import onednn
 
 FAMILIES = ["clip", "siglip", "bert", "dinov2", "timm", "composed"]
@@ -74,8 +74,11 @@ def make_item(kind: str, number: int) -> Item:
     return Item(text=None if kind == "i" else f"{text} {letter}", images=() if kind == "t" else (image,))
 
 
-def make_batch(pair: VisualRetrievalModel) -> Batch:
-    """Rows of every kind that the model reads, two positives, ragged negatives, a group, a repeated caption."""
+def make_batch(pair: VisualRetrievalModel, *, prepared: bool = True) -> Batch:
+    """Rows of every kind that the model reads, two positives, ragged negatives, a group, a repeated caption.
+
+    prepared: as Inputs; else as rows that are prepared chunk by chunk, as in training.
+    """
     kinds = {("text",): "t" * 7, ("vision",): "i" * 7}.get(pair.spec.towers, MIXED)
     queries = [make_item(kinds[row], row) for row in range(NUM_QUERIES)]
     documents = [make_item(kinds[::-1][row % 7], 100 + row) for row in range(NUM_DOCUMENTS)]
@@ -88,10 +91,11 @@ def make_batch(pair: VisualRetrievalModel) -> Batch:
         query_hashes=[1, 2, 3, 4, 5, 6, 5],
         document_hashes=range(10, 10 + NUM_DOCUMENTS),
     )
-    prepare = pair.processor.prepare
+    processor = pair.processor
+    make = processor.prepare if prepared else lambda items, side: ItemRows(tuple(map(processor.load, items)), side)
     return Batch(
-        prepare(queries, "query"),
-        prepare(documents, "document"),
+        make(queries, "query"),
+        make(documents, "document"),
         targets,
         origins=tuple(f"train.jsonl:{row + 1}" for row in range(NUM_QUERIES)),
     )
@@ -148,6 +152,21 @@ def counted_rows(module: nn.Module) -> Iterator[list[int]]:
     hook = module.register_forward_pre_hook(note, with_kwargs=True)
     yield seen
     hook.remove()
+
+
+@contextmanager
+def counted_layers(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Counts on how many texts and pictures the first linear layer of each tower's first layer is run."""
+    seen = {"frozen": 0}
+
+    def note(_module: nn.Module, args: tuple, _output: object) -> None:
+        seen["frozen"] += len(args[0])
+
+    firsts = [next(one for one in bottom.modules() if isinstance(one, nn.Linear)) for bottom in model.bottoms.values()]
+    hooks = [first.register_forward_hook(note) for first in firsts]
+    yield seen
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, ALL, None])
@@ -298,6 +317,37 @@ def test_freezing_adapters_and_checkpointing_change_nothing(folders, settings, r
     _, gradients = step_gradients(pair, batch, 3, retain)
     assert len(gradients) == len([p for p in pair.model.parameters() if p.requires_grad])
     assert_gradients_equal(gradients, expected)
+
+
+@pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_r": 2, "lora_dropout": 0.3}], ids=["", "adapters"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "bert", "dinov2", "composed"])
+def test_frozen_layers_run_once_per_chunk_and_change_nothing(folders, family, adapters):
+    towers = {"bert": ("text",), "dinov2": ("vision",)}.get(family, ("text", "vision"))
+    pair = load(folders, family, freeze_layers=dict.fromkeys(towers, 1), **adapters)
+    for name, parameter in pair.model.named_parameters():
+        if ".lora_B" in name:  # starts at zero, which would leave lora_A without gradient
+            nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    _, expected = graph_gradients(pair, make_batch(pair), ALL)
+    rows = make_batch(pair, prepared=False)
+    for limit in (1.0, 1e-5, 0.0):
+        settings = GradCacheSettings(gradient_cache_chunk_size=3, gradient_cache_states_gib=limit)
+        trainer = GradientCacheTrainer(pair.model, pair.processor, objective_of(pair), settings)
+        trainer.step(rows)
+        assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
+    pair.model.train()
+    pair.model.with_fixed_features(pair.processor.finish(make_batch(pair).documents))  # whether that can be is tried
+    ran, found = [], []
+    for limit in (1.0, 0.0):
+        settings = GradCacheSettings(gradient_cache_chunk_size=3, gradient_cache_states_gib=limit)
+        trainer = GradientCacheTrainer(pair.model, pair.processor, objective_of(pair), settings)
+        torch.manual_seed(1)
+        with counted_layers(pair.model) as seen:
+            trainer.step(rows)
+        ran.append(seen["frozen"])
+        found.append(take_gradients(pair.model.named_parameters()))
+    assert_gradients_equal(*found)
+    assert relative_difference(found[0], expected) > 1e-3, "dropout must be on for this test to say anything"
+    assert 0 < ran[0] < 0.7 * ran[1]
 
 
 def test_one_chunk_is_one_forward_per_side_and_several_are_two_each_but_those_that_keep_their_graphs(folders):

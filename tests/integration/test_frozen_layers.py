@@ -67,5 +67,10 @@ def test_four_steps_are_two_and_a_restart_and_two(tmp_path, settings, lora):
 
 
 def test_the_overview_says_what_is_frozen(tmp_path, settings):
-    lines = Trainer({**settings, "output_dir": str(tmp_path / "run")}).overview().lines()
+    settings = {**settings, "output_dir": str(tmp_path / "run")}
+    overview = Trainer(settings).overview()
+    lines = overview.lines()
+    kept = "frozen layers' output"
+    assert 0 < overview.memory.parts[kept] < 2 * 8 * 4 * 100 * 24
+    assert Trainer({**settings, "gradient_cache_states_gib": 0}).overview().memory.parts[kept] == 0
     assert "frozen below  text: embeddings and 1 of 2 layers; vision: embeddings and 1 of 2 layers" in lines

@@ -97,6 +97,10 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
             {"freeze": ["text"], "freeze_layers": {"vision": 1, "text": 1}},
             "freeze_layers.text: the whole text tower is frozen by freeze; keep the one or the other",
         ),
+        (
+            {"gradient_cache_states_gib": 2},
+            "gradient_cache_states_gib: has an effect only with freeze_layers; set that",
+        ),
         ({"mrl_dims": [8]}, "mrl_dims: has an effect only with use_mrl: true or loss_type: mrl"),
         ({"use_mrl": True, "mrl_dims": [8, 4], "mrl_weights": [1.0]}, "mrl_weights: 1 weights for 2 mrl_dims"),
         ({"loss_type": "mrl", "mrl_dims": [8, 8]}, "mrl_dims: [8, 8] names a width twice"),

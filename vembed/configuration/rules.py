@@ -109,6 +109,7 @@ def idle_keys(values: Mapping[str, object], keys: Mapping[str, Key]) -> dict[str
 def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
     """What must hold between values, beyond what the keys declare of themselves."""
     yield from _model_findings(sections.model)
+    yield from _state_findings(sections.model, user)
     yield from _fusion_findings(sections.model)
     yield from _matryoshka_findings(sections.loss)
     yield from _teacher_findings(sections, user)
@@ -196,6 +197,13 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
     for tower in model.freeze_layers:
         if tower in model.freeze:
             yield ("freeze_layers", tower), f"the whole {tower} tower is frozen by freeze; keep the one or the other"
+
+
+def _state_findings(model: ModelSettings, user: Mapping[str, Setting]) -> Iterator[Finding]:
+    """A limit of what frozen layers give, where none are frozen. A resolved config.yaml names it at its default."""
+    key = "gradient_cache_states_gib"
+    if not model.freeze_layers and key in user and user[key].value != GradCacheSettings.model_fields[key].default:
+        yield (key,), f"has an effect only with freeze_layers; set that, or take {key} out"
 
 
 def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:

@@ -32,6 +32,15 @@ class GradCacheSettings(Section):
         ),
         json_schema_extra=only_with("use_gradient_cache", True),
     )
+    gradient_cache_states_gib: float = Field(
+        1.0,
+        ge=0,
+        description=(
+            "GiB of what the layers in freeze_layers give, kept for the second forward, so that they run once; of"
+            " chunks beyond that they run twice."
+        ),
+        json_schema_extra=only_with("use_gradient_cache", True),
+    )
     gradient_cache_memory_gib: float | None = Field(
         None,
         gt=0,

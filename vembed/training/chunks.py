@@ -3,7 +3,7 @@
 A side is cut by a number of rows, in order, or by a number of tokens: then rows that are alike in length share a chunk,
 and the embeddings are put back into the order of the batch. Texts are prepared once per step; rows with pictures
 whenever their chunk is run, for what is made of them is large. What a frozen tower gives for a chunk is kept, so that
-it is run once per step.
+it is run once per step; what frozen first layers give is larger, and kept up to a limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.functional import ChunkedSide
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.model.cut import STATES
 from vembed.types import Embeddings, HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
 Side = Inputs | ItemRows
@@ -87,10 +88,14 @@ def _taken(side: Side, rows: Sequence[int]) -> Side:
 
 
 class ChunkReader:
-    """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small."""
+    """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small.
 
-    def __init__(self, processor: Processor) -> None:
+    most_state_bytes: of what frozen first layers give, as much is kept (the last chunk may go over it).
+    """
+
+    def __init__(self, processor: Processor, most_state_bytes: int = 0) -> None:
         self._processor = processor
+        self._room = most_state_bytes
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
         self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
@@ -109,6 +114,11 @@ class ChunkReader:
             self._kept[chunk] = inputs
         return inputs
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more of what frozen first layers give may be kept."""
+        return self._room > 0
+
     def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:
         """Give the features in `fixed` from now on, and prepare no more what they stand for.
 
@@ -118,6 +128,7 @@ class ChunkReader:
         if not gone or isinstance(chunk, Inputs):
             return
         features = {name: tensor for name, tensor in fixed.tensors.items() if name not in read.tensors}
+        self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in STATES.values())
         items, known = self._left.get(chunk, (chunk.items, {}))
         left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
         self._left[chunk] = left, {**known, **features}

@@ -20,6 +20,7 @@ from vembed.training.dpo import Reference
 from vembed.training.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
+from vembed.utils.memory import GIB
 from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
@@ -80,8 +81,10 @@ class GradientCacheTrainer:
 
         Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
-        reader, settings = ChunkReader(self._processor), self.settle(batch)
+        settings = self.settle(batch)
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
+        has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
+        reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         targets = move(self._with_teacher(batch), self._device)
         targets = self._with_reference(targets, (queries, documents), reader)
 
@@ -162,7 +165,7 @@ class GradientCacheTrainer:
         # What has no gradient to follow may take the quicker kernels.
         quick = nullcontext() if torch.is_grad_enabled() else quick_linear()
         with self._autocast(), quick:
-            fixed = model.with_fixed_features(inputs)
+            fixed = model.with_fixed_features(inputs, of_layers=reader.has_room)
             reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)
         return embeddings

@@ -21,12 +21,13 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
 from vembed.losses.strips import DENSE_SCORES
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.cut import STATES
 from vembed.training.chunks import Cut, Side, cut_side, retain_of
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
-from vembed.utils.memory import MIB, used_memory_bytes
+from vembed.utils.memory import GIB, MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
@@ -69,10 +70,13 @@ def estimate_memory(
     learning = learning_bytes(model, classes)
     sides = (batch.queries, batch.documents)
 
-    def encode(rows: Side) -> object:
+    def finished(rows: Side) -> Inputs:
         inputs = rows if isinstance(rows, Inputs) else processor.prepare(rows.items, rows.side)
+        return processor.finish(move(inputs, device))
+
+    def encode(rows: Side) -> object:
         with precision.autocast():
-            return model(processor.finish(move(inputs, device)))
+            return model(finished(rows))
 
     cuts = [cut_side(side, processor, settings) for side in sides]
     kept = held_bytes([chunk_graphs(model, encode, cut, processor) for cut in cuts], retain_of(settings))
@@ -84,11 +88,30 @@ def estimate_memory(
             "gradients": learning,
             "AdamW": 2 * learning,
             "activations": kept,
+            "frozen layers' output": _state_bytes(model, finished, cuts, processor, settings),
             "working memory": learning + round(WORKING_SHARE * kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
         }
     )
+
+
+def _state_bytes(
+    model: BaseEmbeddingModel,
+    finished: Callable[[Side], Inputs],
+    cuts: Sequence[Cut],
+    processor: Processor,
+    settings: GradCacheSettings,
+) -> int:
+    """What is kept of what frozen first layers give, by the largest row of each side. finished: a row's inputs."""
+    if not model.bottoms or all(len(cut.rows) == 1 for cut in cuts):
+        return 0
+    total = 0
+    for cut in cuts:
+        row = take_rows(largest_first(cut.side, processor), 0, 1)
+        tensors = model.with_fixed_features(finished(row)).tensors
+        total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in STATES.values() if name in tensors)
+    return min(total, round(settings.gradient_cache_states_gib * GIB))
 
 
 @dataclass(frozen=True)

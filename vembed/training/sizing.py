@@ -69,7 +69,7 @@ def settle(settings: GradCacheSettings, parts: StepParts) -> GradCacheSettings:
         retain = "auto" if parts.model.checkpoints_gradients else 0.0
     auto_size = settings.gradient_cache_chunk_size == "auto"
     if auto_size or retain == "auto":
-        room = _room_bytes(settings, parts.device)
+        room = _room_bytes(settings, parts)
         if auto_size:
             settings = settings.model_copy(update={"gradient_cache_chunk_size": _choose_size(settings, parts, room)})
         if retain == "auto":
@@ -165,8 +165,12 @@ def _try_backward(parts: StepParts, chunks: Sequence[Side]) -> None:
             parameter.grad = gradient
 
 
-def _room_bytes(settings: GradCacheSettings, device: torch.device) -> int:
+def _room_bytes(settings: GradCacheSettings, parts: StepParts) -> int:
+    """Bytes that a step may take, without those for what frozen first layers give, which is at most half of them."""
     if settings.gradient_cache_memory_gib is not None:
-        return round(settings.gradient_cache_memory_gib * GIB)
-    share = _CPU_SHARE if device.type == "cpu" else _ACCELERATOR_SHARE
-    return round(share * free_memory_bytes(device))
+        room = round(settings.gradient_cache_memory_gib * GIB)
+    else:
+        share = _CPU_SHARE if parts.device.type == "cpu" else _ACCELERATOR_SHARE
+        room = round(share * free_memory_bytes(parts.device))
+    kept = min(round(settings.gradient_cache_states_gib * GIB), room // 2) if parts.model.bottoms else 0
+    return room - kept
