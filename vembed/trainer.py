@@ -10,7 +10,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from vembed.config import TRAIN, Config, load_config
@@ -18,7 +17,6 @@ from vembed.data.classes import class_keys
 from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataEntry
 from vembed.data.split import save_split
-from vembed.data.summary import summarize
 from vembed.data.validation import BadSamples
 from vembed.data.workers import resolve_num_workers
 from vembed.errors import DataError, UsageError
@@ -45,7 +43,7 @@ from vembed.training.run_data import RunData, check_every_set_teaches, read_run_
 from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
 from vembed.training.run_report import ReportSettings, RunReport, report_run
 from vembed.training.schedule import build_schedule
-from vembed.training.session import Session, overview, train
+from vembed.training.session import Session, overview, run_record, train
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.teacher import (
@@ -57,7 +55,6 @@ from vembed.training.teacher import (
     teacher_in_data,
     teacher_items,
 )
-from vembed.training.versions import versions
 from vembed.utils.distributed import require_one_process, seed_everything
 from vembed.utils.files import disk_errors
 from vembed.utils.logging import configure_logging
@@ -130,9 +127,7 @@ class Trainer:
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
         config = self.config(**settings)
-        loaded = _load(config)
-        teacher = None if loaded.teacher is None else StandIn(loaded.teacher.facts)
-        session = _assemble(config, loaded, BadSamples(config.data), teacher)
+        session = _assemble_apart(config)
         num_workers = resolve_num_workers(config.data.num_workers)
         return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
 
@@ -142,8 +137,7 @@ class Trainer:
         few = {"batch_size": min(num_rows, rows_per_batch(config.training)), "global_batch_size": None}
         training = config.training.model_copy(update={**few, "gradient_accumulation_steps": 1})
         config = dataclasses.replace(config, training=training)
-        session = _assemble(config, _load(config), BadSamples(config.data))
-        return check_gradients(session, config.grad_cache)
+        return check_gradients(_assemble_apart(config), config.grad_cache)
 
 
 @dataclass(frozen=True)
@@ -331,6 +325,13 @@ def _assemble(
     return Session(loaded.data, model, loaded.objective, engine, loader, plan, groups, loaded.frozen)
 
 
+def _assemble_apart(config: Config) -> Session:
+    """A run whose steps are looked at, not kept; a teacher model is stood in for."""
+    loaded = _load(config)
+    teacher = None if loaded.teacher is None else StandIn(loaded.teacher.facts)
+    return _assemble(config, loaded, BadSamples(config.data), teacher)
+
+
 def _evaluation(config: Config, loaded: _Loaded) -> Callable[[], Metrics] | None:
     """What measures the model on the validation sets; None without any."""
     if not loaded.data.validation:
@@ -370,7 +371,7 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
         if session.data.split is not None and session.data.validation:
             save_split(session.data.split, run.split)
         if resume is None:
-            write_json(run.record, _record(session))
+            write_json(run.record, run_record(session))
     num_steps, most = session.plan.num_steps, config.training.max_steps
     if most is not None and most > num_steps:
         _log.warning("epochs: %d end after %d steps, before max_steps: %d", config.training.epochs, num_steps, most)
@@ -385,16 +386,3 @@ def _write_config(config: Config, run: RunFolder) -> None:
     if run.config.exists() and load_config(run.config).to_flat() == lasting.to_flat():
         return
     lasting.to_yaml(run.config)
-
-
-def _record(session: Session) -> dict[str, object]:
-    """What the run was made with and of."""
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "data": {role: [summarize(dataset) for dataset in sets] for role, sets in session.data.roles.items()},
-        "groups": [dataclasses.asdict(group) for group in session.groups],
-        "plan": dataclasses.asdict(session.plan),
-        "device": str(session.engine.precision.device),
-        "mixed_precision": session.engine.precision.mixed_precision,
-    }

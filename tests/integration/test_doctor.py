@@ -28,8 +28,8 @@ def run(tmp_path, monkeypatch):
 def write(tmp_path):
     """A function that writes cfg.yaml for a model and its data."""
 
-    def config(folder, *lines, mode="m2i"):
-        data = write_pairs(tmp_path / "data", 20, mode)
+    def config(folder, *lines, mode="m2i", num_negatives=0):
+        data = write_pairs(tmp_path / "data", 20, mode, num_negatives=num_negatives)
         head = [f"model_name: {folder}", f"data_path: {data}", f"retrieval_mode: {mode}", "val_fraction: 0.0"]
         (tmp_path / "cfg.yaml").write_text("\n".join([*head, "device: cpu", "batch_size: 16", *lines]))
 
@@ -146,3 +146,10 @@ def test_a_broken_replay_is_seen(run, write, clip_folder, monkeypatch):
     write(clip_folder)
     assert run("doctor", "--grad-check", "cfg.yaml").exit_code == 1
     assert Path("cfg.yaml").exists()
+
+
+@pytest.mark.parametrize("lines", [("loss_type: preference",), ("use_distillation: true", "teacher_model_name: {}")])
+def test_what_a_loss_compares_with_is_there_for_the_comparison_too(lines, run, write, clip_folder):
+    write(clip_folder, *(line.format(clip_folder) for line in lines), num_negatives=1)
+    result = run("doctor", "cfg.yaml", "--grad-check")
+    assert result.exit_code == 0, result.output

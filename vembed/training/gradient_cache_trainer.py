@@ -111,6 +111,7 @@ class GradientCacheTrainer:
             autocast=autocast,
             device=self._device,
             reference=self.reference,
+            teacher=self._teacher,
         )
 
     def settle(self, batch: Batch) -> GradCacheSettings:

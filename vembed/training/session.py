@@ -1,12 +1,15 @@
 """A run that is put together, and what can be done with it: look at it, measure it, train it."""
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from vembed.data.loader import TrainingLoader
+from vembed.data.summary import summarize
 from vembed.errors import DataError, Interrupted, NotFiniteError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
@@ -21,6 +24,7 @@ from vembed.training.plan import Plan
 from vembed.training.run_data import RunData
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
+from vembed.training.versions import versions
 from vembed.utils.memory import reset_peak_memory
 
 _log = logging.getLogger(__name__)
@@ -73,6 +77,19 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
         chunks=settings,
         memory=max(estimates, key=lambda estimate: estimate.total_mib),
     )
+
+
+def run_record(session: Session) -> dict[str, object]:
+    """What the run was made with and of."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "data": {role: [summarize(dataset) for dataset in sets] for role, sets in session.data.roles.items()},
+        "groups": [dataclasses.asdict(group) for group in session.groups],
+        "plan": dataclasses.asdict(session.plan),
+        "device": str(session.engine.precision.device),
+        "mixed_precision": session.engine.precision.mixed_precision,
+    }
 
 
 def train(

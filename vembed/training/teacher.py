@@ -223,7 +223,7 @@ class TeacherModel:
 
 @dataclass(frozen=True)
 class StandIn:
-    """Random vectors in the place of a teacher's: they cost a step what its own would."""
+    """Random vectors in the place of a teacher's, the same at every step: they cost it what the teacher's own would."""
 
     facts: TeacherFacts
 
@@ -233,7 +233,9 @@ class StandIn:
 
     def _random(self, rows: int) -> Embeddings:
         tokens = (_STAND_IN_TOKENS,) if self.facts.spec.scoring == "maxsim" else ()
-        return Embeddings(torch.nn.functional.normalize(torch.randn(rows, *tokens, self.facts.dim), dim=-1))
+        draw = torch.Generator().manual_seed(rows)
+        vectors = torch.randn(rows, *tokens, self.facts.dim, generator=draw)
+        return Embeddings(torch.nn.functional.normalize(vectors, dim=-1))
 
 
 def open_teacher(loss: LossSettings, options: TeacherOptions, datasets: Datasets) -> TeacherModel | None:
