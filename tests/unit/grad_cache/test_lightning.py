@@ -1,11 +1,8 @@
 """Under pytorch-lightning the cached step is the plain one: automatic, manual, accumulated, clipped, on two ranks."""
 
 import importlib
-import os
-import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,7 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:::lightning_fabric"),
 ]
 
-ROOT = Path(__file__).resolve().parents[3]
 NUM_ROWS, SCALE = 6, 5.0
 Batches = list[tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -201,17 +197,3 @@ def test_two_processes_train_as_one(bert_folder, vit_folder, tmp_path):
         for results in found:
             ours = {key.removeprefix(f"{name}/"): one for key, one in results.items() if key.startswith(f"{name}/")}
             assert_gradients_equal(ours, expected)
-
-
-@pytest.mark.parametrize("options", [["--manual"], ["--devices=2"]], ids=str)
-def test_the_example_trains_on_the_emoji(tmp_path_factory, options):
-    folder = tmp_path_factory.getbasetemp() / "lightning_emoji"  # its pictures are written once
-    command = [sys.executable, "examples/lightning_emoji.py", f"--folder={folder}", "--max_steps=2", "--chunk_size=16"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*command, "--batch_size=48", *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 steps, last loss " in result.stdout
-    assert "after:  recall@1 " in result.stdout
-    assert (folder / "tuned" / "vembed_config.json").is_file()
