@@ -7,18 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from vembed.configuration.layers import Setting, import_plugins
 from vembed.entrypoints.opening import opening_settings
 from vembed.errors import UsageError
-from vembed.grad_cache.cachex.tree_utils import token_rows
 from vembed.inference import Predictor
 from vembed.retrieval.encode import Encoding, ItemEncoder, Progress
 from vembed.retrieval.items_file import read_items
 from vembed.retrieval.vectors_file import NamedVectors, check_vectors_path, write_vectors
-from vembed.types import Embeddings, Side
+from vembed.types import Embeddings, Ragged, Side
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,8 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     return EncodeResult(request.output, len(named), *vectors.vectors.shape)
 
 
-def named_vectors(names: Sequence[str], embeddings: Embeddings) -> NamedVectors:
+def named_vectors(names: Sequence[str], embeddings: Embeddings | Ragged) -> NamedVectors:
     """Embeddings on the CPU with the names of their rows; those of tokens one after the other, and counted."""
-    if embeddings.vectors.ndim == 2:
-        return NamedVectors(names, embeddings.vectors.numpy())
-    rows = token_rows(embeddings)
-    return NamedVectors(names, torch.cat(rows).numpy(), np.array([len(row) for row in rows], dtype=np.int64))
+    if isinstance(embeddings, Ragged):
+        return NamedVectors(names, embeddings.values.numpy(), embeddings.counts.numpy())
+    return NamedVectors(names, embeddings.vectors.numpy())

@@ -17,7 +17,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.retrieval.encode import Encoding, ItemEncoder
 from vembed.retrieval.index import Hits, best_documents, score_strips
 from vembed.scoring import Scorer, get_scorer
-from vembed.types import Embeddings
+from vembed.types import Embeddings, Ragged
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class Evaluator:
 
 def measure_set(
     retrieval_set: RetrievalSet,
-    queries: Embeddings,
-    documents: Embeddings,
+    queries: Embeddings | Ragged,
+    documents: Embeddings | Ragged,
     *,
     scorer: Scorer,
     cut_offs: Sequence[int],

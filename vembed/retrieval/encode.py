@@ -7,12 +7,13 @@ import torch
 
 from vembed.data.hashing import content_hash
 from vembed.errors import ModelError
-from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows
+from vembed.grad_cache.cachex.tree_utils import concat_rows, ragged_tokens, select_rows
 from vembed.model.encoding import Features
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.spec import ModelSpec
-from vembed.types import Embeddings, Item, Side
+from vembed.types import Embeddings, Item, Ragged, Side
 
+Encoded = Embeddings | Ragged  # Ragged: of tokens, [tokens, dim] and how many each row has
 Progress = Callable[[int, int], None]  # items done, items in all
 
 
@@ -28,7 +29,8 @@ class Encoding:
 class ItemEncoder:
     """Encodes items with one model and remembers them, so that an item of several sets is encoded once.
 
-    Embeddings are on the CPU in float32, rows in the order of the items.
+    Embeddings are on the CPU in float32, rows in the order of the items. Those of tokens are Ragged, held without
+    padding: one long document among many short ones makes none of them longer.
     """
 
     def __init__(self, model: VisualRetrievalModel, encoding: Encoding, progress: Progress | None = None) -> None:
@@ -37,8 +39,8 @@ class ItemEncoder:
         self._progress = progress
         self._stores: dict[Side, _Store] = {}
 
-    def encode(self, items: Sequence[Item], *, side: Side, keys: Sequence[int] | None = None) -> Embeddings:
-        """Embeddings of the items; `keys` are their content hashes, if known.
+    def encode(self, items: Sequence[Item], *, side: Side, keys: Sequence[int] | None = None) -> Encoded:
+        """Embeddings of the items, [items, dim], or their tokens; `keys` are their content hashes, if known.
 
         Raises DataError for an image that cannot be read, ModelError for an item the model cannot take or when it
         gives anything but finite numbers.
@@ -48,14 +50,15 @@ class ItemEncoder:
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in store.rows}
         if new:
             store.add(list(new), self._encode_distinct(list(new.values()), side))
-        assert store.embeddings is not None, "items are never empty"
-        return select_rows(store.embeddings, torch.tensor([store.rows[key] for key in keys]))
+        return store.take(keys)
 
-    def _encode_distinct(self, items: list[Item], side: Side) -> Embeddings:
-        step = 8 * self._encoding.batch_size if self._progress else len(items)
-        parts = []
+    def _encode_distinct(self, items: list[Item], side: Side) -> Encoded:
+        by_token = self._model.spec.scoring != "single"
+        step = 8 * self._encoding.batch_size if self._progress or by_token else len(items)
+        parts: list[Encoded] = []
         for start in range(0, len(items), step):
-            parts.append(self._encode_some(items[start : start + step], side))
+            part = self._encode_some(items[start : start + step], side)
+            parts.append(ragged_tokens(part) if part.vectors.ndim == 3 else part)
             if self._progress:
                 self._progress(min(start + step, len(items)), len(items))
         return concat_rows(parts)
@@ -82,9 +85,16 @@ class _Store:
     """What is encoded so far: the row of each content hash in `embeddings`."""
 
     rows: dict[int, int] = field(default_factory=dict)
-    embeddings: Embeddings | None = None
+    embeddings: Encoded | None = None
 
-    def add(self, keys: list[int], embeddings: Embeddings) -> None:
+    def take(self, keys: Sequence[int]) -> Encoded:
+        """The rows of these keys; the store's own, not a copy, where all are asked for in its order."""
+        assert self.embeddings is not None, "items are never empty"
+        if len(keys) == len(self.rows) and all(one == other for one, other in zip(keys, self.rows, strict=True)):
+            return self.embeddings
+        return select_rows(self.embeddings, torch.tensor([self.rows[key] for key in keys]))
+
+    def add(self, keys: list[int], embeddings: Encoded) -> None:
         """Append the rows of `embeddings` under their keys."""
         first = len(self.rows)
         self.rows.update({key: first + number for number, key in enumerate(keys)})

@@ -7,14 +7,14 @@
 Evaluation measures on the same strips that search takes its results from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vembed.errors import UsageError
-from vembed.grad_cache.cachex.tree_utils import num_rows, take_rows
+from vembed.grad_cache.cachex.tree_utils import num_rows, pad_tokens, take_rows
 from vembed.scoring import Scorer
 from vembed.types import Embeddings, Ragged
 
@@ -34,15 +34,18 @@ class Hits:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is held at once: `scores` of a strip, and `products` of single vectors while they are computed."""
+    """How much is held at once: `scores` of a strip, and `products` of single vectors while they are computed.
+
+    Of Ragged tokens, as many numbers of documents are padded at once as there may be products.
+    """
 
     scores: int = 2**23
     products: int = 2**23
 
 
 def search(
-    queries: Embeddings,
-    documents: Embeddings,
+    queries: Embeddings | Ragged,
+    documents: Embeddings | Ragged,
     scorer: Scorer,
     *,
     k: int,
@@ -50,6 +53,8 @@ def search(
     budget: Budget | None = None,
 ) -> Hits:
     """The k best documents of every query, without those that are `excluded` (document numbers per query).
+
+    Ragged: tokens without padding; strips and blocks of them are padded in turn.
 
     >>> from vembed.scoring import cosine
     >>> corpus = Embeddings(torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 2.0]]))
@@ -64,8 +69,8 @@ def search(
 
 
 def score_strips(
-    queries: Embeddings,
-    documents: Embeddings,
+    queries: Embeddings | Ragged,
+    documents: Embeddings | Ragged,
     scorer: Scorer,
     *,
     excluded: Ragged | None = None,
@@ -76,7 +81,7 @@ def score_strips(
     num_queries, num_documents = num_rows(queries), num_rows(documents)
     rows = max(1, budget.scores // max(1, num_documents))
     for start in range(0, max(1, num_queries), rows):
-        strip = take_rows(queries, start, min(start + rows, num_queries))
+        strip = _padded(take_rows(queries, start, min(start + rows, num_queries)))
         scores = _scores(strip, documents, scorer, budget.products)  # [strip, documents]
         if excluded is not None:
             own = take_rows(excluded, start, min(start + rows, num_queries))
@@ -109,8 +114,38 @@ def row_of_value(ragged: Ragged) -> Tensor:
     return torch.repeat_interleave(rows, ragged.counts, output_size=len(ragged.values))
 
 
-def _scores(strip: Embeddings, documents: Embeddings, scorer: Scorer, products: int) -> Tensor:
-    """Scores [strip, documents]; those of single vectors in blocks of documents."""
+def _padded(rows: Embeddings | Ragged) -> Embeddings:
+    return pad_tokens(rows) if isinstance(rows, Ragged) else rows
+
+
+def _scores_of_tokens(strip: Embeddings, documents: Ragged, scorer: Scorer, numbers: int) -> Tensor:
+    """Scores [strip, documents], in blocks of documents that hold at most so many numbers when they are padded."""
+    scores = strip.vectors.new_empty(num_rows(strip), num_rows(documents))
+    for start, stop in _blocks(documents.counts.tolist(), numbers // max(1, documents.values.shape[-1])):
+        scores[:, start:stop] = scorer(strip, pad_tokens(take_rows(documents, start, stop)))
+    return scores
+
+
+def _blocks(counts: Sequence[int], tokens: int) -> Iterator[tuple[int, int]]:
+    """First row and row after the last of blocks of at most so many tokens, padding counted; a row at least.
+
+    >>> list(_blocks([2, 2, 9, 1, 1], tokens=10))
+    [(0, 2), (2, 3), (3, 5)]
+    """
+    start, longest = 0, 0
+    for row, count in enumerate(counts):
+        longest = max(longest, count)
+        if row > start and longest * (row + 1 - start) > tokens:
+            yield start, row
+            start, longest = row, count
+    if counts:
+        yield start, len(counts)
+
+
+def _scores(strip: Embeddings, documents: Embeddings | Ragged, scorer: Scorer, products: int) -> Tensor:
+    """Scores [strip, documents]; in blocks of documents, but for tokens that are padded already."""
+    if isinstance(documents, Ragged):
+        return _scores_of_tokens(strip, documents, scorer, products)
     if documents.vectors.ndim > 2:
         return scorer(strip, documents)  # late interaction makes its own tiles, best from all documents
     num_documents = num_rows(documents)

@@ -69,3 +69,24 @@ def test_sides_are_one_without_prompts_and_two_with(clip, clip_folder):
 def test_items_of_a_kind_the_model_cannot_read_are_refused(bert_folder, items):
     with pytest.raises(ModelError, match="reads texts only"):
         ItemEncoder(VisualRetrievalModel.from_pretrained(bert_folder), Encoding()).encode(items, side="document")
+
+
+@pytest.fixture(scope="module")
+def colbert(bert_folder):
+    return VisualRetrievalModel.from_pretrained(bert_folder, ModelSettings(encoder_mode="colbert", projection_dim=16))
+
+
+def test_tokens_are_held_without_padding_and_the_whole_is_no_copy(colbert):
+    """Of one long document among short ones; in blocks of items, so that nothing is padded to the longest of all."""
+    words = [*(f"{number} square" for number in range(40)), "a long text of many words " * 20]
+    items = [Item(text=text) for text in words]
+    padded = colbert.encode(items)
+    encoder = ItemEncoder(colbert, Encoding(batch_size=2))
+    tokens = encoder.encode(items, side="document")
+    assert tokens.counts.tolist() == padded.mask.sum(dim=1).tolist()
+    assert len(tokens.values) == int(padded.mask.sum()) < 0.5 * padded.mask.numel()
+    torch.testing.assert_close(tokens.values, padded.vectors[padded.mask], atol=1e-5, rtol=0)
+    assert encoder.encode(items, side="document").values.data_ptr() == tokens.values.data_ptr()
+    some = encoder.encode([items[40], items[3], items[40]], side="document")
+    assert some.counts.tolist() == [int(tokens.counts[40]), int(tokens.counts[3]), int(tokens.counts[40])]
+    assert torch.equal(some.values[-int(tokens.counts[40]) :], tokens.values[-int(tokens.counts[40]) :])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vembed.errors import UsageError
+from vembed.grad_cache.cachex.tree_utils import ragged_tokens
 from vembed.retrieval.index import NO_DOCUMENT, Budget, best_documents, score_strips, search
 from vembed.scoring import cosine, dot, maxsim
 from vembed.types import Embeddings, Ragged
@@ -47,6 +48,24 @@ def test_search_over_token_vectors_keeps_the_mask(scores_at_once):
     hits = search(queries, documents, maxsim, k=4, budget=Budget(scores=scores_at_once))
     expected = maxsim(queries, documents).sort(dim=1, descending=True)
     assert torch.equal(hits.documents, expected.indices[:, :4])
+
+
+@pytest.mark.parametrize("numbers_at_once", [1, 100, 10_000])
+def test_tokens_without_padding_score_alike_and_are_padded_in_blocks(numbers_at_once):
+    queries, documents = random_tokens(5, 6, seed=0), random_tokens(30, 9, seed=1)
+    documents.mask[7] = False  # a document without tokens scores 0
+    budget, padded = Budget(scores=60, products=numbers_at_once), []
+
+    def scorer(strip, block):
+        padded.append((len(block.vectors), block.vectors.numel()))
+        return maxsim(strip, block)
+
+    hits = search(ragged_tokens(queries), ragged_tokens(documents), scorer, k=30, budget=budget)
+    expected = maxsim(queries, documents).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(hits.documents, expected.indices)
+    torch.testing.assert_close(hits.scores, expected.values)
+    assert all(numbers <= numbers_at_once or rows == 1 for rows, numbers in padded)
+    assert sum(rows for rows, _ in padded) == 30 * 3  # strips of two queries
 
 
 def test_strips_are_no_larger_than_the_budget_and_cover_every_query():

@@ -97,6 +97,28 @@ def pad_token_rows(rows: Sequence[Tensor]) -> Embeddings:
     return concat_rows([Embeddings(row[None]) for row in rows])
 
 
+def ragged_tokens(embeddings: Embeddings) -> Ragged:
+    """The real vectors of all rows one after the other, [tokens, dim], and how many each row has: no padding is kept.
+
+    >>> ragged_tokens(Embeddings(torch.tensor([[[1.0], [9.0]]]), torch.tensor([[True, False]]))).values
+    tensor([[1.]])
+    """
+    vectors, mask = embeddings.vectors, embeddings.mask
+    if mask is None:
+        mask = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+    return Ragged(vectors[mask], mask.sum(dim=1))
+
+
+def pad_tokens(tokens: Ragged) -> Embeddings:
+    """What `ragged_tokens` was given: [rows, tokens, dim], zeros after each row's own, and the mask."""
+    counts = tokens.counts
+    longest = max([1, *counts.tolist()])
+    mask = torch.arange(longest, device=counts.device) < counts[:, None]
+    vectors = tokens.values.new_zeros(*mask.shape, tokens.values.shape[-1])
+    vectors[mask] = tokens.values
+    return Embeddings(vectors, mask)
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """The tree with `function` applied to each of its tensors (counts and masks included)."""
     if isinstance(tree, Tensor):
