@@ -30,6 +30,7 @@ from vembed.demo.files import DemoFiles, prepare
 from vembed.demo.rows import Row, write_rows
 from vembed.entrypoints.evaluate_simple import evaluate_simple
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
 from vembed.trainer import Trainer
 
 SETS = {"names_to_pictures": "t2i", "pictures_to_pictures": "i2i"}
@@ -104,7 +105,7 @@ def main() -> None:
         for number, one in enumerate(chosen)
     ]
     print(f"{arguments.steps} steps of {arguments.batch_size} rows, seed {arguments.seed}, test emoji\n")
-    print("\n".join(table(chosen, results)))
+    print("\n".join(table(chosen, results, untrained(settings, files, arguments.folder / "untrained"))))
 
 
 def run_settings(files: DemoFiles, *, steps: int, batch_size: int, seed: int) -> dict[str, object]:
@@ -139,8 +140,21 @@ def run(
         loss_type=one.loss_type, data_path=list(data), output_dir=str(folder)
     )
     seconds = time.perf_counter() - started
-    metrics = {mode: evaluate_simple(result.final, files.test[mode], mode) for mode in SETS.values()}
-    return Result(tuple(100 * metrics[mode][metric] for mode, metric in FIGURES), seconds)
+    return Result(figures(result.final, files), seconds)
+
+
+def untrained(settings: Mapping[str, object], files: DemoFiles, folder: Path) -> Result:
+    """The figures of the joined model as every run starts from it."""
+    model = ModelSettings.model_validate({key: settings[key] for key in ModelSettings.model_fields if key in settings})
+    seed = int(str(settings["seed"]))
+    VisualRetrievalModel.from_pretrained(None, model, seed=seed).save_pretrained(folder)
+    return Result(figures(folder, files), 0)
+
+
+def figures(model: Path, files: DemoFiles) -> tuple[float, ...]:
+    """A value in percent for each of FIGURES."""
+    metrics = {mode: evaluate_simple(model, files.test[mode], mode) for mode in SETS.values()}
+    return tuple(100 * metrics[mode][metric] for mode, metric in FIGURES)
 
 
 def write_data(files: DemoFiles, folder: Path, kinds: Iterable[str], seed: int) -> dict[str, list[dict[str, str]]]:
@@ -191,11 +205,12 @@ def text_teacher(model: Path, keys: Sequence[str]) -> Score:
     return lambda own, other: round(float(vectors[own] @ vectors[other]), 4)
 
 
-def table(contenders: Sequence[Contender], results: Sequence[Result]) -> list[str]:
-    """A Markdown table, one line per contender; the best value of each column in bold."""
+def table(contenders: Sequence[Contender], results: Sequence[Result], base: Result) -> list[str]:
+    """A Markdown table, one line per contender after the untrained model's; the best value of each column in bold."""
     metrics = [f"{mode} {metric.replace('recall@', 'R@')}" for mode, metric in FIGURES]
     best = [max(values) for values in zip(*(result.values for result in results), strict=True)]
     lines = [f"| loss | rows hold | {' | '.join(metrics)} | training |", "|---" * (len(FIGURES) + 3) + "|"]
+    lines.append(f"| untrained | | {' | '.join(f'{value:.1f}' for value in base.values)} | |")
     for one, result in zip(contenders, results, strict=True):
         values = [
             f"**{value:.1f}**" if value == top else f"{value:.1f}"

@@ -44,12 +44,16 @@ def test_every_contender_is_given_what_its_loss_needs():
     assert len(CONTENDERS) >= 14
 
 
+BASE = Result((0.5, 0.6, 3.0, 4.0), 0)
+
+
 def test_the_table_marks_the_best_of_each_column():
     contenders = [Contender("infonce"), Contender("cosent", {"cosent_pairs": "in_batch"}, rows="teacher")]
-    lines = table(contenders, [Result((1.0, 20.0, 3.0, 4.0), 61.4), Result((2.0, 10.0, 3.0, 5.0), 7.0)])
+    lines = table(contenders, [Result((1.0, 20.0, 3.0, 4.0), 61.4), Result((2.0, 10.0, 3.0, 5.0), 7.0)], BASE)
     assert lines == [
         "| loss | rows hold | t2i R@1 | t2i R@10 | i2i R@1 | i2i R@10 | training |",
         "|---|---|---|---|---|---|---|",
+        "| untrained | | 0.5 | 0.6 | 3.0 | 4.0 | |",
         "| `infonce` | pairs | 1.0 | **20.0** | **3.0** | 4.0 | 61 s |",
         "| `cosent`, `cosent_pairs: in_batch` | teacher | **2.0** | 10.0 | **3.0** | **5.0** | 7 s |",
     ]
@@ -62,6 +66,7 @@ def test_losses_of_every_kind_of_rows_train_two_steps(demo_folder, capsys, monke
     main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 steps of 6 rows, seed 0, test emoji"
-    assert [line.split(" | ")[1] for line in lines[4:]] == ["pairs", "labels", "teacher", "negatives"]
-    for line in lines[4:]:
+    assert [line.split(" | ")[1] for line in lines[5:]] == ["pairs", "labels", "teacher", "negatives"]
+    assert lines[4].startswith("| untrained | |")
+    for line in lines[5:]:
         assert all(0 <= float(value.strip("*")) <= 100 for value in line.split(" | ")[2:6])
