@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from tests import tiny
 from tests.cases import CASES
 from tests.integration.test_train_resume import assert_same_run
 from tests.pictures import write_jsonl, write_pairs
@@ -131,3 +132,21 @@ def test_the_estimate_of_memory_counts_the_copy(settings):
     assert parts["full"]["reference"] >= parts["full"]["gradients"]
     assert parts["lora"]["reference"] < 0.1 * parts["full"]["reference"]
     assert parts["without"]["reference"] == 0
+
+
+@pytest.mark.parametrize(
+    "changes", [{"freeze_layers": {"vision": 1}, "gradient_checkpointing": True}, {"freeze": ["vision"]}], ids=str
+)
+def test_frozen_layers_give_the_reference_what_they_give_the_model(changes, tmp_path, settings, timm_folder):
+    """In a model without dropout, so that the loss starts at log 2 whatever is kept of frozen parts."""
+    bert = tiny.tiny_bert(str(tmp_path / "bert"), pooling="mean")
+    config = tmp_path / "bert" / "config.json"
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config.write_text(json.dumps(json.loads(config.read_text()) | none))
+    data = write_pairs(tmp_path / "data", 12, "t2i", num_negatives=1)
+    own = {key: value for key, value in settings.items() if key != "model_name"}
+    own |= {"text_model_name": bert, "image_model_name": timm_folder, "data_path": data, "retrieval_mode": "t2i"}
+    Trainer(own).train(epochs=4, learning_rate=1e-3, **changes)
+    losses = [line["loss"] for line in lines_of(tmp_path / "run")]
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert losses[-1] < math.log(2) - 1e-3
