@@ -233,7 +233,7 @@ def _load(config: Config) -> _Loaded:
 
 def _teacher_options(config: Config, precision: Precision) -> TeacherOptions:
     return TeacherOptions(
-        settings=config.model.for_opening(),
+        settings=config.model.for_opening().model_copy(update={"torch_dtype": config.loss.teacher_dtype}),
         device=precision.device,
         batch_size=config.evaluation.eval_batch_size,
         max_image_pixels=config.data.max_image_pixels,

@@ -193,6 +193,15 @@ def test_another_teacher_under_the_same_name_is_another(tmp_path, settings, embe
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_a_teacher_in_half_precision_is_kept_apart(tmp_path, settings, embedded):
+    Trainer(settings).train(max_steps=2)
+    Trainer(settings).train(max_steps=2, teacher_dtype="bfloat16", output_dir=str(tmp_path / "half"))
+    assert sum(embedded) == 2 * NUM_ITEMS
+    whole, half = losses_of(tmp_path / "run"), losses_of(tmp_path / "half")
+    assert half == pytest.approx(whole, rel=0.1)
+    assert half != whole
+
+
 def test_a_run_that_is_continued_is_the_run_that_went_through(tmp_path, settings):
     run, stopped, moved = (tmp_path / name for name in ("run", "stopped", "moved"))
     settings |= {"max_steps": 4, "save_steps": 2, "false_negative_teacher_margin": 0.2}

@@ -78,6 +78,11 @@ class LossSettings(Section):
         description="The teacher's scores are divided by it; default: the model's own, 0.05 for cosines of embeddings"
         " in the data, else 1.",
     )
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Dtype that the teacher's weights are opened and run in; its embeddings are kept in float32.",
+        json_schema_extra=only_with("teacher_model_name"),
+    )
     teacher_cache_dir: str | None = Field(
         None,
         description="Folder that keeps the teacher's embeddings from run to run; default: vembed in the user's cache.",

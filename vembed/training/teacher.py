@@ -3,8 +3,8 @@
     TeacherModel.fill(items)       what no run has made yet, embedded and written      vembed.retrieval.vector_store
     TeacherModel.sides(batch)      the batch's rows of it                              by content hash
 
-    cache/<what the teacher is>/teacher.json       its spec, width and temperature: to know them it need not be opened
-                                /query, /document  vectors by the item's content hash
+    cache/<what the teacher is>-<dtype>/teacher.json       spec, width and temperature: known without its weights
+                                        /query, /document  vectors by the item's content hash
 
 The weights are opened only to embed what is missing, and are gone before training begins.
 """
@@ -59,7 +59,7 @@ class TeacherSource(Protocol):
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """How a teacher embeds. settings: the consent that opening it takes."""
+    """How a teacher embeds. settings: the consent that opening it takes, and the dtype it is opened in."""
 
     settings: ModelSettings
     device: torch.device
@@ -87,7 +87,7 @@ class TeacherModel:
             self.fingerprint = reading_fingerprint(weights_folder(hub_id(name), options.settings), spec)
         except (ModelError, CheckpointError) as error:
             raise ConfigError(f"teacher_model_name: {error}") from error
-        self._folder = cache / self.fingerprint.removeprefix("sha256:")[:32]
+        self._folder = cache / f"{self.fingerprint.removeprefix('sha256:')[:32]}-{options.settings.torch_dtype}"
         self.facts = self._read_facts(spec) or self._open_facts()
         sides: tuple[Side, ...] = ("query", "document")
         folders = {side: canonical_side(spec, side) for side in sides}
