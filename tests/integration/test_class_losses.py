@@ -217,3 +217,18 @@ def test_the_gradient_of_the_weights_is_clipped_with_all_others(tmp_path, settin
     norms = [value.norm() / (1 - 0.9) for name, value in others.items() if name.endswith("/exp_avg")]
     assert torch.stack(norms).norm().item() == pytest.approx(1.0, rel=1e-4)
     assert 0 < moments.norm() < 1
+
+
+def test_adapters_with_several_batches_per_step_go_on_to_the_bit_too(tmp_path, settings):
+    settings |= {"loss_type": "arcface", "sub_centres": 2, "use_lora": True, "lora_dropout": 0.1, "use_mrl": True}
+    settings |= {"mrl_dims": [20, 8], "gradient_accumulation_steps": 2, "save_steps": 2, "epochs": 2}
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    Trainer({**settings, "output_dir": str(straight)}).train()
+    shutil.copytree(straight, resumed)
+    for folder in ("checkpoint-4", "checkpoint-6", "final"):
+        shutil.rmtree(resumed / folder)
+    Trainer({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
+    for folder in ("checkpoint-6", "final"):
+        files, expected = read_bytes(resumed / folder), read_bytes(straight / folder)
+        assert {name for name in files if files[name] != expected[name]} <= {"training_state.json"}
+    assert not [name for name in load_file(resumed / "final" / "model.safetensors") if "class" in name]
