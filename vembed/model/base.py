@@ -131,8 +131,15 @@ class BaseEmbeddingModel(nn.Module):
         assert len(made) == 1, "the inputs hold texts or images"
         return Embeddings(made[0].values)
 
-    def tower_state(self, tower: Tower) -> dict[str, Tensor]:
-        """The parameters and buffers of a tower, by name."""
+    def slice_states(self, inputs: Inputs) -> Embeddings:
+        """What enters the first layer that learns of the tower that alone reads the inputs: [slices, tokens, width]."""
+        (cut,) = self.fixed_bottoms(inputs)
+        return cut.states(self._runs(cut.tower), self._read(cut.tower, inputs))
+
+    def fixed_state(self, tower: Tower) -> dict[str, Tensor]:
+        """The parameters and buffers of a fixed tower, or of the frozen layers of another, by name."""
+        if tower in self.bottoms:
+            return self.bottoms[tower].state()
         return {name: tensor for name, tensor in self.state_dict().items() if self._part(name) == tower}
 
     def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from vembed.errors import ModelError
 from vembed.model.adapted import is_adapter
@@ -57,6 +57,12 @@ class Bottom:
         for name, parameter in named.items():
             if name.startswith(blocks) or layers.get(name, len(self._paths)) == 0:
                 yield name, parameter
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers, by their names within the network."""
+        buffers = {id(buffer) for module in self.modules() for buffer in module.buffers(recurse=False)}
+        named = {name: buffer for name, buffer in self._network.named_buffers() if id(buffer) in buffers}
+        return {name: parameter.detach() for name, parameter in self.parameters()} | named
 
     def modules(self) -> Iterator[nn.Module]:
         """What is defined before the first layer that learns, but for what holds that layer."""

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vembed.errors import ModelError
 from vembed.grad_cache.context_managers import RandContext
 from vembed.model.settings import Tower
-from vembed.types import Ragged
+from vembed.types import Embeddings, Ragged
 
 _log = logging.getLogger(__name__)
 
@@ -78,18 +78,16 @@ class TowerCut:
         States are [slices, tokens, width]; where a mask tells which tokens are real, these alone [tokens, width], and
         rows own tokens. Of pictures the shape is kept, and what is small as it is.
         """
-        values, counts = {name: ragged.values for name, ragged in read.items()}, next(iter(read.values())).counts
+        return standing_for(self.tower, self.states(run, read), read)
+
+    def states(self, run: Run, read: Read) -> Embeddings:
+        """What enters the first layer that learns, [slices, tokens, width], masked if there is padding; no graph."""
+        values = {name: ragged.values for name, ragged in read.items()}
         with torch.no_grad():
             states = self._states(run, values)
         assert states is not None
-        name = STATES[self.tower]
-        kept = {f"{name}.{one}": Ragged(_hollow(ragged.values), ragged.counts) for one, ragged in read.items()}
         mask = _mask(values)
-        if mask is None or mask.shape != states.shape[:2]:
-            return {**kept, name: Ragged(states, counts)}
-        rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        tokens = torch.zeros_like(counts).index_add(0, rows, mask.sum(dim=1).to(counts))
-        return {**kept, name: Ragged(states[mask], tokens)}
+        return Embeddings(states, mask if mask is not None and mask.shape == states.shape[:2] else None)
 
     def taken(self, tensors: Read) -> dict[str, Ragged]:
         """What `take` gave, among a model's inputs; nothing where there are no states."""
@@ -194,6 +192,18 @@ class TowerCut:
         self._found.gives_tuple = isinstance(output, tuple)
         states = output[0] if isinstance(output, tuple) and len(output) == 1 else output
         return states if isinstance(states, Tensor) else None
+
+
+def standing_for(tower: Tower, states: Embeddings, read: Read) -> dict[str, Ragged]:
+    """States of slices [slices, tokens, width] with what the tower reads, as `TowerCut.take` gives them."""
+    name, counts = STATES[tower], next(iter(read.values())).counts
+    kept = {f"{name}.{one}": Ragged(_hollow(ragged.values), ragged.counts) for one, ragged in read.items()}
+    mask = states.mask
+    if mask is None:
+        return {**kept, name: Ragged(states.vectors, counts)}
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    tokens = torch.zeros_like(counts).index_add(0, rows, mask.sum(dim=1).to(counts))
+    return {**kept, name: Ragged(states.vectors[mask], tokens)}
 
 
 class _Reached(Exception):

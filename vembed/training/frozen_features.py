@@ -1,6 +1,6 @@
 """The feature cache of a run: frozen towers run once per item, for training, validation and the report together."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import get_args
 
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.settings import DataSettings
-from vembed.errors import ConfigError, DataError
+from vembed.errors import ConfigError, DataError, ModelError
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings, Tower
@@ -22,18 +22,22 @@ ItemSides = Iterable[tuple[Item, Side]]
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Where a run keeps the features of frozen towers, and which towers are frozen."""
+    """Where a run keeps the features of what is frozen: which towers, and how many first layers of others."""
 
     folder: Path
     towers: tuple[Tower, ...]
+    layers: Mapping[Tower, int]
 
     def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
         """The model, reading features instead of these items. Raises ConfigError for one that takes none."""
         model.model.freeze([tower for tower in self.towers if tower not in model.model.frozen])
-        if not model.model.fixed_towers():
-            family = model.spec.family
-            raise ConfigError(f"cache_frozen_features: a {family} model has no frozen tower whose features can be kept")
-        cache = FeatureCache(model, self.folder)
+        model.model.freeze_layers(
+            {tower: self.layers[tower] for tower in self.layers.keys() - model.model.bottoms.keys()}
+        )
+        try:
+            cache = FeatureCache(model, self.folder)
+        except ModelError as error:
+            raise ConfigError(f"cache_frozen_features: {error}") from error
         cache.fill(items)
         return model.with_processor(cache.processor)
 
@@ -49,15 +53,19 @@ def frozen_features(
         return None
     rates = optimizer.learning_rates
     towers = [tower for tower in get_args(Tower) if tower in model.freeze or rates.get(tower) == 0]
-    if not towers:
-        raise ConfigError("cache_frozen_features: no tower is frozen; set freeze: [vision] or [text], or take it out")
-    if "vision" in towers and data.augment != "none":
+    if not towers and not model.freeze_layers:
+        raise ConfigError(
+            "cache_frozen_features: no tower is frozen; set freeze: [vision] or [text], freeze_layers, or take it out"
+        )
+    if "vision" in (*towers, *model.freeze_layers) and data.augment != "none":
         raise ConfigError(
             f"cache_frozen_features: augment: {data.augment} changes pictures anew in every epoch, so that a frozen"
             " vision tower has no features to keep; set augment: none, or take it out"
         )
     folder = training.feature_cache_dir
-    return FrozenFeatures(user_cache("features") if folder is None else Path(folder), tuple(towers))
+    return FrozenFeatures(
+        user_cache("features") if folder is None else Path(folder), tuple(towers), model.freeze_layers
+    )
 
 
 def items_of_rows(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[Item, Side]]:

@@ -1,0 +1,168 @@
+"""Inputs of what a model need not run again: a processor that gives what is kept of texts and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import PIL.Image
+import torch
+from torch import Tensor
+
+from vembed.data.hashing import content_hash, image_hash, mixed_hash
+from vembed.errors import ModelError
+from vembed.model.base import FEATURES
+from vembed.model.cut import standing_for
+from vembed.model.files import ModelFolders
+from vembed.model.processors.base import ItemProcessor
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import ModelSpec
+from vembed.retrieval.vector_store import VectorStore
+from vembed.types import AnyItem, Embeddings, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+
+_KEY = "feature_key"  # stands in a loaded picture's place: int64 []
+Self = TypeVar("Self", bound="FeatureProcessor")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one tower: its features, or (of_layers) what enters its first layer that learns.
+
+    picture, num_tokens: the shape of a picture as the tower reads it, and how many tokens it is, for the latter.
+    """
+
+    store: VectorStore
+    of_layers: bool = False
+    picture: tuple[int, ...] = ()
+    num_tokens: int = 0
+
+
+class FeatureProcessor(ItemProcessor):
+    """A processor that gives the features of fixed towers where `kept` has them, and else what `inner` gives."""
+
+    def __init__(self, inner: ItemProcessor, kept: Mapping[Tower, Kept]) -> None:
+        super().__init__(inner.spec, max_image_pixels=inner.max_image_pixels)
+        self.token_masks = inner.token_masks
+        self._inner = inner
+        self._kept = dict(kept)
+
+    @classmethod
+    def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "FeatureProcessor":
+        """Not there: a cache is made for a model that is open."""
+        raise ModelError("features are kept for a model that is open; see FeatureCache")
+
+    def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
+        """As the inner one, but that pictures with features are neither decoded nor changed."""
+        if transform is not None or not item.images or "vision" not in self._kept:
+            return self._inner.load(item, transform, draw)
+        keys = [image_hash(source) for source in item.images]
+        if not self._kept["vision"].store.contains(keys).all():
+            return self._inner.load(item, transform, draw)
+        bare = self._inner.load(replace(item, images=())) if item.text is not None else None
+        images = tuple({_KEY: torch.tensor(key)} for key in keys)
+        return LoadedItem(None if bare is None else bare.text, images, content_hash(item), draw, item.origin)
+
+    def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
+        """As the inner one: a picture that is not known yet."""
+        return self._inner.read_picture(picture)
+
+    def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
+        """Inputs of these rows, features among them."""
+        loaded = self.load_all(items)
+        texts, images = self._text_keys(loaded, side), [_image_keys(item) for item in loaded]
+        inputs = self._inner.prepare(_without_known(loaded, texts, images), side)
+        given = [inputs]
+        if any(texts):
+            given.append(self._texts(loaded, texts, side))
+        if any(images):
+            given.append(Inputs(len(loaded), self._images(images)))
+        tensors = {name: ragged for one in given for name, ragged in one.tensors.items()}
+        return Inputs(len(loaded), tensors, sum(one.num_truncated for one in given))
+
+    def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
+        """As the inner one; what need not be run counts for nothing."""
+        loaded = self.load_all(items)
+        images = [_image_keys(item) for item in loaded]
+        goes_on = "text" in self._kept and self._kept["text"].of_layers
+        texts = [[] for _ in loaded] if goes_on else self._text_keys(loaded, side)
+        counts = self._inner.count_tokens(_without_known(loaded, texts, images), side)
+        per_picture = self._kept["vision"].num_tokens if "vision" in self._kept else 0
+        return [count + per_picture * len(keys) for count, keys in zip(counts, images, strict=True)]
+
+    def finish(self, inputs: Inputs) -> Inputs:
+        """As the inner one; features are finished."""
+        return self._inner.finish(inputs)
+
+    def save(self, text_folder: Path, image_folder: Path) -> None:
+        """Write the inner processor's files."""
+        self._inner.save(text_folder, image_folder)
+
+    def is_read_alike_elsewhere(self) -> bool:
+        """As the inner one."""
+        return self._inner.is_read_alike_elsewhere()
+
+    def with_image_limit(self: Self, max_image_pixels: int) -> Self:
+        """The same, refusing images of more pixels that are not known yet."""
+        return type(self)(self._inner.with_image_limit(max_image_pixels), self._kept)
+
+    def _text_keys(self, loaded: Sequence[LoadedItem], side: Side) -> list[list[int]]:
+        """The key of each row's text, nothing for rows without features of their text."""
+        if "text" not in self._kept:
+            return [[] for _ in loaded]
+        prompt = self.spec.prompt(side)
+        keys = [0 if item.text is None else text_key(prompt, item.text) for item in loaded]
+        known = self._kept["text"].store.contains(keys).tolist()
+        return [
+            [key] if is_known and item.text is not None else []
+            for key, is_known, item in zip(keys, known, loaded, strict=True)
+        ]
+
+    def _texts(self, loaded: Sequence[LoadedItem], keys: Sequence[Sequence[int]], side: Side) -> Inputs:
+        """What is kept of the rows' texts with keys."""
+        kept, flat = self._kept["text"], [key for row in keys for key in row]
+        stored = kept.store.read(flat)
+        if not kept.of_layers:
+            return Inputs(len(keys), {FEATURES["text"]: Ragged(stored.vectors, _counts(keys))})
+        only = [
+            replace(item, text=item.text if own else None, images=()) for item, own in zip(loaded, keys, strict=True)
+        ]
+        read = self._inner.prepare(only, side)
+        assert stored.mask is not None
+        mask = read.tensors["attention_mask"].values.bool()
+        whole = stored.vectors.new_zeros(*mask.shape, stored.vectors.shape[2])
+        whole.masked_scatter_(mask[:, :, None], stored.vectors[stored.mask])
+        return replace(read, tensors=standing_for("text", Embeddings(whole, mask), read.tensors))
+
+    def _images(self, keys: Sequence[Sequence[int]]) -> dict[str, Ragged]:
+        """What is kept of the rows' pictures with keys."""
+        kept, flat = self._kept["vision"], [key for row in keys for key in row]
+        vectors = kept.store.read(flat).vectors
+        if not kept.of_layers:
+            return {FEATURES["vision"]: Ragged(vectors, _counts(keys))}
+        pictures = vectors.new_zeros(()).expand(len(flat), *kept.picture)
+        read = {"pixel_values": Ragged(pictures, _counts(keys))}
+        return standing_for("vision", Embeddings(vectors), read)
+
+
+def _counts(keys: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([len(row) for row in keys])
+
+
+def text_key(prompt: str, text: str) -> int:
+    """What a text is known by."""
+    return mixed_hash(prompt, text)
+
+
+def _without_known(
+    loaded: Sequence[LoadedItem], texts: Sequence[Sequence[int]], images: Sequence[Sequence[int]]
+) -> list[LoadedItem]:
+    """The items without texts and pictures that have keys, which the inner processor need not see."""
+    return [
+        replace(item, text=None if text else item.text, images=() if keys else item.images)
+        for item, text, keys in zip(loaded, texts, images, strict=True)
+    ]
+
+
+def _image_keys(item: LoadedItem) -> list[int]:
+    """The keys of a row's pictures, nothing where they were decoded."""
+    return [int(image[_KEY]) for image in item.images if _KEY in image]
