@@ -92,7 +92,7 @@ class GradientCacheTrainer:
             vectors = queries.in_order(query_vectors), documents.in_order(document_vectors)
             loss = self._loss(*vectors, targets)
             if not math.isfinite(loss.item()):
-                raise NotFiniteError(_not_finite(batch, *vectors, cuts=(queries, documents)))
+                raise NotFiniteError(f"{_not_finite(batch, *vectors, cuts=(queries, documents))}; {self._advice()}")
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
@@ -100,6 +100,14 @@ class GradientCacheTrainer:
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
+
+    def _advice(self) -> str:
+        """What to do about a loss that is not finite."""
+        named = self._model.named_parameters()
+        broken = [name for name, parameter in named if not parameter.isfinite().all()]
+        if broken:
+            return f"the model's weights are not finite either, such as {broken[0]}; start from files that are whole"
+        return "lower the learning rate, or set mixed_precision: no"
 
     def with_settings(self, settings: GradCacheSettings, *, autocast: Autocast) -> "GradientCacheTrainer":
         """The same step on the same model, in other chunks and under another autocast."""
@@ -177,12 +185,11 @@ def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings, *, cut
     bad_queries, bad_documents = _bad_rows(queries), _bad_rows(documents)
     bad = bad_queries | _rows_naming(batch.targets, bad_documents)
     named = [origin for row, origin in enumerate(batch.origins) if bad[row]]
-    advice = "lower the learning rate, or set mixed_precision: no"
     if not named:
-        return f"the loss is not finite though all embeddings are (temperature or bias out of range?); {advice}"
+        return "the loss is not finite though all embeddings are (temperature or bias out of range?)"
     chunks = [*_bad_chunks("queries", bad_queries, cuts[0]), *_bad_chunks("documents", bad_documents, cuts[1])]
     where = f" ({', '.join(chunks)})" if any(len(cut.rows) > 1 for cut in cuts) else ""
-    return f"the loss is not finite: the embeddings of {name_rows(named)} are not{where}; {advice}"
+    return f"the loss is not finite: the embeddings of {name_rows(named)} are not{where}"
 
 
 def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:
