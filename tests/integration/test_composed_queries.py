@@ -50,6 +50,7 @@ def result(rows, bert_folder, vit_folder, tmp_path_factory):
     ).train()
 
 
+@pytest.mark.slow
 def test_a_composed_model_learns_changes_and_the_report_lists_every_row(result):
     base, tuned = result.metrics["base"]["m2i"], result.metrics["tuned"]["m2i"]
     assert tuned["recall@1"] > base["recall@1"] + 0.2
@@ -62,6 +63,7 @@ def test_a_composed_model_learns_changes_and_the_report_lists_every_row(result):
     assert record["meta"]["sets"]["m2i"]["groups"] == 8
 
 
+@pytest.mark.slow
 def test_evaluating_again_without_the_query_picture_counts_the_other_row(result):
     rows = json.loads(result.report.paths.metrics.read_text())["rows"]["m2i"]
     evaluation = evaluate(result.output_dir, ["--exclude_query_image=true"])
