@@ -118,12 +118,11 @@ class BaseEmbeddingModel(nn.Module):
     def fixed_bottoms(self, inputs: Inputs) -> list[TowerCut]:
         """The towers that read these inputs and can go on from what their frozen layers gave for them.
 
-        Which can is tried when a tower is first asked, by running it on two slices.
+        Which can is tried when a tower is first asked, by running it on two slices. None where some rows have gone on.
         """
         cuts = [bottom.cut for bottom in self.bottoms.values() if self.takes_features]
-        return [
-            cut for cut in cuts if (read := self._read(cut.tower, inputs)) and cut.fits(self._runs(cut.tower), read)
-        ]
+        waiting = [cut for cut in cuts if self._read(cut.tower, inputs) and not cut.taken(inputs.tensors)]
+        return [cut for cut in waiting if cut.fits(self._runs(cut.tower), self._read(cut.tower, inputs))]
 
     def slice_features(self, inputs: Inputs) -> Embeddings:
         """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""

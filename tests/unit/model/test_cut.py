@@ -157,6 +157,26 @@ def test_rows_are_cut_chosen_and_joined(name, fresh, texts, pictures):
     assert model.model.with_fixed_features(cut).tensors == cut.tensors
 
 
+@pytest.mark.parametrize("name", ["vit_pair", "naflex", "mpnet"])
+def test_rows_with_states_and_rows_without_stand_in_one_batch(name, fresh, texts, pictures):
+    model = fresh(name, freeze_layers=CASES.get(name, BOTH))
+    items = rows_of(model, texts, pictures)
+    inputs = finished(model, items)
+    whole = model.model(inputs).vectors
+    first = len(items) // 2
+    known, other = take_rows(model.model.with_fixed_features(inputs), 0, first), take_rows(inputs, first, len(items))
+    none = torch.zeros(len(items), dtype=torch.int64)
+    tensors = {
+        key: replace(ragged, counts=torch.cat([ragged.counts, none[first:]])) for key, ragged in known.tensors.items()
+    }
+    tensors |= {
+        key: replace(ragged, counts=torch.cat([none[:first], ragged.counts])) for key, ragged in other.tensors.items()
+    }
+    mixed = replace(inputs, tensors=tensors)
+    assert torch.allclose(model.model(mixed).vectors, whole, atol=1e-6)
+    assert torch.allclose(model.model(model.model.with_fixed_features(mixed)).vectors, whole, atol=1e-6)
+
+
 def test_other_states_give_other_embeddings(fresh, texts, pictures):
     model = fresh("clip", freeze_layers=BOTH)
     cut = model.model.with_fixed_features(finished(model, rows_of(model, texts, pictures)))
