@@ -1,6 +1,7 @@
 """The training step on real tiny models: through the gradient cache its gradients are those of the plain step."""
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from tests.gradients import assert_gradients_equal, relative_difference, take_gradients
 from tests.pictures import make_picture
 from tests.targets import make_targets
+from tests.tiny.towers import tiny_timm
+from tests.tiny.vision import tiny_convnext
 from vembed.errors import VembedError
 from vembed.grad_cache.cachex import functional
 from vembed.grad_cache.cachex.tree_utils import concat_rows, split_rows
@@ -209,6 +214,90 @@ def test_a_replay_with_other_random_numbers_would_be_seen(folders, family, monke
     torch.manual_seed(1)
     _, gradients = step_gradients(pair, batch, 3)
     assert relative_difference(gradients, expected) > 1e-3
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+@pytest.mark.parametrize("family", ["timm", "convnext", "dinov2"])
+def test_dropped_paths_are_dropped_again(folders, tmp_path, family, retain):
+    """timm, ConvNeXt and DINOv2 have a drop path of their own each."""
+    if family == "timm":
+        folders = {"timm": tiny_timm(tmp_path, architecture="test_vit")}
+    elif family == "convnext":
+        folders = {"convnext": with_dropout(Path(tiny_convnext(tmp_path / "still")), tmp_path / "dropping")}
+    pair = load(folders, family)
+    blocks = [module for module in pair.model.modules() if isinstance(module, Block)]
+    for block in blocks:  # of timm, whose tiny network has none
+        block.drop_path1 = DropPath(0.4)
+    pair.model.train()
+    paths = [module for module in pair.model.modules() if type(module).__name__.endswith("DropPath")]
+    assert paths
+    for path in paths:
+        path.drop_prob = 0.4
+    batch = make_batch(pair)
+    torch.manual_seed(1)
+    expected_loss, expected = graph_gradients(pair, batch, 3)
+    assert abs(graph_gradients(pair, batch, 3)[0] - expected_loss) > 1e-6, "a path must be dropped"
+    torch.manual_seed(1)
+    loss, gradients = step_gradients(pair, batch, 3, retain)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert_gradients_equal(gradients, expected)
+
+
+@pytest.mark.parametrize(("family", "told"), [("timm", True), ("clip", False)])
+def test_batch_norms_keep_still_and_the_log_says_so_once(timm_folder, clip_folder, family, told, caplog):
+    pair = load({"timm": timm_folder, "clip": clip_folder}, family)
+    pair.model.train()
+    batch = make_batch(pair)
+    _, expected = graph_gradients(pair, batch, ALL)
+    caplog.set_level(logging.INFO, "vembed")
+    trainer = trainer_of(pair, 3)
+    for _ in range(2):
+        trainer.step(batch)
+    assert_gradients_equal(take_gradients(pair.model.named_parameters()), {k: 2 * v for k, v in expected.items()})
+    assert caplog.text.count("train_batch_norm: true needs use_gradient_cache: false") == told
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+def test_a_tower_that_no_row_needs_gets_no_gradient(folders, retain):
+    pair = load(folders, "clip")
+    texts = [pair.processor.prepare([make_item("t", row) for row in range(7)], side) for side in ("query", "document")]
+    batch = Batch(*texts, make_targets([[row] for row in range(7)], 7))
+    _, expected = graph_gradients(pair, batch, ALL)
+    _, gradients = step_gradients(pair, batch, 2, retain)
+    assert_gradients_equal(gradients, expected)
+    assert not any("vision" in name for name in gradients)
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+def test_a_scaler_of_float16_gives_the_plain_gradient_and_skips_what_overflows(folders, retain):
+    pair = load(folders, "clip")
+    pair.model.float()
+    batch = make_batch(pair)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizer = torch.optim.SGD(pair.model.parameters(), lr=0.1)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.float16)
+
+    def unscaled(chunk_size: int | None) -> dict[str, Tensor]:
+        trainer_of(pair, chunk_size, retain, autocast=autocast).step(batch, loss_scale=scaler.scale)
+        scaler.unscale_(optimizer)
+        scaler.update(2.0**12)  # forgets that it has unscaled
+        return take_gradients(pair.model.named_parameters())
+
+    trainer_of(pair, None).step(batch)
+    exact = take_gradients(pair.model.named_parameters())
+    error = relative_difference(unscaled(None), exact)
+    assert 1e-5 < error < 0.01
+    assert relative_difference(unscaled(3), exact) < 1.5 * error
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = [parameter.clone() for parameter in pair.model.parameters()]
+    trainer_of(pair, 3, retain, autocast=autocast).step(batch, loss_scale=scaler.scale)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**39
+    assert all(map(torch.equal, before, pair.model.parameters()))
 
 
 def test_in_float32_the_gradients_are_equal_to_rounding(folders):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import NotFiniteError
 from vembed.grad_cache.cachex.functional import LossScale, cached_backward
@@ -20,7 +21,7 @@ from vembed.training.dpo import Reference
 from vembed.training.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
-from vembed.utils.memory import GIB
+from vembed.utils.memory import GIB, HeapTrimmer
 from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ class GradientCacheTrainer:
         self._told_of_long_rows = False
         self._autocast = autocast
         self._device = torch.device(device)
+        # The inputs of checkpointed layers stay in the heap between activations that go; a step of much recomputing
+        # has the time to tidy it.
+        self._trim = HeapTrimmer() if model.checkpoints_gradients and self._device.type == "cpu" else None
         self.reference = reference
         self._teacher = teacher
 
@@ -132,6 +136,11 @@ class GradientCacheTrainer:
             cuts = [cut_side(side, self._processor, self._settled) for side in what.sides]
             if self._settled.use_gradient_cache and all(len(cut.rows) == 1 for cut in cuts):
                 _log.info("a batch of %d rows is one chunk: the plain step, no second forward", batch.queries.num_rows)
+            elif self._settled.use_gradient_cache and _has_batch_norm(self._model):
+                _log.info(
+                    "batch norms keep their statistics, since those of a chunk are not those of the batch;"
+                    " train_batch_norm: true needs use_gradient_cache: false"
+                )
         return self._settled
 
     def _cut(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> Cut:
@@ -170,6 +179,9 @@ class GradientCacheTrainer:
         )
 
     def _encode(self, model: BaseEmbeddingModel, chunk: Inputs | ItemRows, reader: ChunkReader) -> Embeddings:
+        trim = self._trim if torch.is_grad_enabled() else None
+        if trim is not None:
+            trim()
         inputs = self._processor.finish(move(reader(chunk), self._device))
         # What has no gradient to follow may take the quicker kernels.
         quick = nullcontext() if torch.is_grad_enabled() else quick_linear()
@@ -177,7 +189,13 @@ class GradientCacheTrainer:
             fixed = model.with_fixed_features(inputs, of_layers=reader.has_room)
             reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)
+        if trim is not None and embeddings.vectors.requires_grad:
+            embeddings.vectors.register_hook(lambda _gradient: trim())  # type: ignore[no-untyped-call]
         return embeddings
+
+
+def _has_batch_norm(model: BaseEmbeddingModel) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings, *, cuts: tuple[Cut, Cut]) -> str:

@@ -1,7 +1,9 @@
 """The most memory that was in use since a moment: of the process (CPU) or of the accelerator's tensors."""
 
+import ctypes
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -56,6 +58,36 @@ def release_unused_memory(device: torch.device) -> None:
     """Give what an accelerator's allocator holds and no tensor needs back to the device."""
     if device.type in ("cuda", "mps"):
         torch.get_device_module(device).empty_cache()
+
+
+class HeapTrimmer:
+    """Gives what malloc holds and no tensor needs back to the system, whenever the process has grown by 256 MiB.
+
+    Small tensors that stay between large ones that go (the inputs of checkpointed layers between their activations)
+    leave the heap full of holes, which no large tensor fits into. Where malloc cannot do it (not glibc), nothing
+    happens. Pages cost time when they are taken again, so that this is not for every chunk.
+    """
+
+    _most_growth = 256 * MIB
+
+    def __init__(self) -> None:
+        self._trim = _malloc_trim()
+        self._bytes_after = used_memory_bytes(torch.device("cpu"))
+
+    def __call__(self) -> None:
+        """Trim, if the process has grown."""
+        if self._trim is None:
+            return
+        if used_memory_bytes(torch.device("cpu")) - self._bytes_after > self._most_growth:
+            self._trim(0)
+            self._bytes_after = used_memory_bytes(torch.device("cpu"))
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of that name; None on other systems."""
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def _group_free_bytes() -> int:

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from vembed.utils import memory
-from vembed.utils.memory import MIB, free_memory_bytes, peak_memory_mib, reset_peak_memory, used_memory_bytes
+from vembed.utils.memory import (
+    MIB,
+    HeapTrimmer,
+    free_memory_bytes,
+    peak_memory_mib,
+    reset_peak_memory,
+    used_memory_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -33,3 +40,19 @@ def test_what_is_free_is_what_the_system_and_the_container_leave(tmp_path, monke
         assert free_memory_bytes(CPU) == expected
     most.write_text("max\n")
     assert free_memory_bytes(CPU) > 50 * MIB
+
+
+@pytest.mark.skipif(memory._malloc_trim() is None, reason="only glibc gives the heap's holes back")
+def test_holes_of_the_heap_are_given_back_when_the_process_has_grown():
+    trim = HeapTrimmer()
+    before = used_memory_bytes(CPU)
+    blocks = [
+        torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(16 * 400)
+    ]  # each too small for a mapping of its own
+    kept = blocks[::40]
+    del blocks
+    grown = used_memory_bytes(CPU) - before
+    assert grown > 300 * MIB, "malloc must keep the holes for this test to say anything"
+    trim()
+    assert used_memory_bytes(CPU) - before < 100 * MIB
+    assert len(kept) == 160
