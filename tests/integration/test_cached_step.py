@@ -20,6 +20,8 @@ from tests.pictures import make_picture
 from tests.targets import make_targets
 from tests.tiny.towers import tiny_timm
 from tests.tiny.vision import tiny_convnext
+from vembed.data.augment import image_transform
+from vembed.data.hashing import content_hash
 from vembed.errors import VembedError
 from vembed.grad_cache.cachex import functional
 from vembed.grad_cache.cachex.tree_utils import concat_rows, split_rows
@@ -30,8 +32,9 @@ from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
+from vembed.training.chunks import cut_side
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.types import Batch, Embeddings, ImageSource, Inputs, Item, ItemRows
+from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
 from vembed.utils import onednn
 
 FAMILIES = ["clip", "siglip", "bert", "dinov2", "timm", "composed"]
@@ -298,6 +301,46 @@ def test_a_scaler_of_float16_gives_the_plain_gradient_and_skips_what_overflows(f
     scaler.update()
     assert scaler.get_scale() == 2.0**39
     assert all(map(torch.equal, before, pair.model.parameters()))
+
+
+def in_rows(side_items: list[Item], side: Side) -> ItemRows:
+    """Rows whose pictures are decoded and changed at random, the same way each time, whenever their chunk is run."""
+    changes = [image_transform("strong", 0, 0, row=row, slot=0) for row in range(len(side_items))]
+    items = zip(side_items, changes, strict=True)
+    return ItemRows(tuple(EncodedItem(item, content_hash(item), 1, change) for item, change in items), side)
+
+
+@pytest.mark.parametrize("retain", [0.0, 0.5])
+@pytest.mark.parametrize("family", ["clip", "bert", "dinov2", "composed"])
+def test_chunks_of_tokens_replay_dropout_and_augmentation(folders, family, retain):
+    pair = load(folders, family)
+    pair.model.train()
+    kinds = {("text",): "t" * 7, ("vision",): "i" * 7}.get(pair.spec.towers, MIXED)
+    queries = in_rows([make_item(kinds[row % 7], row) for row in range(7)], "query")
+    documents = in_rows([make_item(kinds[row % 7], 100 + row) for row in range(11)], "document")
+    batch = replace(make_batch(pair), queries=queries, documents=documents)
+    longest = max(pair.processor.count_tokens((*queries.items, *documents.items), "query"))
+    settings = GradCacheSettings(gradient_cache_chunk_tokens=2 * longest, gradient_cache_retain=retain)
+    cuts = [cut_side(side, pair.processor, settings) for side in (queries, documents)]
+    assert min(len(cut.rows) for cut in cuts) > 1
+
+    def one_graph() -> tuple[float, dict[str, Tensor]]:
+        sides = []
+        for cut in cuts:
+            prepared = [pair.processor.prepare(chunk.items, chunk.side) for chunk in cut.chunks]
+            sides.append(cut.in_order(concat_rows([pair.model(pair.processor.finish(inputs)) for inputs in prepared])))
+        scale, bias = pair.model.logit_scale, pair.model.logit_bias
+        loss = objective_of(pair)(*sides, batch.targets, logit_scale=scale, logit_bias=bias)
+        loss.backward()
+        return loss.item(), take_gradients(pair.model.named_parameters())
+
+    torch.manual_seed(1)
+    expected_loss, expected = one_graph()
+    assert abs(one_graph()[0] - expected_loss) > 1e-6, "dropout must be on for this test to say anything"
+    torch.manual_seed(1)
+    loss = GradientCacheTrainer(pair.model, pair.processor, objective_of(pair), settings).step(batch).loss
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
 
 
 def test_in_float32_the_gradients_are_equal_to_rounding(folders):

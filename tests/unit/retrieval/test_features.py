@@ -7,11 +7,12 @@ import torch
 
 from tests.pictures import make_picture
 from vembed.data.augment import image_transform
+from vembed.data.hashing import content_hash
 from vembed.errors import DataError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.retrieval.features import FeatureCache
-from vembed.types import ImageSource, Item
+from vembed.types import EncodedItem, ImageSource, Item
 
 TEXTS = ("a red circle", "zebra", "two blue squares on a green field", "small")
 
@@ -48,6 +49,20 @@ def composed(bert_folder, timm_folder):
 
 def both(items):
     return [(item, side) for item in items for side in ("query", "document")]
+
+
+def test_features_that_are_known_count_as_no_tokens(composed, items, tmp_path):
+    model = composed(freeze=("text", "vision"))
+    cache = FeatureCache(model, tmp_path)
+    loaded = [model.processor.load(item) for item in items]
+    whole = model.processor.count_tokens(loaded, "document")
+    assert min(whole) > 0
+    cache.fill(both(items[:2]))
+    fed = cache.processor
+    counted = fed.count_tokens([fed.load(item) for item in items], "document")
+    assert counted == [0, 0, *whole[2:]]
+    held = EncodedItem(items[1], content_hash(items[1]))
+    assert fed.count_tokens([held], "document") == [0]
 
 
 @pytest.mark.parametrize("frozen", [("text",), ("vision",), ("text", "vision")])
