@@ -71,6 +71,9 @@ def test_the_overview_says_what_is_frozen(tmp_path, settings):
     overview = Trainer(settings).overview()
     lines = overview.lines()
     kept = "frozen layers' output"
+    assert not [line for line in lines if line.startswith("frozen   ")]
+    towers = Trainer({**settings, "freeze": ["text"], "freeze_layers": {}}).overview()
+    assert "frozen        text" in towers.lines()
     assert 0 < overview.memory.parts[kept] < 2 * 8 * 4 * 100 * 24
     assert Trainer({**settings, "gradient_cache_states_gib": 0}).overview().memory.parts[kept] == 0
     assert "frozen below  text: embeddings and 1 of 2 layers; vision: embeddings and 1 of 2 layers" in lines

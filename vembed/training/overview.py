@@ -110,14 +110,14 @@ class Overview:
 
 
 def summarize_model(model: BaseEmbeddingModel, reason: str, frozen: Sequence[Part]) -> ModelSummary:
-    """Counts of a model whose parts are frozen already."""
+    """Counts of a model whose parts are frozen already. frozen: parts without a rate, beside its frozen towers."""
     infos = model.parameter_infos()
     return ModelSummary(
         family=model.spec.family,
         reason=reason,
         num_parameters=sum(info.parameter.numel() for info in infos),
         num_trainable=sum(info.parameter.numel() for info in infos if info.parameter.requires_grad),
-        frozen=frozen,
+        frozen=sorted({*frozen, *model.frozen}),
         frozen_layers=tuple(bottom.words() for bottom in model.bottoms.values()),
     )
 
