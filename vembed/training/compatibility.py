@@ -23,6 +23,7 @@ _FREE = frozenset(
         "max_bad_fraction",
         "teacher_cache_dir",
         "num_workers",
+        "image_host_cache",
         "test_data_path",
         "eval_batch_size",
         "eval_k",

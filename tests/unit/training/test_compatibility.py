@@ -15,7 +15,10 @@ def test_the_same_settings_go_on():
     check()
 
 
-@pytest.mark.parametrize("change", [{"max_steps": 9}, {"epochs": 4}, {"output_dir": "b"}, {"logging_steps": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [{"max_steps": 9}, {"epochs": 4}, {"output_dir": "b"}, {"logging_steps": 1}, {"image_host_cache": "encoded"}],
+)
 def test_what_does_not_change_the_training_may_change(change):
     check(**change)
 
