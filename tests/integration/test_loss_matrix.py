@@ -128,7 +128,9 @@ def gradients_of(pair: VisualRetrievalModel, batch: Batch, settings: LossSetting
     )
     if objective.classes is not None:
         objective.classes.double()
-    cache = GradCacheSettings(use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1)
+    cache = GradCacheSettings(
+        use_gradient_cache=chunk_size is not None, gradient_cache_chunk_size=chunk_size or 1, gradient_cache_retain=0.5
+    )
     reference = another_start(pair) if LossRegistry.get(settings.loss_type).reads_reference else None
     loss = GradientCacheTrainer(pair.model, pair.processor, objective, cache, reference=reference).step(batch).loss
     parameters = dict(pair.model.named_parameters())

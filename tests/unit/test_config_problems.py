@@ -130,6 +130,12 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
             "gradient_cache_chunk_tokens: takes the place of gradient_cache_chunk_size",
         ),
         ({"use_gradient_cache": False, "gradient_cache_chunk_tokens": 32}, "only with use_gradient_cache: true"),
+        ({"use_gradient_cache": False, "gradient_cache_retain": "auto"}, "only with use_gradient_cache: true"),
+        ({"gradient_cache_retain": 1.5}, "expected float, at least 0, at most 1 or auto; got 1.5"),
+        (
+            {"gradient_cache_memory_gib": 4},
+            "gradient_cache_memory_gib: has an effect only with gradient_cache_chunk_size: auto or",
+        ),
         ({"projection_head": "mlp"}, "projection_head: has an effect only with text_model_name"),
         ({"max_bad_fraction": 0.1}, "max_bad_fraction: has an effect only with on_bad_sample: skip"),
         ({"revision": "main"}, "revision: has an effect only with model_name"),

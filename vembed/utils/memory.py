@@ -61,14 +61,14 @@ def release_unused_memory(device: torch.device) -> None:
 
 
 class HeapTrimmer:
-    """Gives what malloc holds and no tensor needs back to the system, whenever the process has grown by 256 MiB.
+    """Gives what malloc holds and no tensor needs back to the system, whenever the process has grown by 512 MiB.
 
     Small tensors that stay between large ones that go (the inputs of checkpointed layers between their activations)
     leave the heap full of holes, which no large tensor fits into. Where malloc cannot do it (not glibc), nothing
     happens. Pages cost time when they are taken again, so that this is not for every chunk.
     """
 
-    _most_growth = 256 * MIB
+    _most_growth = 512 * MIB
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()

@@ -130,6 +130,7 @@ def trainer_for(
         use_gradient_cache=bool(chunk_size or chunk_tokens),
         gradient_cache_chunk_size=chunk_size or 1,
         gradient_cache_chunk_tokens=chunk_tokens,
+        gradient_cache_retain=0.5,  # some chunks keep their graphs, some are run again
     )
     objective = LossFactory.create(LossSettings(), scorer=get_scorer(spec.similarity, spec.scoring))
 

@@ -47,12 +47,12 @@ def test_holes_of_the_heap_are_given_back_when_the_process_has_grown():
     trim = HeapTrimmer()
     before = used_memory_bytes(CPU)
     blocks = [
-        torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(16 * 400)
+        torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(16 * 700)
     ]  # each too small for a mapping of its own
     kept = blocks[::40]
     del blocks
     grown = used_memory_bytes(CPU) - before
-    assert grown > 300 * MIB, "malloc must keep the holes for this test to say anything"
+    assert grown > 550 * MIB, "malloc must keep the holes for this test to say anything"
     trim()
     assert used_memory_bytes(CPU) - before < 100 * MIB
-    assert len(kept) == 160
+    assert len(kept) == 280
