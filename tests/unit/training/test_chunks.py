@@ -1,17 +1,22 @@
 """How a side is cut into chunks, by rows and by tokens, and when its rows are prepared."""
 
+import logging
 from collections.abc import Sequence
 
 import pytest
 import torch
 
 from tests.pictures import make_picture
+from vembed.data.collators.default import Collator
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, num_rows, select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.factory import LossFactory
+from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.chunks import ChunkReader, Cut, cut_side
-from vembed.types import Embeddings, ImageSource, Inputs, Item, ItemRows
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.types import Embeddings, ImageSource, Inputs, Item, ItemRows, LoadedExample
 
 TEXTS = ["a", "red " * 9, "blue circle", "green " * 9, "", "small " * 4]
 
@@ -82,6 +87,21 @@ def test_a_row_over_the_budget_is_a_chunk_by_itself(processor):
     counts = processor.count_tokens(rows.items, "query")
     assert all(len(chunk) == 1 or len(chunk) * max(counts[row] for row in chunk) <= 8 for chunk in cut.rows)
     assert cut.most_tokens == max(counts) > 8
+
+
+def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):
+    model = VisualRetrievalModel.from_pretrained(clip_folder)
+    load = model.processor.load
+    texts = [(load(Item(text=text)), load(Item(text=f"{text} b"))) for text in TEXTS]
+    batch = Collator()([LoadedExample(query, (document,)) for query, document in texts])
+    chosen = settings(gradient_cache_chunk_tokens=8)
+    trainer = GradientCacheTrainer(model.model, model.processor, LossFactory.create(LossSettings()), chosen)
+    with caplog.at_level(logging.WARNING, logger="vembed"):
+        for _ in range(2):
+            trainer.step(batch)
+    told = [message for message in caplog.messages if "over gradient_cache_chunk_tokens: 8" in message]
+    assert len(told) == 1
+    assert "max_length" in told[0]
 
 
 def test_a_side_without_rows_is_one_chunk(processor):
