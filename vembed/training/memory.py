@@ -27,12 +27,14 @@ from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
-from vembed.utils.memory import GIB, MIB, used_memory_bytes
+from vembed.utils.memory import GIB, MIB, HeapTrimmer, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
 Encode = Callable[[Side], object]
 WORKING_SHARE = 0.35  # of the activations
+# Of the inputs of checkpointed layers: what the heap of a CPU holds between them, until it is tidied.
+_CHECKPOINTED_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def estimate_memory(
             "AdamW": 2 * learning,
             "activations": kept,
             "frozen layers' output": _state_bytes(model, finished, cuts, processor, settings),
-            "working memory": learning + round(WORKING_SHARE * kept),
+            "working memory": learning + working_bytes(model, device, kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
         }
@@ -160,6 +162,13 @@ def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:
     if all(len(side) == 1 for side in graphs):
         return sum(in_order)
     return max(*in_order, sum(in_order[-num_retained(len(in_order), retain) :]))
+
+
+def working_bytes(model: BaseEmbeddingModel, device: torch.device, kept: int) -> int:
+    """What comes and goes beside graphs of `kept` bytes."""
+    if model.checkpoints_gradients and device.type == "cpu":
+        return min(HeapTrimmer.most_growth, _CHECKPOINTED_SHARE * kept)
+    return round(WORKING_SHARE * kept)
 
 
 def learning_bytes(model: BaseEmbeddingModel, classes: ClassWeights | None = None) -> int:

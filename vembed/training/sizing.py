@@ -18,13 +18,13 @@ from vembed.losses.classes import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.chunks import Side, cut_side
 from vembed.training.memory import (
-    WORKING_SHARE,
     Encode,
     chunk_graphs,
     graph_size,
     held_bytes,
     largest_first,
     learning_bytes,
+    working_bytes,
 )
 from vembed.training.rng import rng_unmoved
 from vembed.types import Processor
@@ -108,7 +108,8 @@ def _choose_share(settings: GradCacheSettings, parts: StepParts, room: int) -> f
 
 def _step_bytes(parts: StepParts, graphs: Sequence[Sequence[int]], retain: float) -> int:
     """What a step takes: gradients, both moments of AdamW, those of a chunk before they are added, and activations."""
-    return 4 * learning_bytes(parts.model, parts.classes) + round((1 + WORKING_SHARE) * held_bytes(graphs, retain))
+    held = held_bytes(graphs, retain)
+    return 4 * learning_bytes(parts.model, parts.classes) + held + working_bytes(parts.model, parts.device, held)
 
 
 def _by_estimate(parts: StepParts, sides: Sequence[Side], room: int) -> Callable[[int], bool]:

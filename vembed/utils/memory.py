@@ -68,7 +68,7 @@ class HeapTrimmer:
     happens. Pages cost time when they are taken again, so that this is not for every chunk.
     """
 
-    _most_growth = 512 * MIB
+    most_growth = 512 * MIB
 
     def __init__(self) -> None:
         self._trim = _malloc_trim()
@@ -78,7 +78,7 @@ class HeapTrimmer:
         """Trim, if the process has grown."""
         if self._trim is None:
             return
-        if used_memory_bytes(torch.device("cpu")) - self._bytes_after > self._most_growth:
+        if used_memory_bytes(torch.device("cpu")) - self._bytes_after > self.most_growth:
             self._trim(0)
             self._bytes_after = used_memory_bytes(torch.device("cpu"))
 

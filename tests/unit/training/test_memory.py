@@ -67,6 +67,20 @@ def test_activations_of_two_rows_tell_those_of_a_chunk(clip_folder, batch_of):
     assert third == pytest.approx(max(sides) / 3, rel=0.1)
 
 
+def test_graphs_that_are_kept_count(clip_folder, batch_of):
+    model = VisualRetrievalModel.from_pretrained(clip_folder)
+    batch = batch_of(model)
+    sides = [kept_bytes(model, side) for side in (batch.queries, batch.documents)]
+    chunks = {"gradient_cache_chunk_size": ROWS // 3}
+
+    def activations(share):
+        return estimate(model, batch, **chunks, gradient_cache_retain=share)["activations"]
+
+    assert activations(0.0) == activations(1 / 6) == pytest.approx(max(sides) / 3, rel=0.1)
+    assert activations(0.5) == pytest.approx(max(max(sides) / 3, sides[1]), rel=0.1)
+    assert activations(1.0) == pytest.approx(sum(sides), rel=0.1)
+
+
 def test_what_is_frozen_takes_no_gradients_moments_or_activations(clip_folder, batch_of):
     model = VisualRetrievalModel.from_pretrained(clip_folder)
     batch = batch_of(model)
