@@ -150,9 +150,9 @@ def faults_of(settings: type[Section], values: Mapping[str, object]) -> list[Fau
 
     Types are strict: the text "64", 64.5 and true are no int.
 
-    >>> from vembed.grad_cache.settings import GradCacheSettings
-    >>> faults_of(GradCacheSettings, {"gradient_cache_chunk_size": 0, "use_gradient_cache": True})
-    [Fault(location=('gradient_cache_chunk_size',), text='expected int, at least 1; got 0')]
+    >>> from vembed.training.settings import TrainingSettings
+    >>> faults_of(TrainingSettings, {"batch_size": 0, "on_nan": "raise"})
+    [Fault(location=('batch_size',), text='expected int, at least 1; got 0')]
     """
     faults: list[Fault] = []
     for name, value in values.items():
