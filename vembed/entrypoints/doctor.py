@@ -50,7 +50,7 @@ def _facts(config: Config | None) -> Iterator[tuple[str, str]]:
     yield "device", str(device)
     yield "free memory", f"{free_memory_bytes(device) / GIB:.1f} GiB"
     yield "threads", str(torch.get_num_threads())
-    yield "linear layers", "oneDNN where no gradient is needed" if mkl_is_slow() else "as torch chooses"
+    yield "linear layers", "oneDNN in forwards" if mkl_is_slow() else "as torch chooses"
     for extra, module in _EXTRAS.items():
         missing = f"not there: pip install 'vembed-factory[{extra}]'"
         yield f"extra {extra}", "there" if importlib.util.find_spec(module) else missing

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def quick_linear() -> contextlib.AbstractContextManager[object]:
-    """Within it, this thread's linear layers without a gradient take the faster library; results differ by rounding."""
+    """Within it, this thread's linear layers take the faster library in their forward; results differ by rounding."""
     return _OneDnnLinear() if mkl_is_slow() else contextlib.nullcontext()
 
 
@@ -49,17 +50,16 @@ class _OneDnnLinear(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if function is torch.nn.functional.linear and _can_take(*args, **kwargs):
-            return _linear(*args, **kwargs)
+            return _run(*args, **kwargs)
         return function(*args, **kwargs)
 
 
 def _can_take(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:  # noqa: A002 - as torch names it
-    """Dense float32 on the CPU, without gradient, autocast and compiler. Sharded or quantised go their way."""
+    """Dense float32 on the CPU, without autocast and compiler. Sharded or quantised go their way."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
     return (
         all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
         and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and input.ndim > 1
@@ -67,7 +67,47 @@ def _can_take(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool
     )
 
 
+def _run(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 - as torch names it
+    """[..., in], [out, in], [out] -> [..., out], with a graph where torch would make one."""
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        learned: Tensor = _LearnedLinear.apply(input, weight, bias)
+        return learned
+    return _linear(input, weight, bias)
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002 - as torch names it
     """[..., in], [out, in], [out] -> [..., out]."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return result
+
+
+class _LearnedLinear(torch.autograd.Function):
+    """oneDNN's forward with torch's own backward, which keeps what torch's would: no input for a frozen weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # Any: torch exports no type
+        input: Tensor,  # noqa: A002 - as torch names it
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(
+            input if ctx.needs_input_grad[1] else None,
+            weight if ctx.needs_input_grad[0] else None,
+        )
+        return _linear(input, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # Any: as above
+        gradient: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)  # [rows, out]
+        return (
+            gradient @ weight if ctx.needs_input_grad[0] else None,
+            rows.T @ inputs.flatten(0, -2) if ctx.needs_input_grad[1] else None,
+            rows.sum(dim=0) if ctx.needs_input_grad[2] else None,
+        )

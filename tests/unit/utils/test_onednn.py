@@ -1,5 +1,7 @@
 """Linear layers by oneDNN: the same numbers, and only where it can do the same."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -34,17 +36,36 @@ def test_results_are_those_of_torch(calls, shape, bias):
 @pytest.mark.usefixtures("calls")
 def test_what_onednn_cannot_do_is_left_alone(calls):
     layer, features = nn.Linear(8, 6), torch.randn(3, 8)
-    with quick_linear():
-        layer(features).sum().backward()
-        with torch.no_grad():
-            assert layer.double()(features.double()).dtype == torch.float64
-            assert layer.float()(features[0]).shape == (6,)
-            assert layer(features[:0]).shape == (0, 6)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                assert layer(features).dtype == torch.bfloat16
-            assert layer(input=features).shape == (3, 6)
-    assert layer.weight.grad is not None
+    with quick_linear(), torch.no_grad():
+        assert layer.double()(features.double()).dtype == torch.float64
+        assert layer.float()(features[0]).shape == (6,)
+        assert layer(features[:0]).shape == (0, 6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(features).dtype == torch.bfloat16
+        assert layer(input=features).shape == (3, 6)
     assert len(calls) == 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch comes without oneDNN")
+@pytest.mark.parametrize("shape", [(5, 8), (3, 4, 8)])
+@pytest.mark.parametrize("learns", ["all", "input", "weight", "bias"])
+def test_gradients_are_those_of_torch(calls, shape, learns):
+    layer, features = nn.Linear(8, 6), torch.randn(shape)
+    tensors = {"input": features, "weight": layer.weight, "bias": layer.bias}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(learns in {"all", name})
+    gradients = []
+    for quick in (False, True):
+        with quick_linear() if quick else contextlib.nullcontext():
+            layer(features).square().sum().backward()
+        gradients.append([tensor.grad for tensor in tensors.values()])
+        for tensor in tensors.values():
+            tensor.grad = None
+    assert len(calls) == 1
+    for gradient, expected in zip(*gradients[::-1], strict=True):
+        assert (gradient is None) == (expected is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected)
 
 
 def test_other_processors_keep_torchs_own(calls, monkeypatch):
