@@ -51,7 +51,8 @@ def trained(fresh, name, items_for, **settings):
     return model
 
 
-def close(first, second, tolerance=1e-5):
+def close(first, second, tolerance=1e-4):
+    """Two steps of rsLoRA can leave weights near 10, through which rounding grows to about 1e-5."""
     return torch.allclose(first, second, atol=tolerance)
 
 
