@@ -63,5 +63,5 @@ assert len(kept) == 280
 @pytest.mark.skipif(memory._malloc_trim() is None, reason="only glibc gives the heap's holes back")
 def test_holes_of_the_heap_are_given_back_when_the_process_has_grown():
     """In a process of its own: in one that has run other tests, malloc has holes to begin with."""
-    ran = subprocess.run([sys.executable, "-c", _TRIMMING], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-c", _TRIMMING], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
