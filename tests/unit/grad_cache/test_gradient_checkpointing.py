@@ -136,14 +136,6 @@ def test_how_often_a_layer_runs_forward(bert_folder, inputs):
     assert runs(checkpointed=True, chunk_size=3) == 3 + 2 + 3
 
 
-def test_a_reentrant_checkpoint_warns_in_the_first_run_and_means_nothing_by_it(bert_folder, inputs):
-    model = Encoder(bert_folder)
-    checkpoint_activations(model, reentrant=True)
-    with pytest.warns(UserWarning, match=FALSE_ALARM):
-        GradCache(model, 4, lambda reps: contrast(reps, reps.flip(1)))(inputs[0])
-    assert len(gradients_of(model)) == len(list(model.parameters()))
-
-
 class Checkpointed(nn.Module):
     """A frozen layer, and one that learns behind it under a checkpoint, as people write it by hand."""
 
