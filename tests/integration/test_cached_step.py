@@ -371,7 +371,7 @@ def test_quicker_kernels_stay_within_rounding(folders, monkeypatch, gradient_che
     _, expected = graph_gradients(pair, batch, ALL)
     assert not taken
     assert_gradients_equal(step_gradients(pair, batch, 3, 0.5)[1], expected)
-    assert len(taken) > 50
+    assert len(taken) > (300 if gradient_checkpointing else 200)
 
 
 def test_under_checkpointing_every_graph_that_fits_is_kept(folders):

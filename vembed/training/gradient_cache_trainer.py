@@ -183,9 +183,8 @@ class GradientCacheTrainer:
         if trim is not None:
             trim()
         inputs = self._processor.finish(move(reader(chunk), self._device))
-        # A checkpoint runs its layers again in the backward, out of reach, and must find the same kernels there.
-        again = torch.is_grad_enabled() and model.checkpoints_gradients
-        with self._autocast(), nullcontext() if again else quick_linear():
+        by_torch = torch.is_grad_enabled() and model.recomputes_by_torch  # which must find the same kernels again
+        with self._autocast(), nullcontext() if by_torch else quick_linear():
             fixed = model.with_fixed_features(inputs, of_layers=reader.has_room)
             reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)

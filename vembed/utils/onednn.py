@@ -6,6 +6,7 @@ runs those for AVX2. oneDNN, which torch brings too, asks what the processor can
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,20 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _CPU_INFO = Path("/proc/cpuinfo")
+_here = threading.local()
 
 
 def quick_linear() -> contextlib.AbstractContextManager[object]:
     """Within it, this thread's linear layers take the faster library in their forward; results differ by rounding."""
     return _OneDnnLinear() if mkl_is_slow() else contextlib.nullcontext()
+
+
+def quick_again() -> tuple[contextlib.AbstractContextManager[object], contextlib.AbstractContextManager[object]]:
+    """For torch's `checkpoint(context_fn=...)`: layers are computed again by the library that computed them first.
+
+    The backward pass is out of `quick_linear`'s reach: a mode is left while torch's own functions run, `backward` too.
+    """
+    return contextlib.nullcontext(), _OneDnnLinear() if getattr(_here, "depth", 0) else contextlib.nullcontext()
 
 
 @functools.cache
@@ -43,6 +53,15 @@ def _cpu_info() -> str:
 
 class _OneDnnLinear(TorchFunctionMode):
     """Sends torch's `linear` to oneDNN, or leaves it alone where oneDNN cannot do the same."""
+
+    def __enter__(self) -> "_OneDnnLinear":
+        _here.depth = getattr(_here, "depth", 0) + 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _here.depth -= 1
+        super().__exit__(*exception)
 
     # Any: whatever torch calls, with whatever it gives
     def __torch_function__(

@@ -5,9 +5,10 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vembed.utils import onednn
-from vembed.utils.onednn import quick_linear
+from vembed.utils.onednn import quick_again, quick_linear
 
 
 @pytest.fixture
@@ -66,6 +67,21 @@ def test_gradients_are_those_of_torch(calls, shape, learns):
         assert (gradient is None) == (expected is None)
         if gradient is not None:
             torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch comes without oneDNN")
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_is_computed_again_is_computed_by_the_same_library(calls, quick):
+    """Torch compares what a layer kept with what it keeps the second time; the two libraries keep other tensors."""
+    layer = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 8))
+    features = torch.randn(5, 8, requires_grad=True)
+    with quick_linear() if quick else contextlib.nullcontext():
+        result = checkpoint(layer, features, use_reentrant=False, context_fn=quick_again)
+    assert len(calls) == (2 if quick else 0)
+    result.square().sum().backward()
+    assert len(calls) == (4 if quick else 0)
+    nn.Linear(8, 6)(features)
+    assert len(calls) == (4 if quick else 0)
 
 
 def test_other_processors_keep_torchs_own(calls, monkeypatch):
