@@ -56,12 +56,12 @@ class _OneDnnLinear(TorchFunctionMode):
 
     def __enter__(self) -> "_OneDnnLinear":
         _here.depth = getattr(_here, "depth", 0) + 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
         _here.depth -= 1
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     # Any: whatever torch calls, with whatever it gives
     def __torch_function__(
