@@ -1,6 +1,7 @@
 """A run that was stopped and goes on in another process does what it would have done, to the bit."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
+from vembed.training import sizing
 from vembed.training.state import Best
 
 
@@ -87,6 +89,28 @@ def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
     code, output = finish(start_training(again))
     assert code == 0, output
     assert "training from step 5 to 10" in output
+    assert_same_run(straight, resumed)
+
+
+def test_what_auto_chose_stays_whatever_is_free_afterwards(tmp_path, settings, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "vembed")
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    own = {**settings, "gradient_cache_chunk_size": "auto", "gradient_cache_retain": "auto"}
+    monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**20)
+    Trainer({**own, "output_dir": str(straight)}).train()
+    chosen = json.loads((straight / "checkpoint-5" / "training_state.json").read_text())["state"]["chunks"]
+    assert chosen["gradient_cache_chunk_size"] < settings["batch_size"]
+
+    shutil.copytree(straight, resumed)
+    for folder in ("checkpoint-10", "final"):
+        shutil.rmtree(resumed / folder)
+    monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**40)
+    caplog.clear()
+    Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
+    assert (
+        f"auto stays what the run began with: gradient_cache_chunk_size {chosen['gradient_cache_chunk_size']}"
+        in caplog.text
+    )
     assert_same_run(straight, resumed)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.budget import groups_within
-from vembed.grad_cache.cachex.functional import ChunkedSide
+from vembed.grad_cache.cachex.functional import ChunkedSide, num_retained
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.cut import STATES
@@ -73,6 +73,29 @@ def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> C
     counts, most = processor.count_tokens(side.items, side.side), settings.gradient_cache_chunk_tokens
     rows = [sorted(group) for group in groups_within(counts, most)]
     return Cut(side, rows or [range(0)], max(counts, default=0))
+
+
+def cut_in_words(cuts: Sequence[Cut], settings: GradCacheSettings) -> str:
+    """What a batch is cut into: its queries, then its documents.
+
+    >>> side, settings = Inputs(6, {}), GradCacheSettings(gradient_cache_chunk_size=2, gradient_cache_retain=0.4)
+    >>> cut_in_words([Cut(side, [range(3), range(3, 6)])] * 2, settings)
+    '2 chunks of queries and 2 of documents, of up to 2 rows; 1 of these 4 needs no second forward'
+    >>> cut_in_words([Cut(side, [range(6)])] * 2, settings)
+    'one chunk: the plain step, no second forward'
+    """
+    queries, documents = (len(cut.rows) for cut in cuts)
+    total = queries + documents
+    if total == len(cuts):
+        return "one chunk: the plain step, no second forward"
+    kept = num_retained(total, retain_of(settings))
+    tokens = settings.gradient_cache_chunk_tokens
+    size = f"{settings.gradient_cache_chunk_size} rows" if tokens is None else f"{tokens:,} tokens"
+    need = "needs" if kept == 1 else "need"
+    return (
+        f"{queries} chunks of queries and {documents} of documents, of up to {size};"
+        f" {kept} of these {total} {need} no second forward"
+    )
 
 
 def retain_of(settings: GradCacheSettings) -> float:

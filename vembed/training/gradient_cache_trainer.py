@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.chunks import ChunkReader, Cut, cut_side, retain_of
+from vembed.training.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
 from vembed.training.dpo import Reference
 from vembed.training.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
@@ -26,6 +27,7 @@ from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
+_MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_retain")
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -126,6 +128,19 @@ class GradientCacheTrainer:
             teacher=self._teacher,
         )
 
+    @property
+    def chunks(self) -> Mapping[str, Any]:  # Any: settings of different types
+        """The settings that may be `auto`, in numbers, for a run that goes on from here; none before a batch."""
+        return {} if self._settled is None else self._settled.model_dump(include=set(_MAY_BE_AUTO))
+
+    def keep_chunks(self, chunks: Mapping[str, Any]) -> None:
+        """Go on with the numbers of `chunks`, whatever is free now."""
+        asked = self._settings.model_dump()
+        told = [f"{key} {value:g}" for key, value in chunks.items() if asked[key] == "auto"]
+        if told:
+            _log.info("auto stays what the run began with: %s", ", ".join(told))
+        self._settings = self._settings.model_copy(update=dict(chunks))
+
     def settle(self, batch: Batch) -> GradCacheSettings:
         """The settings with numbers in the place of `auto`: those for the first batch that it is asked about."""
         if self._settled is None:
@@ -134,9 +149,9 @@ class GradientCacheTrainer:
             what = StepParts(self._model, self._processor, encode, sides, self._device, classes)
             self._settled = settle(self._settings, what)
             cuts = [cut_side(side, self._processor, self._settled) for side in what.sides]
-            if self._settled.use_gradient_cache and all(len(cut.rows) == 1 for cut in cuts):
-                _log.info("a batch of %d rows is one chunk: the plain step, no second forward", batch.queries.num_rows)
-            elif self._settled.use_gradient_cache and _has_batch_norm(self._model):
+            if self._settled.use_gradient_cache:
+                _log.info("a batch of %d rows is %s", batch.queries.num_rows, cut_in_words(cuts, self._settled))
+            if self._settled.use_gradient_cache and _has_batch_norm(self._model):
                 _log.info(
                     "batch norms keep their statistics, since those of a chunk are not those of the batch;"
                     " train_batch_norm: true needs use_gradient_cache: false"

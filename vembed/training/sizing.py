@@ -6,7 +6,7 @@ Both follow from the memory that is free, once, at the first batch. On a CPU fro
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,17 +82,30 @@ def _choose_size(settings: GradCacheSettings, parts: StepParts, room: int) -> in
     most = max(1, *(side.num_rows for side in parts.sides))
     sides = [largest_first(side, parts.processor) for side in parts.sides]
     fits = _by_estimate(parts, sides, room) if parts.device.type == "cpu" else _by_trial(parts, sides, room)
-    num_chunks = 1
-    while (size := math.ceil(most / num_chunks)) > 1 and not fits(size):
-        num_chunks += max(1, num_chunks // 4)
-    _log.info(
-        "gradient_cache_chunk_size: auto is %d rows here, with room for %.1f GiB; a batch of %d rows is %d chunk(s)",
-        size,
-        room / GIB,
-        most,
-        math.ceil(most / size),
-    )
+    for size in _sizes(most):
+        if fits(size):
+            break
+    else:
+        _log.warning(
+            "gradient_cache_chunk_size: auto has room for %.3g GiB, less than a chunk of 1 row takes", room / GIB
+        )
+    rows = "1 row" if size == 1 else f"{size} rows"
+    _log.info("gradient_cache_chunk_size: auto is %s here, with room for %.3g GiB", rows, room / GIB)
     return size
+
+
+def _sizes(num_rows: int) -> Iterator[int]:
+    """Rows of a chunk, from all at once down to one.
+
+    >>> list(_sizes(12))
+    [12, 6, 4, 3, 2, 1]
+    """
+    num_chunks, last = 1, num_rows + 1
+    while last > 1:
+        size = math.ceil(num_rows / num_chunks)
+        if size < last:
+            yield size
+        num_chunks, last = num_chunks + max(1, num_chunks // 4), size
 
 
 def _choose_share(settings: GradCacheSettings, parts: StepParts, room: int) -> float:
@@ -102,7 +115,8 @@ def _choose_share(settings: GradCacheSettings, parts: StepParts, room: int) -> f
     total = number = sum(map(len, graphs))
     while number > 1 and _step_bytes(parts, graphs, number / total) > room:
         number -= 1
-    _log.info("gradient_cache_retain: auto keeps the graphs of %d of %d chunks here", number, total)
+    if total > len(cuts):  # else it is the plain step
+        _log.info("gradient_cache_retain: auto keeps the graphs of %d of %d chunks here", number, total)
     return number / total
 
 

@@ -59,7 +59,8 @@ class TrainState:
     step: finished updates. epoch: the running epoch, from 0. loader: where in it (None: at its start).
     evaluated_step, saved_step: when that was last done, so that none is left out or repeated after a resume.
     num_metrics_lines: lines of metrics.jsonl that belong to the steps so far. num_nan_in_a_row: steps left out by
-    on_nan: skip since the last one that was not.
+    on_nan: skip since the last one that was not. chunks: what the gradient cache's `auto` stands for, as
+    memory may have room for other chunks after a resume, which would add up in another order.
     """
 
     step: int = 0
@@ -73,6 +74,7 @@ class TrainState:
     saved_step: int = 0
     num_metrics_lines: int = 0
     best: Best | None = None
+    chunks: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
     window: LogWindow = field(default_factory=LogWindow)
 
     def to_dict(self) -> dict[str, object]:

@@ -91,6 +91,34 @@ def test_weights_of_classes_leave_less_room(pairs):
     assert chosen == [6, 1]
 
 
+def test_where_not_even_a_row_fits_a_warning_says_so(pairs, caplog):
+    model, batch = pairs()
+    trainer = trainer_of(model, gradient_cache_chunk_size="auto", gradient_cache_memory_gib=1e-6)
+    assert trainer.settle(batch).gradient_cache_chunk_size == 1
+    (warned,) = caplog.messages
+    assert warned.endswith("less than a chunk of 1 row takes")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [
+        (
+            {"gradient_cache_chunk_size": 5},
+            "3 chunks of queries and 3 of documents, of up to 5 rows; 1 of these 6 needs",
+        ),
+        ({"gradient_cache_chunk_tokens": 40, "gradient_cache_retain": 0.5}, "of up to 40 tokens; 6 of these 12 need"),
+    ],
+)
+def test_the_log_says_what_a_batch_is_cut_into_once(pairs, chunks, words, caplog):
+    model, batch = pairs()
+    caplog.set_level(logging.INFO, "vembed")
+    trainer = trainer_of(model, **chunks)
+    for _ in range(2):
+        trainer.step(batch)
+    (told,) = caplog.messages
+    assert words in told
+
+
 @pytest.mark.parametrize(("rows", "kept"), [(2, 1), (6, 3), (12, 6), (1000, 12)])
 def test_auto_keeps_the_graphs_that_fit(pairs, rows, kept, caplog):
     model, batch = pairs()
