@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed import __version__
-from vembed.configuration.keys import AnySection, build, faults_of, plain
+from vembed.configuration.keys import AnySection, build, faults_of, keys_of, plain
 from vembed.configuration.layers import Overrides, Problem, Setting, read_preset, user_settings
 from vembed.configuration.rules import (
     Finding,
@@ -106,6 +106,14 @@ class Config:
     def to_flat(self) -> dict[str, object]:
         """The keys in force with their values as JSON and YAML know them. Loading them again gives an equal config."""
         return {key: value for section in self.sections().values() for key, value in _in_force(section, self.idle)}
+
+    def defaults(self) -> dict[str, object]:
+        """The default of every key of its sections, in force or not, as JSON and YAML know it."""
+        return {
+            name: plain(key.default)
+            for section, settings in self.sections().items()
+            for name, key in keys_of(section, type(settings)).items()
+        }
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the keys in force, with their origins as comments, to a file that loads as an equal config."""

@@ -346,6 +346,7 @@ def _checkpoints(config: Config, loaded: _Loaded, session: Session, run: RunFold
     teacher = loaded.teacher
     facts = RunFacts(
         settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
+        defaults=config.defaults(),
         rows=session.data.rows["train"],
         provenance={
             "loss": config.loss.loss_type,

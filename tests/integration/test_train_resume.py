@@ -265,6 +265,19 @@ def test_settings_that_matter_may_not_change(tmp_path, settings):
     assert read_bytes(tmp_path / "run") == before
 
 
+def test_a_checkpoint_from_before_there_was_a_key_goes_on_with_its_default(tmp_path, settings):
+    few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
+    Trainer(few).train()
+    record = tmp_path / "run" / "checkpoint-1" / "training_state.json"
+    saved = json.loads(record.read_text())
+    assert (saved["settings"].pop("freeze_layers"), saved["settings"].pop("hardness_strength")) == ({}, None)
+    record.write_text(json.dumps(saved))
+    again = {**few, "resume_from_checkpoint": "latest", "max_steps": 2}
+    with pytest.raises(ConfigError, match=r"^hardness_strength: the checkpoint was trained with None, now it is 2.0\n"):
+        Trainer({**again, "hardness_strength": 2.0}).train()
+    assert Trainer(again).train().num_steps == 2
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path, settings):
     few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
     Trainer(few).train()

@@ -53,10 +53,11 @@ STATE_FILE = "training_state.json"
 @dataclass(frozen=True)
 class RunFacts:
     """What a checkpoint must agree on with the run that continues it: flat settings (as JSON holds them), and rows per
-    training set. `provenance` goes into the deployable model's own record. `start`: a sum over the weights that the run
-    starts from, where it goes on comparing with them."""
+    training set. `defaults`: of all settings. `provenance` goes into the deployable model's own record. `start`: a sum
+    over the weights that the run starts from, where it goes on comparing with them."""
 
     settings: Mapping[str, object]
+    defaults: Mapping[str, object]
     rows: Mapping[str, int]
     provenance: Mapping[str, object]
     start: int | None = None
@@ -126,7 +127,13 @@ class Checkpoints:
             raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
         if record["format"] != _FORMAT:
             raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
-        check_same_run(record["settings"], self.facts.settings, saved_rows=record["rows"], rows=self.facts.rows)
+        check_same_run(
+            record["settings"],
+            self.facts.settings,
+            defaults=self.facts.defaults,
+            saved_rows=record["rows"],
+            rows=self.facts.rows,
+        )
         if record.get("start") != self.facts.start:
             raise CheckpointError(
                 f"the run of {folder} compares with the model that it started from, and what is opened now is another:"

@@ -36,16 +36,24 @@ _FREE = frozenset(
 
 
 def check_same_run(
-    saved: Mapping[str, Any], now: Mapping[str, Any], *, saved_rows: Mapping[str, int], rows: Mapping[str, int]
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any],
+    saved_rows: Mapping[str, int],
+    rows: Mapping[str, int],
 ) -> None:
     """Refuse to continue a run with settings or data that would make it another one. Raises ConfigError listing all.
 
-    saved, now: flat settings as JSON holds them. rows: rows per data set.
+    saved, now: flat settings as JSON holds them. defaults: what a key counts as where one of the two lacks it, because
+    it had no effect there or did not exist yet; a key that comes later leaves by default all as it was. rows: rows per
+    data set.
     """
+    before, after = {**defaults, **saved}, {**defaults, **now}
     problems = [
-        f"{key}: the checkpoint was trained with {saved.get(key)!r}, now it is {now.get(key)!r}"
+        f"{key}: the checkpoint was trained with {before.get(key)!r}, now it is {after.get(key)!r}"
         for key in sorted(saved.keys() | now.keys())
-        if key not in _FREE and not _same(key, saved.get(key), now.get(key))
+        if key not in _FREE and not _same(key, before.get(key), after.get(key))
     ]
     problems += [
         f"data set {name!r}: it had {saved_rows.get(name, 0)} rows, now it has {rows.get(name, 0)}"
