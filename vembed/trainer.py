@@ -25,7 +25,7 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
-from vembed.losses.teaching import compares_scores, row_needs
+from vembed.losses.teaching import compares_scores, measuring_needs, row_needs
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.checkpoint import Checkpoints, RunFacts
@@ -206,6 +206,7 @@ def report_settings(config: Config, config_text: str) -> ReportSettings:
         seed=config.training.seed,
         device=choose_precision(config.training).device,
         config_text=config_text,
+        needs=measuring_needs(config.loss, config.loss_options),
         features=_features(config),
     )
 

@@ -116,7 +116,8 @@ class RowNeeds:
     """What a loss needs of every row: explicit negatives; a group; a score of its documents, any number or 0 and 1.
 
     scores "unread": the loss takes every positive as relevant, whatever its score, so that none may say otherwise.
-    embeddings: those of a teacher. num_documents: as many positives and negatives at least.
+    embeddings: those of a teacher. num_documents: as many positives and negatives at least. scores_say_relevance: in
+    evaluation a score of 0 or below says that a positive is none; a teacher's says nothing of that.
     """
 
     negatives: bool = False
@@ -124,6 +125,7 @@ class RowNeeds:
     scores: Literal["none", "any", "binary", "unread"] = "none"
     embeddings: bool = False
     num_documents: int = 1
+    scores_say_relevance: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vembed.config import load_config
 from vembed.data.blocks import BlockLoader
 from vembed.data.collators.default import Collator
 from vembed.data.dataset import load_datasets
+from vembed.entrypoints.evaluate import evaluate
 from vembed.errors import ConfigError, DataError, ModelError
 from vembed.inference import Predictor
 from vembed.losses.objective import scale_of
@@ -268,6 +269,25 @@ def test_scores_in_the_data_teach(tmp_path, settings):
         )
         assert all(math.isfinite(loss) and loss > 0 for loss in losses_of(tmp_path / kind))
         assert result.num_steps == 2
+
+
+@pytest.mark.parametrize("held_out", ["a share of the training rows", "rows of their own"])
+def test_positives_that_the_teacher_scores_below_0_are_measured_as_relevant(tmp_path, settings, held_out):
+    """In training, in the report, and when the run is measured again."""
+    data = write_jsonl(tmp_path / "logits.jsonl", [{**row, "score": [-1.5, -3.5]} for row in ROWS])
+    own = settings | {"data_path": data, "loss_type": "distillation", "max_steps": 1, "eval_steps": 1, "report": True}
+    own |= {"val_fraction": 0.5} if held_out.startswith("a share") else {"val_data_path": data}
+    for key in ("teacher_model_name", "teacher_cache_dir", "use_distillation"):
+        del own[key]
+    if "val_data_path" in own:
+        del own["val_fraction"]
+    result = Trainer(own).train()
+    assert result.best is not None
+    assert result.report is not None
+    again = evaluate(result.output_dir, report_dir=None)
+    assert again.metrics == result.report.comparison.metrics
+    (measured,) = (one.retrieval_set for one in result.report.comparison.sets)
+    assert (measured.num_unmeasured, len(measured.queries)) == (0, len(ROWS) // (2 if "val_fraction" in own else 1))
 
 
 def test_pictures_teach_as_they_are_whatever_augmentation_makes_of_them(tmp_path, settings, clip_folder, embedded):

@@ -68,7 +68,7 @@ def evaluate_measured(what: Measured, *, report_dir: str | Path | None = None) -
 
 def _evaluate_untuned(what: Measured, settings: ReportSettings, folder: Path | None) -> Evaluation:
     config = what.config
-    held_out = held_out_data(config.data, seed=config.training.seed)
+    held_out = held_out_data(config.data, seed=config.training.seed, needs=settings.needs)
     sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
     label, basis = (BASE, as_base) if what.is_base else (MODEL, as_it_is)
     comparison = measure_models(sets, [Candidate(label, lambda: load_untuned(settings), basis)], config.evaluation)

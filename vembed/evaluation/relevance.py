@@ -8,6 +8,7 @@
 | excluded | the query's own content, wherever it stands in the gallery: finding itself is no success |
 | query images | other documents that show a picture of the query, not relevant; `exclude_query_image` excludes them |
 
+Scores that are a teacher's say nothing of relevance (`RowNeeds.scores_say_relevance`): then all positives are relevant.
 A query that is left without a relevant document (its only positive is itself) cannot be measured; it is counted.
 """
 
@@ -83,7 +84,7 @@ def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> Re
             example = dataset[index]
             if settings.on_bad_sample == "skip":
                 _decode(example, settings.max_image_pixels)
-            table.add(example)
+            table.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
         except DataError as error:
             bad_samples.add(dataset.origin(index), str(error))
             skipped.append(Problem(dataset.origin(index), str(error)))

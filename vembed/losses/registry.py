@@ -105,7 +105,7 @@ def _teacher_margins(settings: InfoNCESettings) -> tuple[str, ...]:
 
 
 def _margin_mse_needs(_settings: MarginMSESettings) -> RowNeeds:
-    return RowNeeds(negatives=True, scores="any")
+    return RowNeeds(negatives=True, scores="any", scores_say_relevance=False)
 
 
 def _preference_needs(_settings: PreferenceSettings) -> RowNeeds:

@@ -31,12 +31,19 @@ def row_needs(settings: LossSettings, options: Section) -> RowNeeds:
         return replace(needs, embeddings=True)
     if not distills(settings) or has_teacher(settings):
         return needs
+    unread = needs.scores in ("none", "unread")
     return replace(
         needs,
-        scores="any" if needs.scores in ("none", "unread") else needs.scores,
+        scores="any" if unread else needs.scores,
+        scores_say_relevance=needs.scores_say_relevance and not unread,
         negatives=needs.negatives or settings.distillation_type == "margin_mse",
         num_documents=2 if settings.distillation_type == "kl" else needs.num_documents,
     )
+
+
+def measuring_needs(settings: LossSettings, options: Section) -> RowNeeds:
+    """What is to be known of rows that a model is measured on: nothing but whose their scores are."""
+    return RowNeeds(scores_say_relevance=row_needs(settings, options).scores_say_relevance)
 
 
 def teaching_problems(settings: LossSettings, options: Section, *, taught: bool) -> Iterator[tuple[str, str]]:

@@ -51,11 +51,12 @@ def read_run_data(
     everything = load_datasets(settings.data_path, settings, needs=needs)
     _check_query_images(settings, everything)
     _check_image_cache(settings, everything)
-    test = _load(settings.test_data_path, settings)
+    measured = RowNeeds(scores_say_relevance=needs is None or needs.scores_say_relevance)
+    test = _load(settings.test_data_path, settings, measured)
     for dataset in (*everything, *test):
         check_dataset(dataset, settings)
     if settings.val_data_path is not None:
-        validation = _load(settings.val_data_path, settings)
+        validation = _load(settings.val_data_path, settings, measured)
         for dataset in validation:
             check_dataset(dataset, settings)
         return RunData(everything, validation, test, None)
@@ -108,5 +109,5 @@ def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
             )
 
 
-def _load(source: DataSource | None, settings: DataSettings) -> list[VisualRetrievalDataset]:
-    return [] if source is None else load_datasets(source, settings)
+def _load(source: DataSource | None, settings: DataSettings, needs: RowNeeds) -> list[VisualRetrievalDataset]:
+    return [] if source is None else load_datasets(source, settings, needs=needs)

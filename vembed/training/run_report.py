@@ -23,13 +23,14 @@ from vembed.model.settings import ModelSettings
 from vembed.training.frozen_features import FrozenFeatures, items_of_sets
 from vembed.training.run_facts import read_run_facts, setting_lines
 from vembed.training.run_folder import RunFolder
+from vembed.types import RowNeeds
 
 
 @dataclass(frozen=True)
 class ReportSettings:
     """What a report needs to know of a run's config. config_text: as `Config.yaml_text` gives it, to be shown.
 
-    features: where those of frozen towers are kept, None where they are not.
+    needs: of the rows that are measured on. features: where those of frozen towers are kept, None where they are not.
     """
 
     model: ModelSettings
@@ -38,6 +39,7 @@ class ReportSettings:
     seed: int
     device: torch.device
     config_text: str
+    needs: RowNeeds
     features: FrozenFeatures | None = None
 
 
@@ -68,7 +70,7 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
             f"{run.path} has no {run.final.name}/, so its training has not finished; go on with"
             " resume_from_checkpoint: latest, or evaluate one of its checkpoints with test_data_path"
         )
-    held_out = held_out_data(settings.data, seed=settings.seed, saved_split=run.split)
+    held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
     sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
     candidates = (
         Candidate(BASE, lambda: _fed(load_untuned(settings), settings, sets), as_base),
@@ -80,18 +82,18 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
     return RunReport(held_out.role, comparison, paths)
 
 
-def held_out_data(settings: DataSettings, *, seed: int, saved_split: Path | None = None) -> HeldOut:
+def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_split: Path | None = None) -> HeldOut:
     """The test sets, else the validation sets, else the rows that are (or would be) split off for validation.
 
     Raises DataError when there is nothing to measure on, or when the data has changed since the split was saved.
     """
     if settings.test_data_path is not None:
-        return HeldOut("test", load_datasets(settings.test_data_path, settings))
+        return HeldOut("test", load_datasets(settings.test_data_path, settings, needs=needs))
     if settings.val_data_path is not None:
-        return HeldOut("validation", load_datasets(settings.val_data_path, settings))
+        return HeldOut("validation", load_datasets(settings.val_data_path, settings, needs=needs))
     if settings.data_path is None or not settings.val_fraction:
         raise DataError("there is no data to measure on; name it with test_data_path")
-    everything = load_datasets(settings.data_path, settings)
+    everything = load_datasets(settings.data_path, settings, needs=needs)
     if saved_split is not None and saved_split.exists():
         return HeldOut("validation", load_split(saved_split, everything).validation)
     return HeldOut("validation", split_validation(everything, settings.val_fraction, seed).validation)

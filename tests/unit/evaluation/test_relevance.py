@@ -11,11 +11,12 @@ from vembed.data.hashing import content_hash
 from vembed.data.settings import DataSettings
 from vembed.errors import DataError
 from vembed.evaluation.relevance import RetrievalSet, independent_groups, retrieval_set
+from vembed.types import RowNeeds
 
 
-def build(tmp_path, rows, mode="t2t", **settings) -> RetrievalSet:
+def build(tmp_path, rows, mode="t2t", needs=None, **settings) -> RetrievalSet:
     data = DataSettings(retrieval_mode=mode, **settings)
-    (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), data)
+    (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), data, needs=needs)
     return retrieval_set(dataset, data)
 
 
@@ -224,3 +225,13 @@ def test_a_document_that_a_row_scores_0_is_in_the_gallery_and_not_relevant(tmp_p
     assert relevant_texts(one) == {"cat": {"meow"}}
     assert [document.text for document in one.documents] == ["meow", "woof", "purr"]
     assert one.num_unmeasured == 1
+
+
+def test_a_teachers_scores_say_nothing_of_relevance(tmp_path):
+    rows = [
+        {"query": "cat", "positive": ["meow", "purr"], "negatives": ["woof"], "score": [-0.5, 3, 1]},
+        {"query": "dog", "positive": "woof", "score": 0},
+    ]
+    one = build(tmp_path, rows, needs=RowNeeds(scores_say_relevance=False))
+    assert relevant_texts(one) == {"cat": {"meow", "purr"}, "dog": {"woof"}}
+    assert one.num_unmeasured == 0

@@ -7,7 +7,7 @@ from vembed.data.records import RowReader
 from vembed.errors import ConfigError, DataError
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
-from vembed.losses.teaching import row_needs
+from vembed.losses.teaching import measuring_needs, row_needs
 from vembed.types import RowNeeds
 
 
@@ -20,10 +20,17 @@ def needs(**settings):
     ("settings", "wanted"),
     [
         ({}, RowNeeds(scores="unread")),
-        ({"use_distillation": True}, RowNeeds(scores="any", num_documents=2)),
-        ({"loss_type": "distillation"}, RowNeeds(scores="any", num_documents=2)),
-        ({"loss_type": "distillation", "distillation_type": "mse"}, RowNeeds(scores="any")),
-        ({"use_distillation": True, "distillation_type": "margin_mse"}, RowNeeds(negatives=True, scores="any")),
+        ({"use_distillation": True}, RowNeeds(scores="any", num_documents=2, scores_say_relevance=False)),
+        ({"loss_type": "distillation"}, RowNeeds(scores="any", num_documents=2, scores_say_relevance=False)),
+        (
+            {"loss_type": "distillation", "distillation_type": "mse"},
+            RowNeeds(scores="any", scores_say_relevance=False),
+        ),
+        (
+            {"use_distillation": True, "distillation_type": "margin_mse"},
+            RowNeeds(negatives=True, scores="any", scores_say_relevance=False),
+        ),
+        ({"loss_type": "margin_mse"}, RowNeeds(negatives=True, scores="any", scores_say_relevance=False)),
         ({"loss_type": "contrastive", "use_distillation": True}, RowNeeds(scores="binary", num_documents=2)),
         ({"use_distillation": True, "teacher_model_name": "x"}, RowNeeds(scores="unread")),
         ({"use_distillation": True, "teacher_embeddings": True}, RowNeeds(scores="unread", embeddings=True)),
@@ -35,6 +42,22 @@ def needs(**settings):
 )
 def test_rows_bring_what_the_teacher_is_made_of(settings, wanted):
     assert needs(**settings) == wanted
+
+
+@pytest.mark.parametrize(
+    ("settings", "say_relevance"),
+    [
+        ({}, True),
+        ({"loss_type": "cosent"}, True),
+        ({"loss_type": "cosent", "use_distillation": True}, True),
+        ({"use_distillation": True, "teacher_model_name": "x"}, True),
+        ({"use_distillation": True}, False),
+        ({"loss_type": "margin_mse"}, False),
+    ],
+)
+def test_scores_that_only_a_teacher_can_have_given_do_not_say_what_is_relevant(settings, say_relevance):
+    config = load_config(overrides={"preset": "none", **settings})
+    assert measuring_needs(config.loss, config.loss_options) == RowNeeds(scores_say_relevance=say_relevance)
 
 
 def test_a_row_with_one_document_has_no_distribution_to_learn():
