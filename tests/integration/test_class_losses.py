@@ -189,7 +189,7 @@ def test_a_presets_temperature_is_left_out(settings):
     config = Trainer({**settings, "loss_type": "arcface"}).config()
     assert "temperature" not in config.to_flat()
     assert {entry.key for entry in config.dropped} == {"temperature", "learn_temperature"}
-    assert Trainer({**settings, "loss_type": "infonce"}).config().to_flat()["temperature"] == 0.05
+    assert Trainer({**settings, "loss_type": "infonce"}).config().to_flat()["temperature"] is None
     distilled = Trainer({**settings, "loss_type": "arcface", "use_distillation": True, "temperature": 0.2}).config()
     assert distilled.to_flat()["temperature"] == 0.2  # of the scores that are compared with a teacher's
 

@@ -50,6 +50,10 @@ def settings(tmp_path, bert_folder):
     }
 
 
+def temperatures_of(run):
+    return [json.loads(line)["temperature"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses_of(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -67,16 +71,29 @@ def test_every_loss_trains(loss_type, tmp_path, settings, bert_folder):
 
 
 def test_a_bias_that_the_loss_learns_is_trained_saved_and_continued(tmp_path, settings):
-    Trainer(settings).train(loss_type="sigmoid", temperature=0.1, max_steps=1, epochs=2, save_steps=1)
+    Trainer(settings).train(loss_type="sigmoid", max_steps=1, epochs=2, save_steps=1)
     state = VisualRetrievalModel.from_pretrained(str(tmp_path / "run" / "checkpoint-1")).model
     assert state.logit_bias.item() == pytest.approx(-10, abs=0.01)
     assert state.logit_scale.exp().item() == pytest.approx(10, abs=0.1)
-    result = Trainer(settings).train(
-        loss_type="sigmoid", temperature=0.1, epochs=2, save_steps=1, resume_from_checkpoint="latest"
-    )
+    result = Trainer(settings).train(loss_type="sigmoid", epochs=2, save_steps=1, resume_from_checkpoint="latest")
     assert result.num_steps == 4
     final = VisualRetrievalModel.from_pretrained(str(result.final)).model
     assert final.logit_bias.item() != state.logit_bias.item()
+
+
+@pytest.mark.parametrize(("mode", "start"), [(None, 0.05), ("colbert", 1.0)])
+def test_a_run_starts_from_the_temperature_that_its_checkpoint_learned(mode, start, tmp_path, settings):
+    if mode is not None:
+        settings |= {"encoder_mode": mode, "projection_dim": 8}
+    first = Trainer(settings).train(head_learning_rate=0.5, lr_scheduler="constant", warmup_ratio=0)
+    before, learned = temperatures_of(tmp_path / "run")
+    assert before == pytest.approx(start, rel=0.7)
+    assert abs(math.log(learned / start)) > 0.5
+    settings |= {"model_name": str(first.final), "output_dir": str(tmp_path / "again")}
+    for key in ("encoder_mode", "projection_dim"):
+        settings.pop(key, None)
+    Trainer(settings).train(head_learning_rate=1e-6, max_steps=1)
+    assert temperatures_of(tmp_path / "again") == [pytest.approx(learned, rel=1e-4)]
 
 
 def test_the_widths_that_were_trained_are_in_the_models_record(tmp_path, settings):
@@ -101,6 +118,7 @@ def test_the_widths_that_were_trained_are_in_the_models_record(tmp_path, setting
             ConfigError,
             "temperature: only loss_type: .*infonce.* has this",
         ),
+        ({"temperature": 0.005}, ConfigError, "temperature: expected float, at least 0.01, at most 100; got 0.005"),
         ({"query_image_as_negative": True}, ConfigError, "has an effect only with retrieval_mode m2i"),
     ],
 )

@@ -267,6 +267,7 @@ def test_every_preset_holds_known_keys_that_take_effect():
             assert {key: config.to_flat()[key] for key in values} == values
         assert preset.lora.keys() <= config.to_flat().keys()
         assert {"epochs", "mixed_precision", "learning_rate", "temperature"} <= preset.values.keys()
+        assert preset.values["temperature"] is None  # any other would take the place of one that a checkpoint learned
         assert len({"gradient_cache_chunk_size", "gradient_cache_chunk_tokens"} & preset.values.keys()) == 1
         assert "head_learning_rate" in preset.lora
 

@@ -17,9 +17,9 @@ class LossSettings(Section):
     )
     temperature: float | None = Field(
         None,
-        gt=0,
+        ge=0.01,
         le=100,
-        description="Scores are divided by it; default: the checkpoint's own, else 0.05.",
+        description="Scores are divided by it; default: the checkpoint's own, else its family's start (mostly 0.05).",
         json_schema_extra=COMMON,
     )
     learn_temperature: bool = Field(

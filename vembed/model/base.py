@@ -28,7 +28,6 @@ from vembed.types import Embeddings, Inputs, Ragged
 
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
-DEFAULT_TEMPERATURE = 0.05
 FUSION_PREFIX = "fusion."
 _TEXT_TENSORS = ("input_ids", "attention_mask", "pooled_tokens")
 NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
@@ -42,13 +41,14 @@ class BaseEmbeddingModel(nn.Module):
 
     A family overrides `load`, `embed_text` or `embed_images` (or both), `dim`, `towers` and `backbones`.
     `parts` maps the beginning of a parameter's name to the part of the model it belongs to. `has_towers_apart`: no
-    tower reads what another gives. `image_tensors` names what
-    the processor gives per image.
+    tower reads what another gives. `image_tensors` names what the processor gives per image. `start_temperature`: of a
+    checkpoint without its own.
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
     has_towers_apart: ClassVar[bool] = True
     image_tensors: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    start_temperature: ClassVar[float] = 0.05
 
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class BaseEmbeddingModel(nn.Module):
         self.recomputes_by_torch = False  # some tower does, with torch's own kernels alone
         self.frozen: frozenset[Tower] = frozenset()
         self.bottoms: dict[Tower, Bottom] = {}
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / DEFAULT_TEMPERATURE)]))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.start_temperature)]))
         self.logit_bias: nn.Parameter | None = None
         self.fusion: Fusion | None = None
         self.has_new_fusion = False
@@ -205,10 +205,12 @@ class BaseEmbeddingModel(nn.Module):
     def add_bias(self, temperature: float | None) -> None:
         """Give a model without a bias of its scores one, minus the scale: no pair is thought right yet, as in SigLIP.
 
-        temperature: of the scores from now on; None: SigLIP's at its start, 0.1. Does nothing to a model with a bias.
+        temperature: of the scores from now on; None: SigLIP's at its start, 0.1, or the family's where that is higher.
+        Does nothing to a model with a bias.
         """
         if self.logit_bias is None:
-            self.set_temperature(NEW_TEMPERATURE if temperature is None else temperature)
+            start = max(NEW_TEMPERATURE, self.start_temperature)
+            self.set_temperature(start if temperature is None else temperature)
             self.logit_bias = nn.Parameter(-self.logit_scale.detach().exp())
 
     def freeze(self, towers: Collection[Tower]) -> None:

@@ -145,7 +145,8 @@ def test_the_temperature_is_the_checkpoint_s_own_unless_given(fresh, folder_of):
     assert torch.equal(model.logit_bias, own.logit_bias.reshape(1))
     assert fresh("clip").model.logit_bias is None
     assert fresh("clip", temperature=0.2).model.logit_scale.item() == pytest.approx(math.log(5))
-    assert fresh("bert").model.logit_scale.item() == pytest.approx(math.log(20))
+    for name, start in (("bert", 0.05), ("qwen3_vl_embedding", 0.03), ("colqwen2", 1.0)):
+        assert fresh(name).model.logit_scale.item() == pytest.approx(-math.log(start))
     fixed = VisualRetrievalModel.from_pretrained(folder_of("clip"), learn_temperature=False)
     assert not fixed.model.logit_scale.requires_grad
     assert fresh("clip").model.logit_scale.requires_grad

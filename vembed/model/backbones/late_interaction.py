@@ -9,6 +9,7 @@ pad again                 -> Embeddings [rows, tokens, dim] with mask
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,9 +66,10 @@ class TokenRows:
 class LateInteractionModel(BaseEmbeddingModel):
     """A model with a vector per token. A kind overrides `encode_tokens`, and what BaseEmbeddingModel asks for."""
 
+    start_temperature: ClassVar[float] = START_TEMPERATURE
+
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__(spec, has_new_heads=has_new_heads)
-        self.set_temperature(START_TEMPERATURE)
         self.rows_of = TokenRows(spec)
 
     @classmethod

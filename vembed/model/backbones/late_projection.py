@@ -92,6 +92,7 @@ class LateVlmModel(VlmModel):
     """A vision-language model by its chat template, with the projection of its checkpoint or a new one."""
 
     parts: ClassVar[Mapping[str, Part]] = {"heads.": "heads"}
+    start_temperature: ClassVar[float] = START_TEMPERATURE
 
     def __init__(
         self,
@@ -105,7 +106,6 @@ class LateVlmModel(VlmModel):
         super().__init__(spec, backbone, unused)
         self.heads = heads
         self.has_new_heads = is_new
-        self.set_temperature(START_TEMPERATURE)
         self.rows_of = TokenRows(spec)
 
     @classmethod

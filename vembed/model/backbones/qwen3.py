@@ -1,5 +1,7 @@
 """Qwen3-VL-Embedding: Qwen3-VL, trained to embed at its last token."""
 
+from typing import ClassVar
+
 from vembed.model.backbones.vlm_generic import VlmModel
 from vembed.model.families.vlm import instruction
 from vembed.model.sentence_folder import JsonFiles
@@ -7,6 +9,8 @@ from vembed.model.sentence_folder import JsonFiles
 
 class Qwen3VLEmbeddingModel(VlmModel):
     """As every vision-language model; its prompts are instructions, which end in a punctuation mark."""
+
+    start_temperature: ClassVar[float] = 0.03  # it was trained with a sharp softmax
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """The files by which sentence-transformers opens the folder, with the instructions as they are read here."""
