@@ -79,7 +79,7 @@ class GradCache:
         retain: float = 0.0,
     ) -> None:
         self.models = [models] if isinstance(models, nn.Module) else list(models)
-        self.chunk_sizes = [chunk_sizes] if isinstance(chunk_sizes, int) else list(chunk_sizes)
+        self.chunk_sizes = list(chunk_sizes) if isinstance(chunk_sizes, Sequence) else [chunk_sizes]
         self.loss_fn = loss_fn
         self.split_input_fn = split_input_fn
         self.get_rep_fn = get_rep_fn
@@ -225,6 +225,11 @@ class GradCache:
     def _check(self) -> None:
         if not self.models:
             raise UsageError("models: give at least one")
+        others = {type(model).__name__ for model in self.models if not isinstance(model, nn.Module)}
+        if others:
+            raise UsageError(
+                f"models: {', '.join(sorted(others))} is no torch.nn.Module; give modules, not names or functions"
+            )
         sizes = [size for size in self.chunk_sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
         if sizes or not self.chunk_sizes:
             raise UsageError(f"chunk_sizes: {self.chunk_sizes} must be whole numbers of at least 1")

@@ -39,9 +39,19 @@ class SimpleContrastiveLoss:
 
     def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         """The loss, a scalar. x: [queries, dim]; y: [documents, dim]; target: int64 [queries], each query's column."""
-        return _contrast(x, y, self._columns(x, y) if target is None else _checked(target, x, y), self.scale, reduction)
+        return _contrast(x, y, self._columns(x, y, target), self.scale, reduction)
 
-    def _columns(self, x: Tensor, y: Tensor) -> Tensor:
+    def _columns(self, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+        """Each query's column, int64 [queries]: that of `target`, or of the documents' order."""
+        for reps in (x, y):
+            if not isinstance(reps, Tensor) or reps.ndim != 2:
+                kind = f"of shape {tuple(reps.shape)}" if isinstance(reps, Tensor) else f"a {type(reps).__name__}"
+                raise UsageError(
+                    f"representations must be tensors [rows, dim], not {kind}; GradCache takes a get_rep_fn that picks"
+                    " them out of what a model returns"
+                )
+        if target is not None:
+            return _checked(target, x, y)
         per_query = 1 + self.n_hard_negatives
         if len(y) != len(x) * per_query:
             raise UsageError(
@@ -61,7 +71,7 @@ class DistributedContrastiveLoss(SimpleContrastiveLoss):
 
     def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         """As SimpleContrastiveLoss, on every rank at once; ranks may have differing numbers of rows."""
-        own = self._columns(x, y) if target is None else _checked(target, x, y)
+        own = self._columns(x, y, target)
         size = group_size()
         if size == 1:
             return _contrast(x, y, own, self.scale, reduction)

@@ -394,6 +394,8 @@ def test_a_frozen_model_gets_no_gradient(towers):
     ("make", "message"),
     [
         (lambda model: GradCache([], 1, contrast), "models: give at least one"),
+        (lambda model: GradCache("bert-base", 1, contrast), "models: str is no torch.nn.Module"),
+        (lambda model: GradCache(model, 2.0, contrast), r"chunk_sizes: \[2\.0\] must be whole numbers"),
         (lambda model: GradCache(model, 0, contrast), r"chunk_sizes: \[0\] must be whole numbers of at least 1"),
         (lambda model: GradCache(model, [], contrast), "chunk_sizes"),
         (lambda model: GradCache(model, [2.5], contrast), r"chunk_sizes: \[2\.5\]"),

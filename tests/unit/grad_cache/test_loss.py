@@ -84,6 +84,10 @@ def test_mistakes_are_told(kind):
         kind(-1)
     with pytest.raises(UsageError, match="2 queries with n_hard_negatives 1 have 4 documents, not 6"):
         kind(1)(x, y)
+    with pytest.raises(UsageError, match="not a dict; GradCache takes a get_rep_fn"):
+        kind()(x, {"last_hidden_state": y})
+    with pytest.raises(UsageError, match=r"tensors \[rows, dim\], not of shape \(1, 2, 3\)"):
+        kind()(x[None], y)
     for target in ([0, 6], [-1, 0], [0]):
         with pytest.raises(UsageError, match="target must be 2 columns from 0 to 5"):
             kind()(x, y, torch.tensor(target))
