@@ -260,11 +260,11 @@ def test_a_reloaded_checkpoint_gives_the_same_embeddings(name, fresh, items_for,
     case = CASES[name]
     model = shake(fresh(name))
     items = items_for(model, case.mixed)
+    before = {side: rows_of(model.encode(items, side=side)) for side in ("query", "document")}
     model.save_pretrained(tmp_path, {"loss": "infonce", "version": "ignored"})
     predictor = Predictor(tmp_path, "cpu", trust_remote_code=bool(case.settings.get("trust_remote_code")))
     assert predictor.spec == model.spec
-    for side in ("query", "document"):
-        ours = rows_of(model.encode(items, side=side))
+    for side, ours in before.items():
         again = rows_of(predictor.model.encode(items, side=side))
         assert all(torch.equal(row, other) for row, other in zip(ours, again, strict=True))
     states = model.model.state_dict(), predictor.model.model.state_dict()
@@ -313,6 +313,9 @@ def _check_files(folder: Path, model: VisualRetrievalModel) -> None:
     assert saved["loss"] == "infonce"
     assert saved["version"] != "ignored"
     assert saved["spec"]["family"] == model.spec.family
+    for file in folder.rglob("tokenizer.json"):  # how long the last texts were is no part of a model
+        tokenizer = json.loads(file.read_text())
+        assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
 
 
 def _check_transformers_class(folder: Path, name: str, folder_of) -> None:

@@ -17,7 +17,7 @@ from vembed.model.files import ModelFolders, read_json
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.naflex import NaflexImages
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
-from vembed.model.processors.texts import TextReader
+from vembed.model.processors.texts import TextReader, forget_last_call
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, HeldItem, Inputs, LoadedItem, Ragged, Side
@@ -111,6 +111,7 @@ class TowerProcessor(ItemProcessor):
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the tokenizer's and the image processor's files."""
         if self._texts is not None:
+            forget_last_call(self._texts.tokenizer)
             self._texts.tokenizer.save_pretrained(text_folder)
         if self._images is not None:
             self._images.save(image_folder)

@@ -20,6 +20,7 @@ from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.files import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS
 from vembed.model.processors.late_interaction import LateProcessor
+from vembed.model.processors.texts import forget_last_call
 from vembed.model.processors.token_rows import encode_texts, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -193,6 +194,7 @@ class LateRetrievalProcessor(LateProcessor):
 
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the files of the whole processor."""
+        forget_last_call(self._reader.processor.tokenizer)
         self._reader.processor.save_pretrained(text_folder)
 
     def _sequences(self, item: LoadedItem, side: Side) -> list[tuple[str, str]]:

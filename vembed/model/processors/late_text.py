@@ -13,7 +13,7 @@ from vembed.errors import ModelError
 from vembed.model.files import ModelFolders
 from vembed.model.processors.auto import load_tokenizer
 from vembed.model.processors.late_interaction import LateProcessor
-from vembed.model.processors.texts import let_pad, lower_case, refuse_long_prompt
+from vembed.model.processors.texts import forget_last_call, let_pad, lower_case, refuse_long_prompt
 from vembed.model.processors.token_rows import encode_texts, fill_token, side_flags, skipped_ids
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -81,6 +81,7 @@ class LateTextProcessor(LateProcessor):
 
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the tokenizer's files."""
+        forget_last_call(self._tokenizer)
         self._tokenizer.save_pretrained(text_folder)
 
     def _limit(self, side: Side) -> int | None:

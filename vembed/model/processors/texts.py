@@ -106,6 +106,13 @@ def lower_case(tokenizer: Any) -> None:
     backend.normalizer = normalizers.Sequence(steps)
 
 
+def forget_last_call(tokenizer: Any) -> None:
+    """Take out the cutting and padding of the last call, which a tokenizer keeps and would write into its file."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
 def let_pad(tokenizer: Any) -> None:
     """Give a tokenizer without a token to pad with (Llama's) one; what pads is masked, so any will do."""
     if tokenizer.pad_token is None:

@@ -20,6 +20,7 @@ from vembed.model.files import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.conversation import Conversation, common_ending
 from vembed.model.processors.picture_parts import PictureParts
+from vembed.model.processors.texts import forget_last_call
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
@@ -156,6 +157,7 @@ class VlmProcessor(ItemProcessor):
 
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the files of the processor and its chat template; the image processor's own where it had one."""
+        forget_last_call(self._processor.tokenizer)
         self._processor.save_pretrained(text_folder)
         if self._has_image_file:
             self._processor.image_processor.save_pretrained(text_folder)
