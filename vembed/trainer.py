@@ -45,6 +45,7 @@ from vembed.training.run_report import ReportSettings, RunReport, report_run
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.settings import Part
+from vembed.training.sizing import check_limit_of_states
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.teacher import (
     StandIn,
@@ -227,6 +228,7 @@ def _load(config: Config) -> _Loaded:
             model.check_mode(dataset.mode)
     frozen = freeze_by_rate(model.model, config.optimizer)
     settle_dtypes(model.model, config.model, precision)
+    check_limit_of_states(config.grad_cache, model.model)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
     return _Loaded(data, model, _objective(config, model, data, teacher), frozen, precision, features, teacher)

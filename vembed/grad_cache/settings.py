@@ -36,8 +36,8 @@ class GradCacheSettings(Section):
         1.0,
         ge=0,
         description=(
-            "GiB of what the layers in freeze_layers give, kept for the second forward, so that they run once; of"
-            " chunks beyond that they run twice."
+            "GiB of what the layers in freeze_layers, or a frozen vision tower of a vision-language model, give, kept"
+            " for the second forward, so that they run once; of chunks beyond that they run twice."
         ),
         json_schema_extra=only_with("use_gradient_cache", True),
     )

@@ -56,6 +56,13 @@ def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> Non
         raise ModelError("\n".join(dict.fromkeys(problems)))
 
 
+def freeze_idle_towers(model: BaseEmbeddingModel) -> None:
+    """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
+    learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    idle = [tower for tower in model.spec.towers if tower not in learning and tower not in model.bottoms]
+    model.freeze([tower for tower in idle if tower not in model.frozen])
+
+
 def has_adapters(model: BaseEmbeddingModel) -> bool:
     """Whether any layer of the model carries an adapter."""
     return any(True for backbone in model.backbones().values() for _ in adapted_layers(backbone))

@@ -116,6 +116,11 @@ class BaseEmbeddingModel(nn.Module):
         """
         return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.takes_features)
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether `with_fixed_features` may give what frozen layers made of the inputs, which is large."""
+        return bool(self.bottoms)
+
     def fixed_bottoms(self, inputs: Inputs) -> list[TowerCut]:
         """The towers that read these inputs and can go on from what their frozen layers gave for them.
 

@@ -19,7 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import ModelError
 from vembed.grad_cache.context_managers import RandContext
+from vembed.model.rows import sums_by_row
 from vembed.model.settings import Tower
+from vembed.model.standing_in import MISFITS, Given, Reached, alike, replaced
 from vembed.types import Embeddings, Ragged
 
 _log = logging.getLogger(__name__)
@@ -29,9 +31,6 @@ STATES: Mapping[Tower, str] = {"text": "text_states", "vision": "image_states"}
 _MASKS = ("attention_mask", "pixel_attention_mask")
 _PACKED_NDIM = 2  # [tokens, width]
 _NUM_TRIED = 2
-# What code raises that goes on from its layers' outputs in another way.
-_MISFITS = (ModelError, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
-_ROUNDING = 8  # units in the last place of the largest number; bit-equal where padding is none
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]  # a tower: tensors of its slices by name -> [slices, width]
 Read = Mapping[str, Ragged]
@@ -111,9 +110,9 @@ class TowerCut:
         """The tower run with its frozen layers, and what comes before them, giving these states."""
         early, frozen = map(self._modules, (self._found.early, self._paths))
         output = (states,) if self._found.gives_tuple else states
-        last = _Given(output)
-        forwards = dict.fromkeys(early, _Given(states)) | dict.fromkeys(frozen, _Given(output)) | {frozen[-1]: last}
-        with _replaced(forwards):
+        last = Given(output)
+        forwards = dict.fromkeys(early, Given(states)) | dict.fromkeys(frozen, Given(output)) | {frozen[-1]: last}
+        with replaced({(module, "forward"): given for module, given in forwards.items()}):
             features = run(values)
         if last.num_calls != 1:
             raise ModelError(
@@ -148,7 +147,7 @@ class TowerCut:
             try:
                 with state:
                     cut = self.go_on(run, taken).values
-            except _MISFITS:
+            except MISFITS:
                 return False
             with state:
                 drawn = self._states(run, values)
@@ -158,7 +157,7 @@ class TowerCut:
                 drawn_anew = self._states(run, values)
         assert drawn is not None
         assert drawn_anew is not None
-        return _alike(cut, whole) and _alike(drawn_anew, drawn)
+        return alike(cut, whole) and alike(drawn_anew, drawn)
 
     def _before(self, outputs: Mapping[str, object], states: Tensor) -> Iterator[str]:
         """What runs before the layers and gives states as they do: embeddings, and a norm or dropout after them."""
@@ -178,12 +177,12 @@ class TowerCut:
         """What the last frozen layer gives, None for more than one tensor; no layer above it runs."""
 
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
-            raise _Reached(output)
+            raise Reached(output)
 
         handle = self._network.get_submodule(self._paths[-1]).register_forward_hook(stop)
         try:
             run(values)
-        except _Reached as reached:
+        except Reached as reached:
             output = reached.output
         else:
             return None
@@ -201,45 +200,8 @@ def standing_for(tower: Tower, states: Embeddings, read: Read) -> dict[str, Ragg
     mask = states.mask
     if mask is None:
         return {**kept, name: Ragged(states.vectors, counts)}
-    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    tokens = torch.zeros_like(counts).index_add(0, rows, mask.sum(dim=1).to(counts))
+    tokens = sums_by_row(mask.sum(dim=1).to(counts), counts)
     return {**kept, name: Ragged(states.vectors[mask], tokens)}
-
-
-class _Reached(Exception):
-    """The boundary is reached, and the run ends there."""
-
-    def __init__(self, output: object) -> None:
-        super().__init__()
-        self.output = output
-
-
-class _Given:
-    """A forward that gives the same each time, and counts how often it was asked."""
-
-    def __init__(self, output: object) -> None:
-        self._output = output
-        self.num_calls = 0
-
-    def __call__(self, *_inputs: object, **_options: object) -> object:
-        self.num_calls += 1
-        return self._output
-
-
-@contextmanager
-def _replaced(forwards: Mapping[nn.Module, _Given]) -> Iterator[None]:
-    """These modules run the given forwards in the block, and afterwards what they ran before."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = own
 
 
 @contextmanager
@@ -275,8 +237,3 @@ def _filled(values: Tensor) -> Tensor:
     if not values.is_floating_point():
         return values
     return values.new_zeros(()).expand(len(values), *values.shape[2:])
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    largest = other.abs().max()
-    return bool((one - other).abs().max() <= _ROUNDING * torch.finfo(other.dtype).eps * largest)  # False for NaN

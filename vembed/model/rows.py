@@ -36,6 +36,16 @@ def merged(one: Ragged, other: Ragged) -> Ragged:
     return Ragged(torch.cat([one.values.to(other.values), other.values])[order], counts)
 
 
+def sums_by_row(values: Tensor, counts: Tensor) -> Tensor:
+    """The sum of each row's slices' values, int64 [slices], [rows]. counts: slices of each row, int64 [rows].
+
+    >>> sums_by_row(torch.tensor([3, 4, 5]), torch.tensor([2, 0, 1]))
+    tensor([7, 0, 5])
+    """
+    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return values.new_zeros(len(counts)).index_add(0, rows.to(values.device), values)
+
+
 def _by_row(part: Ragged, normalize: bool) -> Tensor:
     """The mean of each row's slices, of length 1 as they are where `normalize`; zero for a row without any.
 

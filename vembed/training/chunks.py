@@ -3,7 +3,7 @@
 A side is cut by a number of rows, in order, or by a number of tokens: then rows that are alike in length share a chunk,
 and the embeddings are put back into the order of the batch. Texts are prepared once per step; rows with pictures
 whenever their chunk is run, for what is made of them is large. What a frozen tower gives for a chunk is kept, so that
-it is run once per step; what frozen first layers give is larger, and kept up to a limit.
+it is run once per step; what frozen layers give for every token is larger, and kept up to a limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +113,7 @@ def _taken(side: Side, rows: Sequence[int]) -> Side:
 class ChunkReader:
     """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small.
 
-    most_state_bytes: of what frozen first layers give, as much is kept (the last chunk may go over it).
+    most_state_bytes: of what frozen layers give, as much is kept (the last chunk may go over it).
     """
 
     def __init__(self, processor: Processor, most_state_bytes: int = 0) -> None:
@@ -124,7 +124,7 @@ class ChunkReader:
         self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
 
     def __call__(self, chunk: Side) -> Inputs:
-        """The chunk's inputs, on the host; with the features that are kept of it, wherever those are."""
+        """The chunk's inputs, on the host; with the features that are kept of it, finished and wherever those are."""
         if isinstance(chunk, Inputs):
             return chunk  # whose texts were counted when they were cut
         if chunk in self._kept:
@@ -139,7 +139,7 @@ class ChunkReader:
 
     @property
     def has_room(self) -> bool:
-        """Whether more of what frozen first layers give may be kept."""
+        """Whether more of what frozen layers give may be kept."""
         return self._room > 0
 
     def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:
@@ -156,6 +156,8 @@ class ChunkReader:
         left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
         self._left[chunk] = left, {**known, **features}
         self._kept.pop(chunk, None)
+        if not any(item.images for item in left):
+            self._kept[chunk] = fixed  # texts too, of which some were read together with the pictures
 
     @property
     def num_truncated(self) -> int:

@@ -105,8 +105,8 @@ def _state_bytes(
     processor: Processor,
     settings: GradCacheSettings,
 ) -> int:
-    """What is kept of what frozen first layers give, by the largest row of each side. finished: a row's inputs."""
-    if not model.bottoms or all(len(cut.rows) == 1 for cut in cuts):
+    """What is kept of what frozen layers give, by the largest row of each side. finished: a row's inputs."""
+    if not model.keeps_states or all(len(cut.rows) == 1 for cut in cuts):
         return 0
     total = 0
     for cut in cuts:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vembed.errors import ConfigError
 from vembed.grad_cache.cachex.tree_utils import list_tensors, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
@@ -75,6 +76,16 @@ def settle(settings: GradCacheSettings, parts: StepParts) -> GradCacheSettings:
         if retain == "auto":
             retain = _choose_share(settings, parts, room)
     return settings.model_copy(update={"gradient_cache_retain": retain})
+
+
+def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
+    """Raise ConfigError for a limit of what frozen layers give, set for a model of which nothing like that is kept."""
+    limit = settings.gradient_cache_states_gib
+    if not model.keeps_states and limit != GradCacheSettings.model_fields["gradient_cache_states_gib"].default:
+        raise ConfigError(
+            f"gradient_cache_states_gib: {limit} has no effect: of this {model.spec.family} model neither first layers"
+            " are frozen (freeze_layers) nor the vision tower of a vision-language model (freeze); take it out"
+        )
 
 
 def _choose_size(settings: GradCacheSettings, parts: StepParts, room: int) -> int:
@@ -181,11 +192,11 @@ def _try_backward(parts: StepParts, chunks: Sequence[Side]) -> None:
 
 
 def _room_bytes(settings: GradCacheSettings, parts: StepParts) -> int:
-    """Bytes that a step may take, without those for what frozen first layers give, which is at most half of them."""
+    """Bytes that a step may take, without those for what frozen layers give, which is at most half of them."""
     if settings.gradient_cache_memory_gib is not None:
         room = round(settings.gradient_cache_memory_gib * GIB)
     else:
         share = _CPU_SHARE if parts.device.type == "cpu" else _ACCELERATOR_SHARE
         room = round(share * free_memory_bytes(parts.device))
-    kept = min(round(settings.gradient_cache_states_gib * GIB), room // 2) if parts.model.bottoms else 0
+    kept = min(round(settings.gradient_cache_states_gib * GIB), room // 2) if parts.model.keeps_states else 0
     return room - kept

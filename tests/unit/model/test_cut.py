@@ -231,9 +231,9 @@ def test_what_changes_below_the_boundary_is_not_taken(fresh, texts, pictures):
     assert not is_cut(lambda network: network.compile())
 
 
-def test_vision_language_and_late_interaction_models_have_no_boundary(fresh, texts, pictures):
-    for name in ("qwen2_vl", "colbert"):
-        model = fresh(name, freeze_layers={"text": 1})
+def test_vision_language_models_have_no_boundary_within_a_tower(fresh, texts, pictures):
+    for name in ("qwen2_vl", "colqwen", "colqwen2"):
+        model = fresh(name, freeze_layers={"text": 1, "vision": 1})
         inputs = finished(model, rows_of(model, texts, pictures))
         assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
 

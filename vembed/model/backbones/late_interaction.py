@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.files import ModelFolders
+from vembed.model.rows import sums_by_row
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.model.token_pooling import Reduction
@@ -43,7 +44,7 @@ class TokenRows:
         """The vectors of each row's tokens that are scored, those of documents reduced."""
         scored = inputs.tensors["scored"]
         vectors = _widened(tokens.vectors)[scored.values]  # [all tokens, dim]
-        lengths = _sums(scored.values.sum(dim=1), scored.counts)  # [rows]
+        lengths = sums_by_row(scored.values.sum(dim=1), scored.counts)  # [rows]
         if self._reduction is None:
             return _padded(vectors, lengths)
         documents = inputs.tensors["is_document"].values.tolist()
@@ -104,12 +105,6 @@ def _padded(vectors: Tensor, lengths: Tensor) -> Embeddings:
     mask = torch.arange(most, device=lengths.device) < lengths[:, None]  # [rows, tokens]
     rows = vectors.new_zeros(*mask.shape, vectors.shape[1])
     return Embeddings(rows.masked_scatter(mask[:, :, None], vectors), mask)
-
-
-def _sums(lengths: Tensor, counts: Tensor) -> Tensor:
-    """The sum of the lengths, int64 [sequences], of each row's sequences, int64 [rows]."""
-    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    return lengths.new_zeros(len(counts)).index_add(0, rows, lengths)
 
 
 def _widened(vectors: Tensor) -> Tensor:

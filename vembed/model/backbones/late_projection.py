@@ -1,7 +1,6 @@
 """ColBERT and ColQwen: a text encoder or vision-language model whose token vectors are projected to a small width."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +92,7 @@ class LateVlmModel(VlmModel):
 
     parts: ClassVar[Mapping[str, Part]] = {"heads.": "heads"}
     start_temperature: ClassVar[float] = START_TEMPERATURE
+    tensors_beside: ClassVar[tuple[str, ...]] = ("scored", "is_document")
 
     def __init__(
         self,
@@ -140,9 +140,7 @@ class LateVlmModel(VlmModel):
     def _embed(self, inputs: Inputs, heads: nn.Module) -> Embeddings:
         if inputs.num_rows == 0:
             return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
-        own = ("scored", "is_document")
-        read = replace(inputs, tensors={name: value for name, value in inputs.tensors.items() if name not in own})
-        states = self.token_states(read)
+        states = self.token_states(inputs)
         return self.rows_of(inputs, token_vectors(states.hidden, states.mask, heads, self.spec))
 
 

@@ -13,6 +13,7 @@ from vembed.model.base import disable_kv_cache
 from vembed.model.files import ModelFolders
 from vembed.model.late_files import retrieval_files
 from vembed.model.parameters import Part
+from vembed.model.picture_cut import PictureCut, seam_of
 from vembed.model.sentence_folder import JsonFiles
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import LateInteraction, ModelSpec
@@ -33,6 +34,10 @@ class LateRetrievalModel(LateInteractionModel):
     def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
         super().__init__(spec)
         self.backbone = backbone
+        # ColQwen2 asks the vision model itself.
+        by_itself = _late(spec).architecture == "colqwen2"
+        seam = (backbone.vlm.visual, "forward") if by_itself else seam_of(backbone.vlm)
+        self._pictures = PictureCut(backbone.vlm, seam)
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":
@@ -70,9 +75,28 @@ class LateRetrievalModel(LateInteractionModel):
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """Text and image sequences of all rows in one pass."""
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
-        images = _IMAGE_INPUTS[_late(self.spec).architecture](inputs.tensors, ids)
-        output = self.backbone(input_ids=ids, attention_mask=mask, **images)
+        with self._pictures.given(inputs) as whole:
+            images = _IMAGE_INPUTS[_late(self.spec).architecture](whole.tensors, ids)
+            output = self.backbone(input_ids=ids, attention_mask=mask, **images)
         return TokenVectors(output.embeddings, mask.bool())
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether there is something to keep of what frozen parts give: of pictures, under a frozen vision tower."""
+        return "vision" in self.frozen
+
+    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
+        """Finished inputs with what enters the language model in the place of pictures, if the vision tower is frozen.
+
+        of_layers: nothing is replaced without it. `forward` gives the same for both inputs.
+        """
+        if not of_layers or not self.keeps_states or inputs.num_rows == 0:
+            return inputs
+        return self._pictures.take(self._real_vectors, inputs)
+
+    def _real_vectors(self, inputs: Inputs) -> Tensor:
+        tokens = self.encode_tokens(inputs)
+        return tokens.vectors[tokens.mask]
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """The files of a MultiVectorEncoder."""

@@ -16,6 +16,7 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_ow
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache, pool, unit_vectors
 from vembed.model.files import ModelFolders, read_json
 from vembed.model.parameters import Part, layer_numbers
+from vembed.model.picture_cut import PictureCut, seam_of
 from vembed.model.sentence_folder import JsonFiles, sentence_files
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
@@ -48,6 +49,7 @@ class VlmModel(BaseEmbeddingModel):
     """
 
     has_towers_apart: ClassVar[bool] = False
+    tensors_beside: ClassVar[tuple[str, ...]] = ()  # which a kind of model needs, and the backbone does not read
 
     def __init__(self, spec: ModelSpec, backbone: Backbone, unused: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(spec)
@@ -56,6 +58,7 @@ class VlmModel(BaseEmbeddingModel):
         self._language = _language_name(backbone)
         self._has_head = type(backbone).__name__.endswith(_WITH_HEAD)  # code of its own may offer no class without
         self._arguments = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
+        self._pictures = PictureCut(backbone, seam_of(backbone))
         _stop_unused(backbone)
         disable_kv_cache(backbone)
 
@@ -99,13 +102,33 @@ class VlmModel(BaseEmbeddingModel):
 
     def token_states(self, inputs: Inputs) -> TokenStates:
         """The hidden states of finished inputs [rows, tokens, width], with their masks."""
-        tensors = {name: ragged.values for name, ragged in inputs.tensors.items() if len(ragged.values)}
-        is_image = tensors.pop(IMAGE_TOKENS)
-        dtype = self.backbone.get_input_embeddings().weight.dtype
-        tensors = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-        output = self.backbone(**tensors, **self._arguments, return_dict=True)
+        with self._pictures.given(inputs) as whole:
+            tensors = {name: ragged.values for name, ragged in whole.tensors.items() if len(ragged.values)}
+            is_image = tensors.pop(IMAGE_TOKENS)
+            read = {name: value for name, value in tensors.items() if name not in self.tensors_beside}
+            dtype = self.backbone.get_input_embeddings().weight.dtype
+            read = {name: value.to(dtype) if value.is_floating_point() else value for name, value in read.items()}
+            output = self.backbone(**read, **self._arguments, return_dict=True)
         hidden = output.hidden_states[-1] if self._has_head else output.last_hidden_state
-        return TokenStates(hidden, tensors["attention_mask"].bool(), is_image)
+        return TokenStates(hidden, read["attention_mask"].bool(), is_image)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether there is something to keep of what frozen parts give: of pictures, under a frozen vision tower."""
+        return "vision" in self.frozen
+
+    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
+        """Finished inputs with what enters the language model in the place of pictures, if the vision tower is frozen.
+
+        of_layers: nothing is replaced without it. `forward` gives the same for both inputs.
+        """
+        if not of_layers or not self.keeps_states or inputs.num_rows == 0:
+            return inputs
+        return self._pictures.take(self._real_states, inputs)
+
+    def _real_states(self, inputs: Inputs) -> Tensor:
+        states = self.token_states(inputs)
+        return states.hidden[states.mask]
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, dim] of finished inputs: each row's tokens, pooled (by its last one, usually)."""
