@@ -1,5 +1,7 @@
 """For every test: no network, one thread, and tiny models of each architecture, built once per session."""
 
+import gc
+import importlib
 import os
 import socket
 import tempfile
@@ -7,16 +9,17 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 # Where transformers copies the code that a checkpoint brings before it runs.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="vembed_tests_")
 
-import pytest
-import torch
+import pytest  # neither torch nor transformers: xdist's controller reads this file before it starts its workers
 
-from tests import tiny
 
-torch.set_num_threads(1)
+def pytest_collection_finish() -> None:
+    """What imports and collection made stays to the end: the garbage collector need not visit it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _refuse(_socket: socket.socket, address: object) -> None:
@@ -39,17 +42,26 @@ def _no_network():
         yield
 
 
-def _folder_fixture(build, name):
-    @pytest.fixture(scope="session", name=name)
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """What a test reads is there whether or not a disk has it: only a power cut could tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+
+
+def _folder_fixture(kind, **options):
+    @pytest.fixture(scope="session", name=f"{kind}_folder")
     def fixture(tmp_path_factory):
-        return build(tmp_path_factory.mktemp(name))
+        build = getattr(importlib.import_module("tests.tiny"), f"tiny_{kind}")
+        return build(tmp_path_factory.mktemp(f"{kind}_folder"), **options)
 
     return fixture
 
 
-clip_folder = _folder_fixture(tiny.tiny_clip, "clip_folder")
-siglip_folder = _folder_fixture(tiny.tiny_siglip, "siglip_folder")
-bert_folder = _folder_fixture(lambda folder: tiny.tiny_bert(folder, pooling="mean"), "bert_folder")
-vit_folder = _folder_fixture(tiny.tiny_vit, "vit_folder")
-dinov2_folder = _folder_fixture(tiny.tiny_dinov2, "dinov2_folder")
-timm_folder = _folder_fixture(tiny.tiny_timm, "timm_folder")
+clip_folder = _folder_fixture("clip")
+siglip_folder = _folder_fixture("siglip")
+bert_folder = _folder_fixture("bert", pooling="mean")
+vit_folder = _folder_fixture("vit")
+dinov2_folder = _folder_fixture("dinov2")
+timm_folder = _folder_fixture("timm")
