@@ -149,7 +149,9 @@ def test_a_step_runs_a_frozen_tower_once_per_row_and_has_the_plain_gradient(
         assert (tensor - expected[name]).norm() < 1e-2 * expected[name].norm()
 
 
-@pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_r": 2}], ids=["whole", "adapters"])
+@pytest.mark.parametrize(
+    "adapters", [{}, pytest.param({"use_lora": True, "lora_r": 2}, marks=pytest.mark.slow)], ids=["whole", "adapters"]
+)
 def test_frozen_layers_run_once_per_item_and_the_run_is_the_same(tmp_path, settings, vit_folder, adapters, monkeypatch):
     settings |= {"image_model_name": vit_folder, "freeze": [], "freeze_layers": {"vision": 1}, **adapters}
     ran = []

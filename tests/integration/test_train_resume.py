@@ -61,7 +61,7 @@ def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "f
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, id="full"),
+        pytest.param({}, id="full", marks=pytest.mark.slow),
         pytest.param(
             {"use_lora": True, "lora_dropout": 0.1, "num_workers": 2}, id="adapters and workers", marks=pytest.mark.slow
         ),
