@@ -11,6 +11,7 @@ from vembed.errors import ConfigError, DataError, NotFiniteError
 from vembed.losses.registry import LossRegistry
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer
+from vembed.training import loop
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
@@ -137,9 +138,8 @@ def test_a_nan_in_training_names_the_last_checkpoint_which_stays(tmp_path, setti
         return real(self, *sides) * (math.nan if len(steps) == 4 else 1)
 
     monkeypatch.setattr(GradientCacheTrainer, "_loss", spoiled)
-    with pytest.raises(
-        NotFiniteError, match=r"(?s)^step 4: the loss is not finite.*before that are in .*checkpoint-3 "
-    ):
+    told = r"(?s)^step 4: the loss is not finite.*before that are in .*checkpoint-3; from those in .*checkpoint-2, which"
+    with pytest.raises(NotFiniteError, match=told):
         Trainer(settings).train(epochs=3, save_steps=1)
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     result = Trainer(settings).train(epochs=3, save_steps=1, on_nan="skip", resume_from_checkpoint="latest")
@@ -148,3 +148,21 @@ def test_a_nan_in_training_names_the_last_checkpoint_which_stays(tmp_path, setti
     steps.clear()
     Trainer(settings).train(epochs=3, on_nan="skip", overwrite_output_dir=True)
     assert [number for number, loss in enumerate(losses_of(tmp_path / "run"), 1) if loss is None] == [4]
+
+
+@pytest.mark.parametrize("on_nan", ["raise", "skip"])
+def test_weights_that_are_no_numbers_are_not_written_over_good_ones(tmp_path, settings, monkeypatch, on_nan):
+    real = loop.apply_schedule
+
+    def spoiled(optimizer, factor):
+        real(optimizer, factor)
+        if len(optimizer.state) and optimizer.state[optimizer.param_groups[-1]["params"][0]]["step"] == 3:
+            for group in optimizer.param_groups:  # AdamW's decay multiplies the weights by 1 - lr * weight_decay
+                group["weight_decay"] *= 1e44
+
+    monkeypatch.setattr(loop, "apply_schedule", spoiled)
+    told = r"(?s)^step 4: after it the model's weights are not finite, such as .*before that are in .*checkpoint-3 \("
+    with pytest.raises(NotFiniteError, match=told):
+        Trainer(settings).train(epochs=3, save_steps=1, on_nan=on_nan)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert left == ["checkpoint-2", "checkpoint-3"]

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vembed.errors import CheckpointError, ConfigError
+from vembed.errors import CheckpointError, ConfigError, NotFiniteError
 from vembed.losses.classes import ClassWeights
 from vembed.model.adapters import has_adapters
 from vembed.model.export import merge_folder
@@ -80,8 +80,10 @@ class Checkpoints:
     def save(self, state: TrainState) -> Path:
         """Write checkpoint-<step>, then delete the oldest over the limit.
 
-        Raises CheckpointError when the disk refuses; what was there before is untouched then.
+        Raises CheckpointError when the disk refuses, NotFiniteError for weights that are no numbers; what was there
+        before is untouched then.
         """
+        self._check_finite(state)
         folder = self.run.checkpoint(state.step)
         with atomic_folder(folder) as new:
             self._save_model(new, state)
@@ -95,6 +97,7 @@ class Checkpoints:
     def save_best(self, state: TrainState) -> Path:
         """Write best/, a deployable model without training state, with the figure that chose it."""
         assert state.best is not None
+        self._check_finite(state)
         with atomic_folder(self.run.best) as new:
             self._save_model(new, state)
         _log.info("step %d is the best so far: %s %.4f", state.step, state.best.metric, state.best.value)
@@ -149,6 +152,14 @@ class Checkpoints:
         state = TrainState.from_dict(record["state"])
         state.best = self._kept_best()
         return state
+
+    def _check_finite(self, state: TrainState) -> None:
+        broken = [name for name, parameter in self._named() if not parameter.isfinite().all()]
+        if broken:
+            raise NotFiniteError(
+                f"step {state.step}: after it the model's weights are not finite, such as {broken[0]}, and are not"
+                " written; lower the learning rate"
+            )
 
     def _kept_best(self) -> Best | None:
         """What best/ holds. It may be from a later step than the checkpoint, if the run died between the two."""

@@ -118,7 +118,7 @@ def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *
                 evaluate_once(engine, state, milestones)
             state.epoch, state.loader = state.epoch + 1, None
             if plan.save_steps is None:
-                save_once(state, milestones)
+                _save_if_it_learned(state, milestones)
     evaluate_once(engine, state, milestones)
     save_once(state, milestones)
 
@@ -175,7 +175,13 @@ def _tell(record: StepRecord, plan: Plan, state: TrainState, callbacks: Sequence
 def _do_what_is_due(engine: Engine, plan: Plan, state: TrainState, milestones: Milestones) -> None:
     if state.step and plan.eval_steps is not None and state.step % plan.eval_steps == 0:
         evaluate_once(engine, state, milestones)
-    if state.step and plan.save_steps is not None and state.step % plan.save_steps == 0:
+    if plan.save_steps is not None and state.step // plan.save_steps > state.saved_step // plan.save_steps:
+        _save_if_it_learned(state, milestones)
+
+
+def _save_if_it_learned(state: TrainState, milestones: Milestones) -> None:
+    """Write a checkpoint, unless the last step was left out: it would hold nothing new, and push out one of before."""
+    if state.num_nan_in_a_row == 0:
         save_once(state, milestones)
 
 
@@ -256,7 +262,7 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
         loss=sum(accumulated.losses) / len(accumulated.losses) if accumulated.losses else math.nan,
         learning_rates=rates_by_part(engine.optimizer),
         grad_norm=grad_norm,
-        temperature=1 / scale_of(engine.model.logit_scale.detach()).item(),
+        temperature=(1 / scale_of(engine.model.logit_scale.detach())).item(),
         num_samples=accumulated.num_samples,
         load_seconds=accumulated.load_seconds,
         step_seconds=accumulated.step_seconds + time.perf_counter() - started,

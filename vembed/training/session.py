@@ -22,6 +22,7 @@ from vembed.training.optimizer import GroupSummary
 from vembed.training.overview import Overview, summarize_model
 from vembed.training.plan import Plan
 from vembed.training.run_data import RunData
+from vembed.training.run_folder import checkpoint_step
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.versions import versions
@@ -103,7 +104,7 @@ def train(
     """Train from `state` to the end, with metrics, checkpoints and best/ in the run's folder.
 
     Raises Interrupted after a signal and DataError for a row that cannot be used, when a checkpoint is written;
-    NotFiniteError, which names the last checkpoint.
+    NotFiniteError, which names the last checkpoints.
     """
     engine, plan, run = session.engine, session.plan, checkpoints.run
     device = engine.precision.device
@@ -137,16 +138,24 @@ def train(
             advice = "; mend the data first, or add --on_bad_sample skip"
             raise DataError(f"{error}\nstopped {_how_to_go_on(checkpoints, state, plan)}{advice}") from error
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}\n{_last_good(checkpoints)}") from error
+            raise NotFiniteError(f"{error}\n{_last_good(checkpoints, state)}") from error
         finally:
             session.loader.close()
 
 
-def _last_good(checkpoints: Checkpoints) -> str:
+def _last_good(checkpoints: Checkpoints, state: TrainState) -> str:
+    """Where the weights before a failed step are, and older ones from which a step still went well."""
     written = checkpoints.run.checkpoints()
     if not written:
         return "no checkpoint was written before that; save_steps sets how often one is"
-    return f"the weights before that are in {written[-1]} (model_name: {written[-1]} starts a new run from them)"
+    last_update = state.step - max(0, state.num_nan_in_a_row - 1)
+    good = [one for one in written if checkpoint_step(one) < last_update]
+    if not good or good[-1] == written[-1]:
+        return f"the weights before that are in {written[-1]} (model_name: {written[-1]} starts a new run from them)"
+    return (
+        f"the weights before that are in {written[-1]}; from those in {good[-1]}, which are older, a step still went"
+        f" well (model_name: {good[-1]} starts a new run from them)"
+    )
 
 
 def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan) -> str:

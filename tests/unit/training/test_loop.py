@@ -254,6 +254,16 @@ def test_a_step_with_a_nan_is_left_out_whole_if_asked_for(clip_folder, pairs, sh
     assert not all(torch.equal(weight, before[name]) for name, weight in parts.weights().items())
 
 
+@pytest.mark.parametrize("save_steps", [2, None])
+def test_no_checkpoint_is_written_of_steps_that_were_left_out(clip_folder, pairs, save_steps):
+    parts = Parts(clip_folder, pairs, batch_size=3, epochs=2, save_steps=save_steps)  # 3 steps in an epoch
+    engine, log = replace(parts.engine, on_nan="skip"), []
+    nan_at(parts, 2, 3)
+    fit(engine, parts.loader, parts.plan, TrainState(), milestones=milestones(log))
+    assert parts.plan.num_steps == 6
+    assert [entry[1] for entry in log if entry[0] == "save"] == ([4, 6] if save_steps else [6])
+
+
 def test_a_gradient_that_is_no_number_is_left_out_if_asked_for(clip_folder, pairs):
     parts = Parts(clip_folder, pairs)
     parts.model.model.logit_scale.register_hook(lambda gradient: gradient * math.nan)
