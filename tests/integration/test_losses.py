@@ -138,7 +138,9 @@ def test_a_nan_in_training_names_the_last_checkpoint_which_stays(tmp_path, setti
         return real(self, *sides) * (math.nan if len(steps) == 4 else 1)
 
     monkeypatch.setattr(GradientCacheTrainer, "_loss", spoiled)
-    told = r"(?s)^step 4: the loss is not finite.*before that are in .*checkpoint-3; from those in .*checkpoint-2, which"
+    told = (
+        r"(?s)^step 4: the loss is not finite.*before that are in .*checkpoint-3; from those in .*checkpoint-2, which"
+    )
     with pytest.raises(NotFiniteError, match=told):
         Trainer(settings).train(epochs=3, save_steps=1)
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]

@@ -22,7 +22,7 @@ def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> 
     ((1.0, 0.5), ())
     """
     try:
-        scores = _numbers(cell, where)
+        scores = _numbers(cell, where, needs)
         _check(scores, num_documents, needs, where)
     except DataError:
         if needs.scores in ("none", "unread"):
@@ -37,8 +37,8 @@ def refuse_unread(scores: Sequence[float], num_positives: int, where: str) -> No
     if wrong:
         raise DataError(
             f"{where}: {wrong[0]:g} says that the positive is not relevant, but this loss_type reads no scores and"
-            " would take it as relevant; choose cosent or contrastive, move the document to negatives, or map score to"
-            " another column"
+            " would take it as relevant; choose cosent or contrastive (or, if scores are a teacher's, margin_mse or"
+            " use_distillation: true), move the document to negatives, or rename the column"
         )
 
 
@@ -50,9 +50,15 @@ def _check(scores: Sequence[float], num_documents: int, needs: RowNeeds, where: 
         raise DataError(f"{where}: a label is 0 or 1, not {wrong[0]:g}")
 
 
-def _numbers(cell: Cell, where: str) -> tuple[float, ...]:
+def _numbers(cell: Cell, where: str, needs: RowNeeds) -> tuple[float, ...]:
     if is_absent(cell):
-        raise DataError(f"{where}: is missing; the loss goes by a number for each document of a row")
+        found = "is missing (NaN)" if isinstance(cell, float) else "is missing"
+        if needs.scores_say_relevance:
+            raise DataError(f"{where}: {found}; the loss goes by a number for each document of a row")
+        raise DataError(
+            f"{where}: {found}; the loss goes by a teacher's number for each document of a row (distillation has"
+            " teacher_model_name and teacher_embeddings too)"
+        )
     if isinstance(cell, str):
         cell = _parsed(cell, where)
     cells = cell if isinstance(cell, list | tuple) else [cell]

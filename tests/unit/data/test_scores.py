@@ -39,7 +39,7 @@ def test_there_is_a_number_for_each_document(row, scores):
     [
         ({}, "score: is missing; the loss goes by a number for each document of a row"),
         ({"score": None}, "score: is missing"),
-        ({"score": float("nan")}, "score: is missing"),
+        ({"score": float("nan")}, "score: is missing (NaN); the loss"),
         ({"score": float("inf")}, "score: should be a finite number, not inf"),
         ({"score": "high"}, "score: should be a number or a list of numbers, but is a text ('high')"),
         ({"score": [1, "x"]}, "score: has 2 numbers|score: should be a number, but is a text ('x')"),
@@ -52,6 +52,11 @@ def test_a_score_that_is_wrong_says_where_and_why(row, words):
         read(row)
     assert str(caught.value).startswith(f"{ORIGIN}: ")
     assert any(word in str(caught.value) for word in words.split("|"))
+
+
+def test_a_row_without_a_teachers_score_says_what_else_can_teach():
+    with pytest.raises(DataError, match=r"score: is missing; the loss goes by a teacher's .*has teacher_model_name"):
+        read({}, RowNeeds(scores="any", scores_say_relevance=False))
 
 
 def test_a_mapped_column_is_named():
