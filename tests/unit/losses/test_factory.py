@@ -1,5 +1,6 @@
 """A loss is found by name, built with its own options, and refused with the nearest name."""
 
+import json
 import re
 import subprocess
 import sys
@@ -88,6 +89,29 @@ def test_every_loss_has_a_row_a_section_and_a_paper_in_the_docs():
     text = (Path(__file__).resolve().parents[3] / "docs" / "losses.md").read_text()
     for name in LossRegistry.list():
         assert re.search(rf"^\| .* \| .*`{name}`.* \|", text, flags=re.MULTILINE), name
-        (title,) = (line for line in text.splitlines() if line.startswith("## ") and f"`{name}`" in line)
-        section = text.split(title)[1].split("\n## ")[0]
+        section = _section(text, name)
         assert re.search(r"arXiv \d{4}\.\d{5}|doi 10\.", section), name
+
+
+def test_every_option_of_a_loss_stands_in_its_section_of_the_docs_with_its_default():
+    text = (Path(__file__).resolve().parents[3] / "docs" / "losses.md").read_text()
+    seen = 0
+    for name in LossRegistry.list():
+        settings = LossRegistry.get(name).settings
+        section = "".join(_section(text, one) for one in {name, "infonce"} if one == name or _is_infonce(settings))
+        section = " ".join(section.split())
+        for key, field in settings.model_fields.items():
+            default = re.escape(json.dumps(field.default).strip('"').removesuffix(".0").replace("null", "none"))
+            assert re.search(rf"`{key}` (\({default}\)|\| `?{default}`? \|)", section), (name, key, default)
+            seen += 1
+    assert seen > 60
+    assert [key for key in LossSettings.model_fields if f"`{key}`" not in text and f"`{key}: " not in text] == []
+
+
+def _is_infonce(settings):
+    return issubclass(settings, InfoNCESettings)
+
+
+def _section(text, name):
+    (title,) = (line for line in text.splitlines() if line.startswith("## ") and f"`{name}`" in line)
+    return text.split(title)[1].split("\n## ")[0]
