@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import at_least_float32
-from vembed.utils.distributed import gather_rows, group_rank, group_size
+from vembed.utils.distributed import gather_rows, gather_to_learn, group_rank
 
 Reduction = Literal["mean", "sum"]
 
@@ -64,22 +64,19 @@ class SimpleContrastiveLoss:
 class DistributedContrastiveLoss(SimpleContrastiveLoss):
     """The same over the rows of all ranks: each query picks its document out of everybody's.
 
-    Every rank has the same loss. Its gradient reaches the rank's own rows alone and is multiplied by the number of
-    ranks, so that averaging over ranks, as DDP does, leaves the gradient of one process with all rows. `target` counts
-    this rank's own documents. Without a process group there is one rank.
+    Every rank has the same loss. Its gradient reaches the rank's own rows alone, multiplied by the number of ranks, so
+    that averaging over ranks, as DDP does, leaves the gradient of one process with all rows; a scale that learns has
+    its whole gradient on every rank. `target` counts this rank's own documents. Without a process group there is one
+    rank.
     """
 
     def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         """As SimpleContrastiveLoss, on every rank at once; ranks may have differing numbers of rows."""
         own = self._columns(x, y, target)
-        size = group_size()
-        if size == 1:
-            return _contrast(x, y, own, self.scale, reduction)
-        documents = gather_rows(y)
+        documents = gather_to_learn(y)
         before = sum(len(part) for part in documents[: group_rank()])
         columns = torch.cat(gather_rows(own + before))
-        loss = _contrast(torch.cat(gather_rows(x)), torch.cat(documents), columns, _shared(self.scale, size), reduction)
-        return _with_gradient_times(loss, size)
+        return _contrast(torch.cat(gather_to_learn(x)), torch.cat(documents), columns, self.scale, reduction)
 
 
 def _contrast(x: Tensor, y: Tensor, columns: Tensor, scale: float | Tensor, reduction: Reduction) -> Tensor:
@@ -92,13 +89,3 @@ def _checked(target: Tensor, x: Tensor, y: Tensor) -> Tensor:
     if target.shape != (len(x),) or (len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(y)):
         raise UsageError(f"target must be {len(x)} columns from 0 to {len(y) - 1}, one per query")
     return target
-
-
-def _shared(scale: float | Tensor, size: int) -> float | Tensor:
-    """A scale of which every rank has the whole gradient takes its share of it."""
-    return _with_gradient_times(scale, 1 / size) if isinstance(scale, Tensor) else scale
-
-
-def _with_gradient_times(tensor: Tensor, factor: float) -> Tensor:
-    scaled = tensor * factor
-    return tensor.detach() + (scaled - scaled.detach())

@@ -108,6 +108,20 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     return parts
 
 
+def gather_to_learn(rows: Tensor) -> list[Tensor]:
+    """As `gather_rows`, for a loss of all rows that every rank takes: own rows get its gradient times the ranks.
+
+    The mean over ranks (`average_gradients`, DDP) is then the gradient of one process with all rows: of the parameters
+    that rows come from, each rank having a part of it, and of those that the loss alone reads, each having all of it.
+    """
+    parts, size = gather_rows(rows), group_size()
+    if size > 1 and rows.requires_grad:
+        own = rows.view_as(rows)
+        own.register_hook(lambda gradient: gradient * size)  # type: ignore[no-untyped-call]
+        parts[group_rank()] = own
+    return parts
+
+
 def average_gradients(parameters: Iterable[Parameter]) -> None:
     """Replace each gradient by its mean over the ranks, where a rank without one counts as zero.
 
