@@ -211,7 +211,8 @@ class Targets:
     positives, negatives: explicit columns per query (values [pairs], counts [queries]).
     ignored: per query the content hashes that are neither. scored, scores: per query the columns that its row gives a
     score, and the scores (float), the row's positives first. teacher, reference: embeddings of the model that is
-    learned from, and of the model as it was before training; without a graph.
+    learned from, and of the model as it was before training; without a graph. document_draws: [documents], which of
+    the random augmentations of its content a document is; None: no augmentations.
     """
 
     query_groups: Tensor
@@ -225,6 +226,7 @@ class Targets:
     scores: Ragged | None = None
     teacher: Sides | None = None
     reference: Sides | None = None
+    document_draws: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_a_document_of_two_groups_is_a_positive_for_the_siblings_in_both(tmp_pat
     ]
     targets = _collate(tmp_path, rows).targets
     assert targets.document_groups[0] == targets.query_groups[0]
-    assert _columns(targets.positives) == [[0], [0], [1], [0, 2], [3]]
+    assert _columns(targets.positives) == [[0], [0], [0, 1], [0, 2], [3]]
 
 
 def test_hashes_of_queries_and_documents_are_comparable(tmp_path):

@@ -93,6 +93,7 @@ def _targets(
         document_hashes=_keys([item.content_hash for item in documents.items]),
         positives=_ragged(positives),
         negatives=_ragged(negatives),
+        document_draws=_keys([item.draw for item in documents.items]),
     )
 
 
@@ -102,8 +103,11 @@ def _add_shared(
     positives: list[list[int]],
     negatives: list[list[int]],
 ) -> None:
-    """A column can name one group only: a document of several groups becomes an explicit positive of the others'."""
-    shared = [(column, groups[1:]) for column, groups in enumerate(documents.groups) if len(groups) > 1]
+    """A column can name one group only: rows of all groups of a document of several name it themselves.
+
+    Of all, so that it does not matter which row, or which rank, comes first.
+    """
+    shared = [(column, groups) for column, groups in enumerate(documents.groups) if len(groups) > 1]
     for column, groups in shared:
         for row, example in enumerate(examples):
             if _group(example) in groups and column not in negatives[row]:
