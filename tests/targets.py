@@ -73,6 +73,7 @@ def select_targets(targets: Targets, queries: Sequence[int], documents: Sequence
         ignored=None if targets.ignored is None else ragged([rows_of(targets.ignored)[query] for query in queries]),
         scored=None if targets.scored is None else _renamed(rows_of(targets.scored), queries, new_column),
         scores=None if targets.scores is None else select_rows(targets.scores, torch.tensor(list(queries))),
+        teacher=_select_sides(targets.teacher, queries, documents),
         reference=_select_sides(targets.reference, queries, documents),
     )
 

@@ -19,6 +19,7 @@ from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
 from vembed.training.dpo import Reference
+from vembed.training.ranks import JoinedBatch, join_ranks
 from vembed.training.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
@@ -34,8 +35,10 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step says: the unscaled loss of the batch, how many queries and documents it had, the scale (inverse
-    temperature) that their scores were multiplied by, and how many texts were cut to the model's limit."""
+    """What one step says: the unscaled loss, how many queries and documents the batch had, the scale (inverse
+    temperature) that their scores were multiplied by, and how many texts were cut to the model's limit.
+
+    Over several ranks the loss is that of all batches, and the counts are this rank's."""
 
     loss: float
     num_queries: int
@@ -54,6 +57,9 @@ class GradientCacheTrainer:
     last one in any case, is encoded once.
     reference: the model as it was before training, for an objective that compares with it. teacher: what an objective
     learns from, where batches do not bring its embeddings themselves.
+
+    Of several ranks, each with a batch of its own and the same weights, every one calls `step` alike: the loss is of
+    all their batches as one, and the mean of their gradients (`average_gradients`) is its gradient.
     """
 
     def __init__(
@@ -91,14 +97,16 @@ class GradientCacheTrainer:
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
         has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
-        targets = move(self._with_teacher(batch), self._device)
-        targets = self._with_reference(targets, (queries, documents), reader)
+        joined = join_ranks(move(self._with_teacher(batch), self._device))
+        targets = self._with_reference(joined, (queries, documents), reader)
 
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
-            vectors = queries.in_order(query_vectors), documents.in_order(document_vectors)
-            loss = self._loss(*vectors, targets)
+            own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))
+            every = joined.gather(own)
+            loss = self._loss(every, targets)
             if not math.isfinite(loss.item()):
-                raise NotFiniteError(f"{_not_finite(batch, *vectors, cuts=(queries, documents))}; {self._advice()}")
+                why = _not_finite(batch, own, (queries, documents)) or _not_finite_elsewhere(joined, every)
+                raise NotFiniteError(f"{why}; {self._advice()}")
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
@@ -174,20 +182,20 @@ class GradientCacheTrainer:
     def _with_teacher(self, batch: Batch) -> Targets:
         return batch.targets if self._teacher is None else replace(batch.targets, teacher=self._teacher.sides(batch))
 
-    def _with_reference(self, targets: Targets, cuts: tuple[Cut, Cut], reader: ChunkReader) -> Targets:
+    def _with_reference(self, joined: JoinedBatch, cuts: tuple[Cut, Cut], reader: ChunkReader) -> Targets:
         if self.reference is None:
-            return targets
+            return joined.targets
         encode = self._encoder(self.reference.model, reader)
         queries, documents = (cut.in_order(self.reference.embed(cut.chunked(encode))) for cut in cuts)
-        return replace(targets, reference=Sides(queries, documents))
+        return replace(joined.targets, reference=joined.gather(Sides(queries, documents)))
 
     def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Inputs | ItemRows], Embeddings]:
         return lambda chunk: self._encode(model, chunk, reader)
 
-    def _loss(self, queries: Embeddings, documents: Embeddings, targets: Targets) -> Tensor:
+    def _loss(self, embeddings: Sides, targets: Targets) -> Tensor:
         return self._objective(
-            queries,
-            documents,
+            embeddings.queries,
+            embeddings.documents,
             targets,
             logit_scale=self._model.logit_scale,
             logit_bias=self._model.logit_bias,
@@ -212,16 +220,25 @@ def _has_batch_norm(model: BaseEmbeddingModel) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _not_finite(batch: Batch, queries: Embeddings, documents: Embeddings, *, cuts: tuple[Cut, Cut]) -> str:
-    """What to tell the user: which rows and chunks have embeddings that are not finite, or that it is none of them."""
-    bad_queries, bad_documents = _bad_rows(queries), _bad_rows(documents)
+def _not_finite(batch: Batch, own: Sides, cuts: tuple[Cut, Cut]) -> str | None:
+    """What to tell the user: which of this rank's rows and chunks have embeddings that are not finite, if any have."""
+    bad_queries, bad_documents = _bad_rows(own.queries), _bad_rows(own.documents)
     bad = bad_queries | _rows_naming(batch.targets, bad_documents)
+    if not bad_queries.any() and not bad_documents.any():
+        return None
     named = [origin for row, origin in enumerate(batch.origins) if bad[row]]
-    if not named:
-        return "the loss is not finite though all embeddings are (temperature or bias out of range?)"
     chunks = [*_bad_chunks("queries", bad_queries, cuts[0]), *_bad_chunks("documents", bad_documents, cuts[1])]
     where = f" ({', '.join(chunks)})" if any(len(cut.rows) > 1 for cut in cuts) else ""
-    return f"the loss is not finite: the embeddings of {name_rows(named)} are not{where}"
+    return f"the loss is not finite: the embeddings of {name_rows(named) or 'some rows'} are not{where}"
+
+
+def _not_finite_elsewhere(joined: JoinedBatch, every: Sides) -> str:
+    """The same where this rank's own embeddings are finite: whose are not, or that all are."""
+    ranks = joined.ranks_of(_bad_rows(every.queries), _bad_rows(every.documents))
+    if not ranks:
+        return "the loss is not finite though all embeddings are (temperature or bias out of range?)"
+    where = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+    return f"the loss is not finite: embeddings of {where} are not, which names the rows"
 
 
 def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:

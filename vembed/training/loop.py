@@ -3,7 +3,7 @@
     for every epoch:                                  fit
         for every step of it:                         steps_of_epoch
             batches forward and backward              GradientCacheTrainer.step
-            clip, set the rate, update                _update
+            average over ranks, clip, update          _update
             log; evaluate, save if due                _do_what_is_due
     evaluate and save the end
 
@@ -36,6 +36,7 @@ from vembed.training.settings import GroupPart
 from vembed.training.state import LogWindow, Metrics, TrainState
 from vembed.training.step_start import StepStart
 from vembed.types import Batch
+from vembed.utils.distributed import average_gradients
 
 _log = logging.getLogger(__name__)
 MOST_NAN_IN_A_ROW = 20  # with on_nan: skip; after so many the run learns nothing any more
@@ -271,12 +272,13 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
 
 
 def _update(engine: Engine, gradient_factor: float) -> float:
-    """Clip and apply the gradient if it is finite; gives its norm before clipping.
+    """Average the gradient over ranks, clip and apply it if it is finite; gives its norm before clipping.
 
     `gradient_factor` makes up for the batches that a step lacks. Weights change here and nowhere else: an average of
     them would be updated at the end of this function.
     """
     parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+    average_gradients(parameters)  # before the scaler looks for what is not finite, so that all ranks find the same
     scaler = engine.precision.scaler
     if scaler is not None:
         scaler.unscale_(engine.optimizer)
