@@ -69,6 +69,9 @@ def load(folders: dict[str, str], family: str, **settings: object) -> VisualRetr
     if family == "composed":
         towers = {"text_model_name": folders["bert"], "image_model_name": folders["dinov2"]}
         pair = VisualRetrievalModel.from_pretrained(settings=ModelSettings(**towers, projection_dim=12, **settings))
+    elif family == "colbert":
+        late = {"encoder_mode": "colbert", "projection_dim": 12, "num_query_tokens": 12}
+        pair = VisualRetrievalModel.from_pretrained(folders["bert"], ModelSettings(**late, **settings))
     else:
         pair = VisualRetrievalModel.from_pretrained(folders[family], ModelSettings(**settings))
     pair.model.double()
@@ -457,9 +460,9 @@ def test_freezing_adapters_and_checkpointing_change_nothing(folders, settings, r
 
 
 @pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_r": 2, "lora_dropout": 0.3}], ids=["", "adapters"])
-@pytest.mark.parametrize("family", ["clip", "siglip", "bert", "dinov2", "composed"])
+@pytest.mark.parametrize("family", ["clip", "siglip", "bert", "dinov2", "composed", "colbert"])
 def test_frozen_layers_run_once_per_chunk_and_change_nothing(folders, family, adapters):
-    towers = {"bert": ("text",), "dinov2": ("vision",)}.get(family, ("text", "vision"))
+    towers = {"bert": ("text",), "colbert": ("text",), "dinov2": ("vision",)}.get(family, ("text", "vision"))
     pair = load(folders, family, freeze_layers=dict.fromkeys(towers, 1), **adapters)
     for name, parameter in pair.model.named_parameters():
         if ".lora_B" in name:  # starts at zero, which would leave lora_A without gradient
@@ -485,6 +488,31 @@ def test_frozen_layers_run_once_per_chunk_and_change_nothing(folders, family, ad
     assert_gradients_equal(*found)
     assert relative_difference(found[0], expected) > 1e-3, "dropout must be on for this test to say anything"
     assert 0 < ran[0] < 0.7 * ran[1]
+
+
+def test_a_frozen_encoder_of_token_vectors_runs_once_per_chunk_within_its_memory(folders):
+    pair = load(folders, "colbert", freeze=("text",))
+    pair.model.train()
+    _, expected = graph_gradients(pair, make_batch(pair), ALL)
+    assert expected.keys() == {"logit_scale", "heads.0.linear.weight"}
+    batch = make_batch(pair, prepared=False)
+    runs = []
+    for limit in (1.0, 1e-9, 0.0):  # all, one chunk, none
+        settings = GradCacheSettings(
+            gradient_cache_chunk_size=3, gradient_cache_retain=0.0, gradient_cache_states_gib=limit
+        )
+        trainer = GradientCacheTrainer(pair.model, pair.processor, objective_of(pair), settings)
+        seen = []
+        hook = pair.model.backbone.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        trainer.step(batch)
+        hook.remove()
+        runs.append(len(seen))
+        assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
+    kept = len(cut_side(batch.queries, pair.processor, settings).rows)
+    kept += len(cut_side(batch.documents, pair.processor, settings).rows)
+    assert runs[0] == kept
+    assert runs[1] == runs[2] - 1
+    assert runs[2] == 2 * kept - 1  # the last chunk keeps its graph
 
 
 def test_one_chunk_is_one_forward_per_side_and_several_are_two_each_but_those_that_keep_their_graphs(folders):

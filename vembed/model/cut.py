@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 # What enters the first layer that learns stands in the inputs under these names.
 STATES: Mapping[Tower, str] = {"text": "text_states", "vision": "image_states"}
 _MASKS = ("attention_mask", "pixel_attention_mask")
+_SCORED = "scored"  # among them tokens that fill up a query, which no other token may read
 _PACKED_NDIM = 2  # [tokens, width]
 _NUM_TRIED = 2
 
@@ -223,8 +224,9 @@ def _noted(network: nn.Module, outputs: dict[str, object]) -> Iterator[None]:
 
 
 def _mask(values: Mapping[str, Tensor]) -> Tensor | None:
-    """Which tokens are real, bool [slices, tokens]; None where all are."""
-    return next((values[name].bool() for name in _MASKS if name in values), None)
+    """Which tokens are real, bool [slices, tokens]; None where all are. Late interaction scores others besides."""
+    mask = next((values[name].bool() for name in _MASKS if name in values), None)
+    return mask if mask is None or _SCORED not in values else mask | values[_SCORED]
 
 
 def _hollow(values: Tensor) -> Tensor:

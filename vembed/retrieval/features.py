@@ -48,6 +48,8 @@ class FeatureCache:
 
     def __init__(self, model: VisualRetrievalModel, folder: Path) -> None:
         self._model = model
+        if model.spec.scoring != "single" or not model.model.has_towers_apart:
+            raise ModelError(f"of a {model.spec.family} model, what is frozen is kept within a step alone; take it out")
         self._kept = {tower: Kept(VectorStore(folder / _name(model, tower))) for tower in model.model.fixed_towers()}
         for tower in model.model.bottoms:
             if _can_be_cut(model, tower):

@@ -18,10 +18,12 @@ from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.functional import ChunkedSide, num_retained
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.model.base import FEATURES
 from vembed.model.cut import STATES
 from vembed.types import Embeddings, HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
 Side = Inputs | ItemRows
+MADE = frozenset({*FEATURES.values(), *STATES.values()})  # the names of what frozen towers and layers gave
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class ChunkReader:
         if not gone or isinstance(chunk, Inputs):
             return
         features = {name: tensor for name, tensor in fixed.tensors.items() if name not in read.tensors}
-        self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in STATES.values())
+        self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in MADE)
         items, known = self._left.get(chunk, (chunk.items, {}))
         left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
         self._left[chunk] = left, {**known, **features}

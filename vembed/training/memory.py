@@ -21,8 +21,7 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
 from vembed.losses.strips import DENSE_SCORES
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.cut import STATES
-from vembed.training.chunks import Cut, Side, cut_side, retain_of
+from vembed.training.chunks import MADE, Cut, Side, cut_side, retain_of
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
@@ -112,7 +111,7 @@ def _state_bytes(
     for cut in cuts:
         row = take_rows(largest_first(cut.side, processor), 0, 1)
         tensors = model.with_fixed_features(finished(row)).tensors
-        total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in STATES.values() if name in tensors)
+        total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
     return min(total, round(settings.gradient_cache_states_gib * GIB))
 
 

@@ -32,6 +32,9 @@ CASES = {
     "own_code": {"text": 1},
     "vit_pair": BOTH,
     "composed": BOTH,
+    "colbert": {"text": 1},
+    "colbert_modern": {"text": 2},
+    "colbert_llama": {"text": 1},
 }
 
 
@@ -85,8 +88,26 @@ def test_embeddings_and_gradients_are_the_same(name, fresh, texts, pictures):
     assert_states_change_nothing(model, rows_of(model, texts, pictures))
 
 
+@pytest.mark.parametrize("settings", [{"freeze_layers": {"text": 1}}, {"freeze": ("text",)}], ids=["layers", "tower"])
+@pytest.mark.parametrize("name", ["colbert", "colbert_llama"])
+def test_queries_of_late_interaction_keep_the_tokens_that_fill_them_up(name, settings, fresh, texts):
+    model = fresh(name, num_query_tokens=14, **settings)
+    model.model.train()
+    inputs = model.processor.prepare([Item(text=text) for text in (texts[0], texts[4], texts[1])], "query")
+    filled = inputs.tensors["scored"].values & ~inputs.tensors["attention_mask"].values.bool()
+    assert filled.any()  # no other token reads them
+    cut = model.model.with_fixed_features(inputs)
+    assert inputs.tensors.keys() - cut.tensors.keys() == {"input_ids"}
+    assert {"text_states", "text_features"} & cut.tensors.keys()
+    assert model.model.with_fixed_features(cut).tensors == cut.tensors
+    (vectors, gradients), (expected, expected_gradients) = embed(model, cut), embed(model, inputs)
+    assert torch.allclose(vectors, expected, atol=1e-6)
+    assert_gradients_equal(gradients, expected_gradients)
+    assert model.model.with_fixed_features(inputs, of_layers=False).tensors == inputs.tensors
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("name", ["bert", "clip", "dinov2", "vit_pair"])
+@pytest.mark.parametrize("name", ["bert", "colbert", "clip", "dinov2", "vit_pair"])
 def test_they_are_with_adapters_too(name, checkpointing, fresh, texts, pictures):
     settings = {"use_lora": True, "lora_dropout": 0.3, "gradient_checkpointing": checkpointing}
     model = fresh(name, freeze_layers=CASES[name], **settings)

@@ -1,6 +1,7 @@
 """ColBERT and ColQwen: a text encoder or vision-language model whose token vectors are projected to a small width."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,10 +24,11 @@ from vembed.model.sentence_folder import JsonFiles, modules_folder
 from vembed.model.sentence_layers import width_after
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import LayerSpec, ModelSpec
-from vembed.types import Embeddings, Inputs
+from vembed.types import Embeddings, Inputs, Ragged
 
 DEFAULT_WIDTH = 128  # as in ColBERT
 _INLINE = "linear.weight"
+_MASKS = ("attention_mask", "scored")
 
 
 class LateTextModel(LateInteractionModel):
@@ -63,9 +65,35 @@ class LateTextModel(LateInteractionModel):
         """The text encoder, at the root of a checkpoint."""
         return {"": self.backbone}
 
+    @property
+    def takes_features(self) -> bool:
+        """It does: `encode_tokens` goes on from what the encoder gave for each token."""
+        return True
+
+    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *scored: Tensor) -> Tensor:
+        """What the encoder makes of each token, [texts, tokens, width]; zero where it is neither read nor scored."""
+        hidden: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return hidden.masked_fill(~(attention_mask.bool() | scored[0]).unsqueeze(-1), 0)
+
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """Every token's vector, projected."""
         return self._encode(inputs, self.heads)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether there is something to keep of what frozen layers give: of each token, by a frozen encoder, too."""
+        return bool(self.bottoms or self.frozen)
+
+    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
+        """Finished inputs with what frozen layers give for each token in the place of texts.
+
+        of_layers: nothing is replaced without it, since a frozen encoder gives as much as any of its layers.
+        """
+        if not of_layers or inputs.num_rows == 0:
+            return inputs
+        fixed = super().with_fixed_features(inputs)
+        masks = {name: inputs.tensors[name] for name in _MASKS}  # which say of the vectors what is scored
+        return replace(fixed, tensors={**fixed.tensors, **masks})
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """As forward, but without a projection that is new."""
@@ -82,9 +110,15 @@ class LateTextModel(LateInteractionModel):
         return self.heads.states()
 
     def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
-        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
-        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        return token_vectors(hidden, mask.bool(), heads, self.spec)
+        hidden = self._features("text", inputs)
+        assert hidden is not None
+        return token_vectors(hidden.values, inputs.tensors["attention_mask"].values.bool(), heads, self.spec)
+
+    def _read(self, tower: Tower, inputs: Inputs) -> dict[str, Ragged]:
+        return super()._read(tower, inputs) if "input_ids" in inputs.tensors else {}
+
+    def _tensors_read(self, tower: Tower) -> tuple[str, ...]:
+        return ("input_ids", *_MASKS)
 
 
 class LateVlmModel(VlmModel):
