@@ -98,6 +98,7 @@ def test_what_auto_chose_stays_whatever_is_free_afterwards(tmp_path, settings, m
     own = {**settings, "gradient_cache_chunk_size": "auto", "gradient_cache_retain": "auto"}
     monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**20)
     Trainer({**own, "output_dir": str(straight)}).train()
+    assert caplog.text.count("a batch of") == len(settings["data_path"])
     chosen = json.loads((straight / "checkpoint-5" / "training_state.json").read_text())["state"]["chunks"]
     assert chosen["gradient_cache_chunk_size"] < settings["batch_size"]
 

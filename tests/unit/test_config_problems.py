@@ -134,7 +134,7 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
         ({"gradient_cache_retain": 1.5}, "expected float, at least 0, at most 1 or auto; got 1.5"),
         (
             {"gradient_cache_memory_gib": 4},
-            "gradient_cache_memory_gib: has an effect only with gradient_cache_chunk_size: auto or",
+            "gradient_cache_memory_gib: has an effect only with gradient_cache_chunk_size, gradient_cache_chunk_tokens",
         ),
         ({"projection_head": "mlp"}, "projection_head: has an effect only with text_model_name"),
         ({"max_bad_fraction": 0.1}, "max_bad_fraction: has an effect only with on_bad_sample: skip"),

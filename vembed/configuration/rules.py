@@ -272,12 +272,13 @@ def _adapter_findings(sections: Sections) -> Iterator[Finding]:
 def _cache_findings(sections: Sections) -> Iterator[Finding]:
     cache = sections.grad_cache
     by_default = cache.gradient_cache_retain is None and sections.model.gradient_checkpointing
-    auto = by_default or "auto" in (cache.gradient_cache_chunk_size, cache.gradient_cache_retain)
+    may_be = (cache.gradient_cache_chunk_size, cache.gradient_cache_chunk_tokens, cache.gradient_cache_retain)
+    auto = by_default or "auto" in may_be
     if cache.gradient_cache_memory_gib is not None and not auto:
         yield (
             ("gradient_cache_memory_gib",),
-            "has an effect only with gradient_cache_chunk_size: auto or gradient_cache_retain: auto; set one, or take"
-            " it out",
+            "has an effect only with gradient_cache_chunk_size, gradient_cache_chunk_tokens or gradient_cache_retain:"
+            " auto; set one, or take it out",
         )
 
 

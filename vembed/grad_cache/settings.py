@@ -18,10 +18,12 @@ class GradCacheSettings(Section):
         description="Rows per chunk, or auto: as many as memory holds. A batch of one chunk is the plain step.",
         json_schema_extra=COMMON | only_with("use_gradient_cache", True),
     )
-    gradient_cache_chunk_tokens: int | None = Field(
+    gradient_cache_chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None,
-        ge=1,
-        description="Tokens per chunk, padding and image patches counted; rows alike in length share a chunk.",
+        description=(
+            "Tokens per chunk, padding and image patches counted, or auto: as many as memory holds, on a CPU at most"
+            " 4096; rows alike in length share a chunk."
+        ),
         json_schema_extra=only_with("use_gradient_cache", True) | instead_of("gradient_cache_chunk_size"),
     )
     gradient_cache_retain: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = Field(

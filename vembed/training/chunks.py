@@ -72,7 +72,9 @@ def cut_side(side: Side, processor: Processor, settings: GradCacheSettings) -> C
         return Cut(side, [range(start, min(start + size, side.num_rows)) for start in starts])
     if isinstance(side, Inputs):
         raise UsageError("gradient_cache_chunk_tokens: rows that are prepared already are padded; give ItemRows")
-    counts, most = processor.count_tokens(side.items, side.side), settings.gradient_cache_chunk_tokens
+    most = settings.gradient_cache_chunk_tokens
+    assert most != "auto"
+    counts = processor.count_tokens(side.items, side.side)
     rows = [sorted(group) for group in groups_within(counts, most)]
     return Cut(side, rows or [range(0)], max(counts, default=0))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.training.chunks import cut_side
+from vembed.training.memory import row_sizes
 from vembed.training.overview import table
 from vembed.training.session import Session
 from vembed.types import Batch
@@ -127,8 +128,9 @@ def _smaller_chunks(session: Session, settings: GradCacheSettings, batch: Batch)
         most = max(1, math.ceil(fewest / _CHUNKS))
         changes["gradient_cache_chunk_size"] = most if size == "auto" else min(size, most)
     else:
-        longest = max(cut_side(side, session.model.processor, settings).most_tokens for side in sides)
-        changes["gradient_cache_chunk_tokens"] = min(tokens, 2 * longest)
+        sizes = [row_sizes(side, session.model.processor) for side in sides]
+        longest = max(int(size.max()) for size in sizes)
+        changes["gradient_cache_chunk_tokens"] = 2 * longest if tokens == "auto" else min(tokens, 2 * longest)
     return settings.model_copy(update=changes)
 
 

@@ -28,7 +28,7 @@ from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
-_MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_retain")
+_MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -149,16 +149,25 @@ class GradientCacheTrainer:
             _log.info("auto stays what the run began with: %s", ", ".join(told))
         self._settings = self._settings.model_copy(update=dict(chunks))
 
-    def settle(self, batch: Batch) -> GradCacheSettings:
-        """The settings with numbers in the place of `auto`: those for the first batch that it is asked about."""
+    @property
+    def has_to_choose(self) -> bool:
+        """Whether a batch, the first that comes or those of `settle`, decides how large chunks are."""
+        asked = self._settings.model_dump(include=set(_MAY_BE_AUTO))
+        by_default = self._settings.gradient_cache_retain is None and self._model.checkpoints_gradients
+        return self._settled is None and self._settings.use_gradient_cache and (by_default or "auto" in asked.values())
+
+    def settle(self, *batches: Batch) -> GradCacheSettings:
+        """The settings with numbers in the place of `auto`: those that suit the first batches it is asked about."""
         if self._settled is None:
             encode = self._encoder(self._model, ChunkReader(self._processor))
-            sides, classes = (batch.queries, batch.documents), self._objective.classes
-            what = StepParts(self._model, self._processor, encode, sides, self._device, classes)
-            self._settled = settle(self._settings, what)
-            cuts = [cut_side(side, self._processor, self._settled) for side in what.sides]
-            if self._settled.use_gradient_cache:
-                _log.info("a batch of %d rows is %s", batch.queries.num_rows, cut_in_words(cuts, self._settled))
+            parts = [
+                StepParts(self._model, self._processor, encode, sides, self._device, self._objective.classes)
+                for sides in ((batch.queries, batch.documents) for batch in batches)
+            ]
+            self._settled = settle(self._settings, parts)
+            for sides in (part.sides for part in parts if self._settled.use_gradient_cache):
+                cuts = [cut_side(side, self._processor, self._settled) for side in sides]
+                _log.info("a batch of %d rows is %s", sides[0].num_rows, cut_in_words(cuts, self._settled))
             if self._settled.use_gradient_cache and _has_batch_norm(self._model):
                 _log.info(
                     "batch norms keep their statistics, since those of a chunk are not those of the batch;"
@@ -169,6 +178,7 @@ class GradientCacheTrainer:
     def _cut(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> Cut:
         cut = cut_side(side, self._processor, settings)
         limit = settings.gradient_cache_chunk_tokens
+        assert limit != "auto"
         if limit is not None and cut.most_tokens > limit and not self._told_of_long_rows:
             self._told_of_long_rows = True
             _log.warning(

@@ -149,10 +149,16 @@ def chunk_graphs(model: BaseEmbeddingModel, encode: Encode, cut: Cut, processor:
     if not cut.most_tokens:
         size = graph_size(model, encode, largest_first(cut.side, processor))
         return [size.of(len(rows)) for rows in cut.rows]
+    chunk = largest_chunk(cut, processor)
+    size = graph_size(model, encode, chunk)
+    return [size.of(chunk.num_rows)] * len(cut.rows)
+
+
+def largest_chunk(cut: Cut, processor: Processor) -> Side:
+    """The rows of the chunk with most tokens, padding counted; those that are largest first."""
     sizes = row_sizes(cut.side, processor)
-    rows = torch.tensor(max(cut.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max())))
-    size = graph_size(model, encode, largest_first(select_rows(cut.side, rows), processor))
-    return [size.of(len(rows))] * len(cut.rows)
+    rows = max(cut.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max()) if len(rows) else 0)
+    return largest_first(select_rows(cut.side, torch.tensor(rows, dtype=torch.int64)), processor)
 
 
 def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:

@@ -53,8 +53,9 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
     engine = session.engine
     processor = session.model.processor
     estimates = []
-    for batch in session.loader.first_batches():
-        settings = engine.trainer.settle(batch)
+    batches = list(session.loader.first_batches())
+    settings = engine.trainer.settle(*batches)
+    for batch in batches:
         estimates.append(
             estimate_memory(
                 engine.model,
@@ -125,6 +126,8 @@ def train(
         )
         milestones = Milestones(evaluate, judge, checkpoints.save, callbacks, stop)
         try:
+            if len(session.data.train) > 1 and engine.trainer.has_to_choose:
+                engine.trainer.settle(*session.loader.first_batches())  # one set's rows may be larger than another's
             fit(engine, session.loader, plan, state, milestones=milestones)
         except StopRequested:
             save_once(state, milestones)

@@ -1,6 +1,7 @@
 """`auto` in the gradient cache: what memory holds is found once, and nothing else changes."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training import sizing
+from vembed.training.chunks import cut_side
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.memory import WORKING_SHARE, graph_size, learning_bytes
+from vembed.training.memory import WORKING_SHARE, graph_size, learning_bytes, row_sizes
 from vembed.training.sizing import StepParts
+from vembed.types import ItemRows
 from vembed.utils.memory import GIB
 
 ROWS = 12
@@ -96,7 +99,7 @@ def test_where_not_even_a_row_fits_a_warning_says_so(pairs, caplog):
     trainer = trainer_of(model, gradient_cache_chunk_size="auto", gradient_cache_memory_gib=1e-6)
     assert trainer.settle(batch).gradient_cache_chunk_size == 1
     (warned,) = caplog.messages
-    assert warned.endswith("less than a chunk of 1 row takes")
+    assert warned.endswith("less than a chunk of one row takes")
 
 
 @pytest.mark.parametrize(
@@ -153,11 +156,63 @@ def test_a_device_is_tried_with_fewer_rows_until_a_step_runs(pairs, monkeypatch)
     settings = GradCacheSettings(gradient_cache_chunk_size="auto", gradient_cache_memory_gib=4.0)
     state = torch.get_rng_state()
     model.model.logit_scale.grad = torch.ones(1)
-    settled = sizing.settle(settings, parts_of(model, batch, encode))
+    settled = sizing.settle(settings, [parts_of(model, batch, encode)])
     assert settled.gradient_cache_chunk_size == 4
     assert tried == [12, 6, 4, 4]
     assert torch.equal(torch.get_rng_state(), state)
     assert [name for name, value in model.model.named_parameters() if value.grad is not None] == ["logit_scale"]
+
+
+def test_auto_tokens_are_what_a_cpu_is_busy_with_or_fewer_where_memory_is_short(pairs, caplog):
+    model, batch = pairs()
+    caplog.set_level(logging.INFO, "vembed")
+    assert trainer_of(model, gradient_cache_chunk_tokens="auto").settle(batch).gradient_cache_chunk_tokens == 4096
+    assert caplog.messages[0].startswith("gradient_cache_chunk_tokens: auto is 4096 tokens here")
+    memory = gib_for(model, batch, 3)
+    trainer = trainer_of(model, gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=memory)
+    settled = trainer.settle(batch)
+    cut = cut_side(batch.documents, model.processor, settled)
+    assert max(map(len, cut.rows)) == 3
+    assert trainer.chunks["gradient_cache_chunk_tokens"] == settled.gradient_cache_chunk_tokens
+
+    nothing = trainer_of(model, gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=1e-6).settle(batch)
+    assert nothing.gradient_cache_chunk_tokens == max(
+        cut_side(side, model.processor, settled).most_tokens for side in (batch.queries, batch.documents)
+    )
+
+
+def test_a_device_is_tried_with_fewer_tokens_until_a_step_runs(pairs, monkeypatch):
+    """Out of memory over five rows; a CPU stands in for the accelerator."""
+    model, batch = pairs()
+    monkeypatch.setattr(sizing, "_tokens_by_estimate", sizing._tokens_by_trial)
+    monkeypatch.setattr(sizing, "_CPU_TOKENS", ROWS * max(row_sizes(batch.documents, model.processor).tolist()))
+    tried = []
+
+    def encode(chunk):
+        tried.append(chunk.num_rows)
+        if chunk.num_rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode_of(model)(chunk)
+
+    settings = GradCacheSettings(gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=4.0)
+    settled = sizing.settle(settings, [parts_of(model, batch, encode)])
+    assert tried[0] == ROWS
+    assert max(tried[-2:]) <= 5 < min(tried[:-2])
+    rows = [cut_side(side, model.processor, settled).rows for side in (batch.queries, batch.documents)]
+    assert [max(map(len, side)) for side in rows] == tried[-2:]
+
+
+def test_of_several_data_sets_the_largest_rows_decide(pairs):
+    model, batch = pairs()
+    short = ItemRows(tuple(replace(item, text="a") for item in batch.queries.items), "query")
+    texts = replace(batch, queries=short, documents=replace(short, side="document"))
+    memory = {"gradient_cache_chunk_size": "auto", "gradient_cache_memory_gib": gib_for(model, batch, 3)}
+    assert trainer_of(model, **memory).settle(texts).gradient_cache_chunk_size > 3
+    trainer = trainer_of(model, **memory)
+    assert trainer.has_to_choose
+    assert trainer.settle(texts, batch).gradient_cache_chunk_size == 3
+    assert not trainer.has_to_choose
+    assert not trainer_of(model).has_to_choose
 
 
 def test_settings_without_auto_measure_nothing(pairs):
@@ -167,6 +222,6 @@ def test_settings_without_auto_measure_nothing(pairs):
         raise AssertionError
 
     for settings in (GradCacheSettings(), GradCacheSettings(use_gradient_cache=False)):
-        assert sizing.settle(settings, parts_of(model, batch, encode)) == (
+        assert sizing.settle(settings, [parts_of(model, batch, encode)]) == (
             settings.model_copy(update={"gradient_cache_retain": 0.0}) if settings.use_gradient_cache else settings
         )
