@@ -35,7 +35,10 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
         if one.has_rows:
             yield _rows_note(comparison, one)
         if unmeasured:
-            yield f"{name}: {unmeasured} queries are not measured; their only relevant document is the query itself."
+            yield (
+                f"{name}: {unmeasured} queries are not measured; no document besides themselves is relevant to them (a"
+                " positive of score 0 or below is not)."
+            )
         if one.retrieval_set.skipped:
             yield f"{name}: {len(one.retrieval_set.skipped)} rows were left out because they cannot be used."
         if one.results[-1].num_truncated:

@@ -9,7 +9,8 @@
 | query images | other documents that show a picture of the query, not relevant; `exclude_query_image` excludes them |
 
 Scores that are a teacher's say nothing of relevance (`RowNeeds.scores_say_relevance`): then all positives are relevant.
-A query that is left without a relevant document (its only positive is itself) cannot be measured; it is counted.
+A query that is left without a relevant document (its only positive is itself, or of score 0) cannot be measured; it is
+counted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -219,6 +220,7 @@ def _lists(ragged: Ragged) -> list[list[int]]:
 def _nothing_to_measure(num_rows: int, num_queries: int, num_skipped: int) -> str:
     if num_queries:
         return (
-            f"nothing to measure: the only relevant document of each of the {num_queries} queries is the query itself"
+            f"nothing to measure: no document besides itself is relevant to any of the {num_queries} queries (a positive"
+            " whose `score` is 0 or below is not, unless it is a teacher's: --use_distillation says so)"
         )
     return f"nothing to measure: it has {num_rows} rows, of which {num_skipped} cannot be used"

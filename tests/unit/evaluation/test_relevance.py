@@ -104,7 +104,7 @@ def test_queries_whose_only_positive_is_themselves_are_counted_not_measured(tmp_
 
 
 def test_a_set_without_anything_to_find_is_refused(tmp_path):
-    with pytest.raises(DataError, match="the only relevant document of each of the 1 queries is the query itself"):
+    with pytest.raises(DataError, match="no document besides itself is relevant to any of the 1 queries"):
         build(tmp_path, [{"query": "same", "positive": "same"}])
 
 
