@@ -220,7 +220,7 @@ def _lists(ragged: Ragged) -> list[list[int]]:
 def _nothing_to_measure(num_rows: int, num_queries: int, num_skipped: int) -> str:
     if num_queries:
         return (
-            f"nothing to measure: no document besides itself is relevant to any of the {num_queries} queries (a positive"
-            " whose `score` is 0 or below is not, unless it is a teacher's: --use_distillation says so)"
+            f"nothing to measure: no document besides itself is relevant to any of the {num_queries} queries (a"
+            " positive whose `score` is 0 or below is not, unless it is a teacher's: --use_distillation says so)"
         )
     return f"nothing to measure: it has {num_rows} rows, of which {num_skipped} cannot be used"
