@@ -143,26 +143,24 @@ def compare_cells(rank: int, bert: str, expected_file: str, every: str) -> Resul
     return {"cells": torch.tensor(number + 1)} | train(bert)
 
 
-@pytest.fixture(scope="module")
-def two_ranks(bert_folder, tmp_path_factory):
-    return run_cells(tmp_path_factory.mktemp("two"), bert_folder, every=1, num_ranks=2)
-
-
 def run_cells(folder: Path, bert: str, *, every: int, num_ranks: int) -> list[Results]:
     torch.save(whole_gradients(bert, every), folder / "expected.pt")
     return run_ranks(compare_cells, folder, str(bert), str(folder / "expected.pt"), str(every), num_ranks=num_ranks)
 
 
-def test_two_ranks_have_the_gradient_of_one_process_with_every_loss(two_ranks):
+def test_two_ranks_have_the_gradient_of_one_process_with_every_loss(bert_folder, tmp_path):
+    results = run_cells(tmp_path, bert_folder, every=1, num_ranks=2)
     num_cells = 720 - 256 + len(OPTIONS)
-    assert [int(results["cells"]) for results in two_ranks] == [num_cells, num_cells]
+    assert [int(result["cells"]) for result in results] == [num_cells] * 2
     assert {cell[0] for cell in CELLS} == set(LOSSES)
+    assert_trained_alike(results, train(str(bert_folder)))
 
 
 def test_three_ranks_have_it_too(bert_folder, tmp_path):
     every = 11  # no multiple of what the cells of a loss are made of, so that all kinds are met
     results = run_cells(tmp_path, bert_folder, every=every, num_ranks=3)
     assert [int(result["cells"]) for result in results] == [-(-(464 + len(OPTIONS)) // every)] * 3
+    assert_trained_alike(results, train(str(bert_folder)))
 
 
 def refuse_what_is_wrong(rank: int, pair: VisualRetrievalModel) -> None:
@@ -231,8 +229,8 @@ def without_dropout(pair: VisualRetrievalModel) -> VisualRetrievalModel:
 
 
 def train(bert: str) -> Results:
-    """The weights after an epoch of two steps, the second of a single batch; with a scaler, after a third that only the
-    last rank must leave out."""
+    """The weights after an epoch of two steps, the second of a single batch; with a scaler, after a third in which the
+    last rank alone has a gradient that is infinite."""
     results: Results = {}
     for name, scaler in (("plain", None), ("scaled", torch.amp.GradScaler("cpu", init_scale=16.0))):
         pair = without_dropout(VisualRetrievalModel.from_pretrained(bert))
@@ -260,11 +258,11 @@ def train(bert: str) -> Results:
     return results
 
 
-def test_ranks_train_the_weights_of_one_process(two_ranks, bert_folder):
-    expected = train(str(bert_folder))
+def assert_trained_alike(ranks: list[Results], expected: Results) -> None:
+    """All ranks have the weights of one process, and leave out the step that one of them could not use."""
     assert expected["plain/skipped"].tolist() == [False, False]
     assert expected["scaled/skipped"].tolist() == [False, False, True]
     assert float(expected["scaled/losses"][2]) < float(expected["plain/losses"][0])
-    for results in two_ranks:
+    for results in ranks:
         for name, value in expected.items():
             torch.testing.assert_close(results[name], value, rtol=1e-7, atol=1e-9, msg=name)
