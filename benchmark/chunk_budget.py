@@ -13,7 +13,6 @@ on the machine takes. Memory is the peak over the loaded model (VmHWM, set back 
 import argparse
 import json
 import math
-import random
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,9 @@ import time
 from pathlib import Path
 from statistics import median
 
+from mixed_texts import LONGEST, write_minilm_and_draw
+
 MODES = ("rows", "tokens")
-SHORTEST, LONGEST = 8, 256
 LEAST_SPEED, MOST_MEMORY, TOLERANCE = 1.6, 1.05, 1e-5
 
 
@@ -145,20 +145,8 @@ def make_batch(folder, processor):
 
 def write(folder: Path, num_pairs: int) -> None:
     """all-MiniLM-L6-v2, and pairs of texts of whole words of its vocabulary."""
-    from transformers import AutoTokenizer
-
-    from vembed.demo.models import write_minilm
-
-    write_minilm(folder / "model")
-    vocabulary = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
-    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
-    draw = random.Random(0)
-
-    def text() -> str:
-        num_tokens = round(math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))))
-        return " ".join(draw.choices(words, k=num_tokens - 2))  # and [CLS] and [SEP]
-
-    (folder / "pairs.json").write_text(json.dumps([(text(), text()) for _ in range(num_pairs)]))
+    texts = write_minilm_and_draw(folder / "model", 2 * num_pairs)
+    (folder / "pairs.json").write_text(json.dumps(list(zip(texts[::2], texts[1::2], strict=True))))
 
 
 if __name__ == "__main__":

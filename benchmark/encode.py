@@ -13,15 +13,15 @@ time on the clock for images, whose decoding beside the model is the point. Embe
 import argparse
 import json
 import math
-import random
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from mixed_texts import write_minilm_and_draw
+
 BATCH_SIZES = (32, 64, 128)
 CONTENDERS = ("vembed", *(f"sentence-transformers, {size}" for size in BATCH_SIZES))
-SHORTEST, LONGEST = 8, 256
 TOLERANCE = 1e-5
 PIXELS, PICTURE = 224, (640, 480)
 
@@ -126,20 +126,7 @@ def encoder(name, kind, folder):
 
 def write_texts(folder: Path, number: int) -> None:
     """all-MiniLM-L6-v2, and texts of whole words of its vocabulary."""
-    from transformers import AutoTokenizer
-
-    from vembed.demo.models import write_minilm
-
-    write_minilm(folder / "model")
-    vocabulary = AutoTokenizer.from_pretrained(folder / "model").get_vocab()
-    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha())
-    draw = random.Random(0)
-
-    def text() -> str:
-        num_tokens = round(math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))))
-        return " ".join(draw.choices(words, k=num_tokens - 2))  # and [CLS] and [SEP]
-
-    (folder / "items.json").write_text(json.dumps([text() for _ in range(number)]))
+    (folder / "items.json").write_text(json.dumps(write_minilm_and_draw(folder / "model", number)))
 
 
 def write_images(folder: Path, number: int) -> None:
