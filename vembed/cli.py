@@ -22,6 +22,16 @@ _SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True}
 _INTERRUPTED = 130
 _SIDES: "dict[str, Side]" = {"query": "query", "document": "document"}
 
+_Plugins = Annotated[
+    list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
+]
+_TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run the model's own code.")
+]
+_AllowPickledWeights = Annotated[
+    bool, typer.Option("--allow_pickled_weights", "--allow-pickled-weights", help="Read tensors from .bin files.")
+]
+
 
 class _Commands(typer.core.TyperGroup):
     """Turns what a command raises into a message and an exit code."""
@@ -133,19 +143,12 @@ def _encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run the model's own code.")
-    ] = False,
-    plugins: Annotated[
-        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
-    ] = None,
+    trust_remote_code: _TrustRemoteCode = False,
+    plugins: _Plugins = None,
     torch_dtype: Annotated[
         str, typer.Option("--torch_dtype", "--torch-dtype", help="float32, bfloat16, float16, or auto: the files' own.")
     ] = "float32",
-    allow_pickled_weights: Annotated[
-        bool,
-        typer.Option("--allow_pickled_weights", "--allow-pickled-weights", help="Read tensors from .bin files."),
-    ] = False,
+    allow_pickled_weights: _AllowPickledWeights = False,
 ) -> None:
     """Embed texts and images, and write the vectors."""
     if side not in _SIDES:
@@ -178,16 +181,9 @@ def _export(
     torch_dtype: Annotated[
         str, typer.Option("--torch_dtype", "--torch-dtype", help="float32, bfloat16, float16, or auto: the base's own.")
     ] = "float32",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run the model's own code.")
-    ] = False,
-    plugins: Annotated[
-        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
-    ] = None,
-    allow_pickled_weights: Annotated[
-        bool,
-        typer.Option("--allow_pickled_weights", "--allow-pickled-weights", help="Read tensors from .bin files."),
-    ] = False,
+    trust_remote_code: _TrustRemoteCode = False,
+    plugins: _Plugins = None,
+    allow_pickled_weights: _AllowPickledWeights = False,
 ) -> None:
     """Write a checkpoint as plain weights that need no adapter."""
     from vembed.entrypoints import export as entrypoint
@@ -209,9 +205,7 @@ def _models(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="With --check: run the model's own code.")
     ] = False,
-    plugins: Annotated[
-        list[str] | None, typer.Option("--plugins", metavar="MODULE", help="Import this first; may be repeated.")
-    ] = None,
+    plugins: _Plugins = None,
     torch_dtype: Annotated[
         str | None, typer.Option("--torch_dtype", "--torch-dtype", help="With --check: hold the weights in this dtype.")
     ] = None,
@@ -247,7 +241,12 @@ def _models(
 def _doctor(
     context: typer.Context,
     grad_check: Annotated[
-        bool, typer.Option("--grad_check", "--grad-check", help="Compare plain and cached gradients on a few rows.")
+        bool,
+        typer.Option(
+            "--grad_check",
+            "--grad-check",
+            help="Compare plain and cached gradients on a few rows; exit 1 if they differ.",
+        ),
     ] = False,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of the comparison.")] = 8,
 ) -> None:
