@@ -515,6 +515,16 @@ def test_a_frozen_encoder_of_token_vectors_runs_once_per_chunk_within_its_memory
     assert runs[2] == 2 * kept - 1  # the last chunk keeps its graph
 
 
+def test_a_frozen_tower_runs_once_per_chunk_of_rows_that_are_prepared_too(folders):
+    pair = load(folders, "clip", freeze=("vision",))
+    batch = make_batch(pair)
+    _, expected = graph_gradients(pair, batch, ALL)
+    with counted_rows(pair.model.towers()["vision"]) as seen:
+        _, gradients = step_gradients(pair, batch, 3)
+    assert sum(seen) == sum(len(side.tensors["pixel_values"].values) for side in (batch.queries, batch.documents))
+    assert_gradients_equal(gradients, expected)
+
+
 def test_one_chunk_is_one_forward_per_side_and_several_are_two_each_but_those_that_keep_their_graphs(folders):
     pair = load(folders, "clip")
     batch = make_batch(pair)

@@ -126,11 +126,12 @@ class ChunkReader:
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
         self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
+        self._fixed: dict[int, Inputs] = {}  # by id: the chunks of a step live as long
 
     def __call__(self, chunk: Side) -> Inputs:
         """The chunk's inputs, on the host; with the features that are kept of it, finished and wherever those are."""
         if isinstance(chunk, Inputs):
-            return chunk  # whose texts were counted when they were cut
+            return self._fixed.get(id(chunk), chunk)  # texts were counted when they were cut
         if chunk in self._kept:
             return self._kept[chunk]
         items, features = self._left.get(chunk, (chunk.items, {}))
@@ -152,10 +153,14 @@ class ChunkReader:
         read: the chunk's finished inputs. fixed: the same with features (BaseEmbeddingModel.with_fixed_features).
         """
         gone = read.tensors.keys() - fixed.tensors.keys()
-        if not gone or isinstance(chunk, Inputs):
+        if not gone:
             return
         features = {name: tensor for name, tensor in fixed.tensors.items() if name not in read.tensors}
         self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in MADE)
+        if isinstance(chunk, Inputs):
+            if "pixel_values" not in fixed.tensors:  # floats of pictures exist for one chunk only
+                self._fixed[id(chunk)] = fixed
+            return
         items, known = self._left.get(chunk, (chunk.items, {}))
         left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
         self._left[chunk] = left, {**known, **features}
