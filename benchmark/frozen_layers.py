@@ -1,18 +1,24 @@
-"""What frozen first layers save: processor time and peak memory of a cached training step.
+"""What frozen layers save: processor time and peak memory of a cached training step.
 
-    python benchmark/frozen_layers.py [--batch_size 32] [--chunk_size 8] [--frozen 6] [--steps 2]
+    python benchmark/frozen_layers.py [--model vit] [--batch_size 32] [--chunk_size 8] [--frozen 6] [--steps 2]
 
-A ViT of 384 x 8 with random weights and pictures of 112 px, pictures as queries and as documents, one thread. Three
-steps take turns, each in a process of its own: all layers learn; the first ones are frozen and run in both passes of
-the gradient cache (gradient_cache_states_gib: 0); they are frozen and run once. Memory is the peak of resident memory
-over the loaded model and batch.
+Random weights and pictures of 112 px, pictures as queries and as documents, one thread. Three steps take turns, each in
+a process of its own: all layers learn; some are frozen and run in both passes of the gradient cache
+(gradient_cache_states_gib: 0); they are frozen and run once. Memory is the peak of resident memory over the loaded
+model and batch.
+
+vit: a ViT of 384 x 8, of which the first layers are frozen. qwen2_vl: a Qwen2-VL whose vision tower (256 x 8, 196
+patches and 49 tokens a picture) and language model (384 x 8) stand in size about as in the 2B model; the language
+model learns by adapters, and the vision tower is frozen.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from statistics import median
 
 MODES = ("learning", "frozen, run twice", "frozen, run once")
@@ -22,9 +28,10 @@ PIXELS = 112
 def main() -> None:
     """Run the workers in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("vit", "qwen2_vl"), default="vit")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--chunk_size", type=int, default=8)
-    parser.add_argument("--frozen", type=int, default=6, help="layers of the 8")
+    parser.add_argument("--frozen", type=int, default=6, help="layers of the 8 of vit")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each kind, after one that is not")
     parser.add_argument("--worker", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -36,9 +43,8 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Start a process per mode, step them in turns, print times, memory and ratios."""
-    shared = [
-        text for name in ("batch_size", "chunk_size", "frozen") for text in (f"--{name}", f"{vars(options)[name]}")
-    ]
+    names = ("model", "batch_size", "chunk_size", "frozen")
+    shared = [text for name in names for text in (f"--{name}", f"{vars(options)[name]}")]
     workers = {
         mode: subprocess.Popen(
             [sys.executable, __file__, "--worker", mode, *shared],
@@ -57,9 +63,8 @@ def compare(options: argparse.Namespace) -> None:
         worker.communicate()
     seconds = {mode: median(result["seconds"] for result in results[mode][1:]) for mode in MODES}
     peak = {mode: results[mode][-1]["peak_mib"] for mode in MODES}
-    print(
-        f"batch {options.batch_size} + {options.batch_size}, chunk {options.chunk_size}, {options.frozen} of 8 layers"
-    )
+    frozen = f"{options.frozen} of 8 layers" if options.model == "vit" else "the vision tower"
+    print(f"{options.model}, batch {options.batch_size} + {options.batch_size}, chunk {options.chunk_size}, {frozen}")
     print(f"{'step':<18} {'seconds':>8} {'peak MiB':>9} {'time':>6} {'memory':>7} {'loss':>9}")
     for mode in MODES:
         ratios = f"{seconds[mode] / seconds[MODES[0]]:>5.2f}x {peak[mode] / peak[MODES[0]]:>6.2f}x"
@@ -74,8 +79,9 @@ def work(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, trainer = build(options)
-    batch = make_batch(options.batch_size)
+    model, processor = build_vit(options) if options.model == "vit" else build_qwen2_vl(options)
+    trainer = make_trainer(model, processor, options)
+    batch = make_batch(processor, options.batch_size)
     cpu = torch.device("cpu")
     loaded = used_memory_bytes(cpu) / MIB
     reset_peak_memory(cpu)
@@ -87,19 +93,15 @@ def work(options: argparse.Namespace) -> None:
         print(json.dumps({"seconds": seconds, "peak_mib": peak_memory_mib(cpu) - loaded, "loss": loss}), flush=True)
 
 
-def build(options: argparse.Namespace):
-    """The model and its step."""
+def build_vit(options: argparse.Namespace):
+    """A model of one tower, and its processor."""
     from transformers import ViTConfig, ViTImageProcessor, ViTModel  # noqa: PLC0415
 
-    from vembed.grad_cache.settings import GradCacheSettings  # noqa: PLC0415
-    from vembed.losses.factory import LossFactory  # noqa: PLC0415
-    from vembed.losses.settings import LossSettings  # noqa: PLC0415
     from vembed.model.backbones.auto import VisionModel  # noqa: PLC0415
     from vembed.model.backbones.vision import VisionTower  # noqa: PLC0415
     from vembed.model.processors.auto import TowerProcessor  # noqa: PLC0415
     from vembed.model.processors.pictures import TransformersImages  # noqa: PLC0415
     from vembed.model.spec import ModelSpec  # noqa: PLC0415
-    from vembed.training.gradient_cache_trainer import GradientCacheTrainer  # noqa: PLC0415
 
     shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
     network = ViTModel(ViTConfig(**shape, image_size=PIXELS, patch_size=16), add_pooling_layer=False)
@@ -108,22 +110,57 @@ def build(options: argparse.Namespace):
     if options.worker != MODES[0]:
         model.freeze_layers({"vision": options.frozen})
     square = {"height": PIXELS, "width": PIXELS}
-    processor = TowerProcessor(spec, None, TransformersImages(ViTImageProcessor(size=square), None))
+    return model, TowerProcessor(spec, None, TransformersImages(ViTImageProcessor(size=square), None))
+
+
+def build_qwen2_vl(options: argparse.Namespace):
+    """A vision-language model, all of which learns or adapters on its language model, and its processor."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: PLC0415
+
+    from tests.tiny import tiny_qwen2_vl  # noqa: PLC0415 (its tokenizer and processor; the weights are replaced)
+    from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415
+    from vembed.model.settings import ModelSettings  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Qwen2VLConfig.from_pretrained(tiny_qwen2_vl(folder))
+        text = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
+        vision = {"embed_dim": 256, "hidden_size": 384, "depth": 8, "num_heads": 4, "mlp_ratio": 4}
+        for part, shape in ((config.text_config, text), (config.vision_config, vision)):
+            for name, value in shape.items():
+                setattr(part, name, value)
+        sections = {"mrope_section": [8, 12, 12], "rope_type": "default", "type": "mrope", "rope_theta": 1e6}
+        config.text_config.rope_parameters = sections
+        config.text_config.num_key_value_heads = 2
+        config.text_config.layer_types = ["full_attention"] * 8
+        Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+        settings = ModelSettings(use_lora=options.worker != MODES[0], min_pixels=PIXELS**2, max_pixels=PIXELS**2)
+        opened = VisualRetrievalModel.from_pretrained(folder, settings)
+    return opened.model, opened.processor
+
+
+def make_trainer(model, processor, options: argparse.Namespace):
+    """The step that is measured."""
+    from vembed.grad_cache.settings import GradCacheSettings  # noqa: PLC0415
+    from vembed.losses.factory import LossFactory  # noqa: PLC0415
+    from vembed.losses.settings import LossSettings  # noqa: PLC0415
+    from vembed.training.gradient_cache_trainer import GradientCacheTrainer  # noqa: PLC0415
+
     limit = 1.0 if options.worker == MODES[2] else 0.0
     settings = GradCacheSettings(gradient_cache_chunk_size=options.chunk_size, gradient_cache_states_gib=limit)
-    return model, GradientCacheTrainer(model.train(), processor, LossFactory.create(LossSettings()), settings)
+    return GradientCacheTrainer(model.train(), processor, LossFactory.create(LossSettings()), settings)
 
 
-def make_batch(rows: int):
+def make_batch(processor, rows: int):
     """Random pictures as queries and as documents, one to one."""
+    import PIL.Image  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from vembed.types import Batch, ItemRows, LoadedItem, Ragged, Targets  # noqa: PLC0415
+    from vembed.types import Batch, ImageSource, Item, ItemRows, Ragged, Targets  # noqa: PLC0415
 
     def pictures(side):
-        drawn = torch.randint(0, 256, (rows, 3, PIXELS, PIXELS), dtype=torch.uint8)
-        items = [LoadedItem(None, ({"pixel_values": one},), number) for number, one in enumerate(drawn)]
-        return ItemRows(tuple(items), side)
+        drawn = torch.randint(0, 256, (rows, PIXELS, PIXELS, 3), dtype=torch.uint8)
+        sources = [ImageSource(pil=PIL.Image.fromarray(one.numpy())) for one in drawn]
+        return ItemRows(tuple(processor.load(Item(images=(source,))) for source in sources), side)
 
     numbers = torch.arange(rows)
     no_groups, one_each = torch.full((rows,), -1), torch.ones_like(numbers)
@@ -133,4 +170,5 @@ def make_batch(rows: int):
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()
