@@ -4,6 +4,9 @@
              layers above read
     go_on    run the tower, each frozen layer giving the states as they are: nothing below the boundary is computed
 
+What layers hand on beside the states (the relative positions of T5, the size of Swin's grid) is taken from a run of
+one text or picture: a tower in which it is another for each cannot be cut.
+
 For the time of one run the forward of the frozen layers is replaced. Whether a network can be cut like that is tried on
 the first inputs: both ways must give the same.
 """
@@ -44,6 +47,7 @@ class _Found:
         self.fits: dict[bool, bool] = {}
         self.early: tuple[str, ...] = ()
         self.gives_tuple = False
+        self.hands_on = False
 
     def __deepcopy__(self, _memo: object) -> "_Found":
         return self
@@ -110,7 +114,7 @@ class TowerCut:
     def _above(self, run: Run, values: Mapping[str, Tensor], states: Tensor) -> Tensor:
         """The tower run with its frozen layers, and what comes before them, giving these states."""
         early, frozen = map(self._modules, (self._found.early, self._paths))
-        output = (states,) if self._found.gives_tuple else states
+        output = (states, *self._handed_on(run, values)) if self._found.gives_tuple else states
         last = Given(output)
         forwards = dict.fromkeys(early, Given(states)) | dict.fromkeys(frozen, Given(output)) | {frozen[-1]: last}
         with replaced({(module, "forward"): given for module, given in forwards.items()}):
@@ -175,7 +179,15 @@ class TowerCut:
                 yield name
 
     def _states(self, run: Run, values: Mapping[str, Tensor]) -> Tensor | None:
-        """What the last frozen layer gives, None for more than one tensor; no layer above it runs."""
+        """The states that the last frozen layer gives, None where it gives no such tensor."""
+        output = self._reach(run, values)
+        states, *beside = output if isinstance(output, tuple) else (output,)
+        self._found.gives_tuple = isinstance(output, tuple)
+        self._found.hands_on = any(one is not None for one in beside)
+        return states if isinstance(states, Tensor) else None
+
+    def _reach(self, run: Run, values: Mapping[str, Tensor]) -> object:
+        """What the last frozen layer gives, None where it is not run; no layer above it runs."""
 
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
             raise Reached(output)
@@ -184,14 +196,19 @@ class TowerCut:
         try:
             run(values)
         except Reached as reached:
-            output = reached.output
-        else:
-            return None
+            return reached.output
         finally:
             handle.remove()
-        self._found.gives_tuple = isinstance(output, tuple)
-        states = output[0] if isinstance(output, tuple) and len(output) == 1 else output
-        return states if isinstance(states, Tensor) else None
+        return None
+
+    def _handed_on(self, run: Run, values: Mapping[str, Tensor]) -> tuple[object, ...]:
+        """What the last frozen layer gives beside the states, by a run of one slice: for all slices the same."""
+        if not self._found.hands_on:
+            return ()
+        with torch.no_grad():
+            output = self._reach(run, {name: value[:1] for name, value in values.items()})
+        assert isinstance(output, tuple)
+        return output[1:]
 
 
 def standing_for(tower: Tower, states: Embeddings, read: Read) -> dict[str, Ragged]:

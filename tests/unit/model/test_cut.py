@@ -32,6 +32,7 @@ CASES = {
     "own_code": {"text": 1},
     "vit_pair": BOTH,
     "composed": BOTH,
+    "swin": {"vision": 1},
     "colbert": {"text": 1},
     "colbert_modern": {"text": 2},
     "colbert_llama": {"text": 1},
@@ -221,8 +222,7 @@ def test_a_frozen_tower_and_a_frozen_bottom_stand_side_by_side(fresh, texts, pic
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("t5", {}),  # its first layer hands on positions beside the states
-        ("swin", {}),
+        ("t5", {}),  # whose dropout behind the embeddings is the one at its end, which goes on
         ("timm", {"gradient_checkpointing": True}),  # which then runs the parts of stages, not the stages
     ],
 )
@@ -236,6 +236,35 @@ def test_a_tower_that_cannot_be_cut_runs_its_bottom_and_says_so_once(name, setti
             assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
     assert len([line for line in caplog.messages if f"the {tower} tower" in line]) == 1
     assert embed(model, inputs)[1]
+
+
+def test_positions_that_the_first_layer_hands_on_are_made_for_the_length_of_the_texts(fresh, texts, pictures):
+    model = fresh("t5", freeze_layers={"text": 1})
+    (stack,) = (module for module in model.model.modules() if type(module).__name__ == "T5Stack")
+    stack.dropout.p = 0.0
+    items = rows_of(model, texts, pictures)
+    cut = assert_states_change_nothing(model, items)
+    short = take_rows(cut, 0, 1)
+    expected = model.model.eval()(finished(model, items[:1])).vectors
+    assert torch.allclose(model.model(short).vectors, expected, atol=1e-6)
+
+
+def test_what_layers_hand_on_of_a_single_text_cannot_be_given_for_others(fresh, texts, pictures):
+    model = fresh("t5", freeze_layers={"text": 1})
+    (stack,) = (module for module in model.model.modules() if type(module).__name__ == "T5Stack")
+    stack.dropout.p = 0.0
+    model.model.train()
+
+    block = stack.block[0]
+    run = block.forward
+
+    def of_a_text(*arguments, **options):
+        hidden, bias, *rest = run(*arguments, **options)
+        return hidden, bias * hidden.mean(dim=(1, 2))[:, None, None, None], *rest
+
+    block.forward = of_a_text
+    inputs = finished(model, rows_of(model, texts, pictures))
+    assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
 
 
 def test_what_changes_below_the_boundary_is_not_taken(fresh, texts, pictures):
