@@ -69,6 +69,7 @@ def check_same_run(
 
 
 def _same(key: str, saved: Any, now: Any) -> bool:  # Any: a setting's value
-    """Equal, or more epochs than before."""
+    """Equal, or more epochs than before, or no temperature, which stands for the checkpoint's own."""
     more = key == "epochs" and isinstance(saved, int) and isinstance(now, int) and now > saved
-    return more or bool(saved == now)
+    own = key == "temperature" and now is None
+    return more or own or bool(saved == now)

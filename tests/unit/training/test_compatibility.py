@@ -55,6 +55,18 @@ def test_a_key_that_only_one_of_the_two_has_counts_as_its_default_in_the_other()
         check_same_run({**SAVED, "gone": 1}, now, defaults=DEFAULTS, saved_rows=ROWS, rows=ROWS)
 
 
+def test_without_a_temperature_the_checkpoints_own_goes_on():
+    def check_temperatures(saved, now):
+        rows = {"saved_rows": ROWS, "rows": ROWS}
+        check_same_run({"temperature": saved}, {"temperature": now}, defaults={"temperature": None}, **rows)
+
+    check_temperatures(0.05, None)
+    with pytest.raises(ConfigError, match=r"temperature: the checkpoint was trained with 0.05, now it is 0.1"):
+        check_temperatures(0.05, 0.1)
+    with pytest.raises(ConfigError, match=r"temperature: the checkpoint was trained with None, now it is 0.1"):
+        check_temperatures(None, 0.1)
+
+
 def test_changed_data_is_refused():
     with pytest.raises(ConfigError, match="data set 't2i': it had 10 rows, now it has 11"):
         check_same_run(SAVED, SAVED, defaults=DEFAULTS, saved_rows=ROWS, rows={"t2i": 11, "i2i": 5})
