@@ -154,7 +154,8 @@ class Checkpoints:
         return state
 
     def _check_finite(self, state: TrainState) -> None:
-        broken = [name for name, parameter in self._named() if not parameter.isfinite().all()]
+        learning = [(name, parameter) for name, parameter in self._named() if parameter.requires_grad]
+        broken = [name for name, parameter in learning if not parameter.isfinite().all()]
         if broken:
             raise NotFiniteError(
                 f"step {state.step}: after it the model's weights are not finite, such as {broken[0]}, and are not"
