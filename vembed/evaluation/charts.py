@@ -58,7 +58,7 @@ class Chart:
 
 def loss_chart(history: Sequence[Line]) -> Chart | None:
     """Training loss over steps; None when there are fewer than two points."""
-    points = [(line["step"], line["loss"]) for line in history if line.get("loss") is not None]
+    points = _of_many_steps([(line["step"], line["loss"]) for line in history if line.get("loss") is not None])
     if len(points) < 2:
         return None
     steps, losses = np.array(points, dtype=np.float64)[:: 1 + len(points) // _MOST_POINTS].T
@@ -70,6 +70,18 @@ def loss_chart(history: Sequence[Line]) -> Chart | None:
             axes.plot(steps, _smoothed(losses), color=_SERIES[0], linewidth=2)
 
     return Chart("Training loss", _draw_svg(draw, "loss"), f"Loss went from {losses[0]:.3g} to {losses[-1]:.3g}.")
+
+
+def _of_many_steps(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points without a last one that is the mean of less than half as many steps as the one before: chance.
+
+    >>> _of_many_steps([(10, 3.0), (20, 2.0), (21, 2.9)])
+    [(10, 3.0), (20, 2.0)]
+    >>> _of_many_steps([(10, 3.0), (20, 2.0), (25, 1.9)])
+    [(10, 3.0), (20, 2.0), (25, 1.9)]
+    """
+    steps = [step for step, _ in points[-3:]]
+    return points[:-1] if len(steps) == 3 and 2 * (steps[2] - steps[1]) < steps[1] - steps[0] else points
 
 
 def metric_chart(history: Sequence[Line], metric: str) -> Chart | None:

@@ -47,6 +47,10 @@ def test_the_gist_says_where_curves_begin_and_end():
     assert metric_chart(HISTORY, "mrr").gist == "Last values: t2i 40.0, <script>$x$ 猫 20.0."
 
 
+def test_the_last_step_alone_is_no_end_of_the_curve():
+    assert loss_chart([*HISTORY, {"step": 991, "loss": 9.0}]).gist == "Loss went from 5 to 0.0505."
+
+
 def test_nothing_to_draw_gives_no_chart():
     assert loss_chart([]) is None
     assert loss_chart([{"step": 1, "loss": 2.0}]) is None
