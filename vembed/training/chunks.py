@@ -126,12 +126,12 @@ class ChunkReader:
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
         self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
-        self._fixed: dict[int, Inputs] = {}  # by id: the chunks of a step live as long
+        self._fixed: dict[int, tuple[Inputs, Inputs]] = {}  # by id of the first, which lives as long as this
 
     def __call__(self, chunk: Side) -> Inputs:
         """The chunk's inputs, on the host; with the features that are kept of it, finished and wherever those are."""
         if isinstance(chunk, Inputs):
-            return self._fixed.get(id(chunk), chunk)  # texts were counted when they were cut
+            return self._fixed.get(id(chunk), (chunk, chunk))[1]  # whose texts were counted when they were cut
         if chunk in self._kept:
             return self._kept[chunk]
         items, features = self._left.get(chunk, (chunk.items, {}))
@@ -159,7 +159,7 @@ class ChunkReader:
         self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in MADE)
         if isinstance(chunk, Inputs):
             if "pixel_values" not in fixed.tensors:  # floats of pictures exist for one chunk only
-                self._fixed[id(chunk)] = fixed
+                self._fixed[id(chunk)] = chunk, fixed
             return
         items, known = self._left.get(chunk, (chunk.items, {}))
         left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]

@@ -254,7 +254,8 @@ def _not_finite_elsewhere(joined: JoinedBatch, every: Sides) -> str:
 def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:
     """The chunks of a side with bad rows (bool [rows]): `["chunk 2 of 3 of the queries"]`."""
     numbers = cut.chunks_of(bad)
-    return [f"chunk {', '.join(map(str, numbers))} of {len(cut.rows)} of the {side}"] if numbers else []
+    words = "chunk" if len(numbers) == 1 else "chunks"
+    return [f"{words} {', '.join(map(str, numbers))} of {len(cut.rows)} of the {side}"] if numbers else []
 
 
 def name_rows(origins: Sequence[str]) -> str:
