@@ -149,6 +149,24 @@ def test_memory_for_states_is_kept_to(load):
         assert sum(seen) < some < twice
 
 
+def test_nothing_is_kept_of_chunks_that_keep_their_graphs(load, monkeypatch):
+    pair = load("qwen2_vl", freeze=("vision",))
+    batch = make_batch(pair)
+    expected = gradients(pair, batch, 2)
+    taken = []
+    take = PictureCut._taken
+    monkeypatch.setattr(PictureCut, "_taken", lambda *arguments: taken.append(1) or take(*arguments))
+    trainer = trainer_of(pair, 2)
+    for retain, num_taken in ((0.0, 3), (0.5, 1), (1.0, 0)):  # of six chunks the last four hold pictures
+        settings = trainer._settings.model_copy(update={"gradient_cache_retain": retain})
+        torch.manual_seed(1)
+        with counted(pair) as seen:
+            trainer.with_settings(settings, autocast=trainer._autocast).step(batch)
+        assert (len(taken), len(seen)) == (num_taken, 4)
+        assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
+        taken.clear()
+
+
 @pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}], ids=["", "checkpointing"])
 def test_pictures_held_as_files_and_chunks_of_tokens_are_kept_too(load, settings):
     pair = load("qwen3_vl", freeze=("vision",), **settings)

@@ -217,9 +217,11 @@ class GradientCacheTrainer:
             trim()
         inputs = self._processor.finish(move(reader(chunk), self._device))
         by_torch = torch.is_grad_enabled() and model.recomputes_by_torch  # which must find the same kernels again
+        comes_again = not torch.is_grad_enabled()  # a chunk that keeps its graph does not
         with self._autocast(), nullcontext() if by_torch else quick_linear():
-            fixed = model.with_fixed_features(inputs, of_layers=reader.has_room)
-            reader.keep(chunk, inputs, fixed)
+            fixed = model.with_fixed_features(inputs, of_layers=comes_again and reader.has_room)
+            if comes_again:
+                reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)
         if trim is not None and embeddings.vectors.requires_grad:
             embeddings.vectors.register_hook(lambda _gradient: trim())  # type: ignore[no-untyped-call]

@@ -89,7 +89,7 @@ def estimate_memory(
             "gradients": learning,
             "AdamW": 2 * learning,
             "activations": kept,
-            "frozen layers' output": _state_bytes(model, finished, cuts, processor, settings),
+            "frozen layers' output": _state_bytes(model, finished, cuts, processor, settings, reference),
             "working memory": learning + working_bytes(model, device, kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
@@ -103,16 +103,22 @@ def _state_bytes(
     cuts: Sequence[Cut],
     processor: Processor,
     settings: GradCacheSettings,
+    reference: Reference | None,
 ) -> int:
-    """What is kept of what frozen layers give, by the largest row of each side. finished: a row's inputs."""
-    if not model.keeps_states or all(len(cut.rows) == 1 for cut in cuts):
+    """What is kept of what frozen layers give, by the largest row of each side. finished: a row's inputs.
+
+    Of chunks that keep their graphs nothing is, unless a reference encodes them first.
+    """
+    num_chunks = sum(len(cut.rows) for cut in cuts)
+    if not model.keeps_states or num_chunks == len(cuts):
         return 0
+    kept = num_retained(num_chunks, retain_of(settings)) if reference is None else 0
     total = 0
     for cut in cuts:
         row = take_rows(largest_first(cut.side, processor), 0, 1)
         tensors = model.with_fixed_features(finished(row)).tensors
         total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
-    return min(total, round(settings.gradient_cache_states_gib * GIB))
+    return min(total * (num_chunks - kept) // num_chunks, round(settings.gradient_cache_states_gib * GIB))
 
 
 @dataclass(frozen=True)
