@@ -14,7 +14,7 @@ from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.losses.teaching import distills, has_teacher, row_needs, teaching_problems
+from vembed.losses.teaching import compares_scores, distills, has_teacher, row_needs, teaching_problems
 from vembed.model.fusion_registry import unknown_fusion
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
@@ -113,6 +113,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _fusion_findings(sections.model)
     yield from _matryoshka_findings(sections.loss)
     yield from _teacher_findings(sections, user)
+    yield from _left_out_findings(sections, user)
     yield from _negatives_findings(sections)
     yield from _training_findings(sections.training)
     yield from _adapter_findings(sections)
@@ -240,6 +241,22 @@ def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterat
         )
     for key, text in teaching_problems(loss, sections.loss_options, taught=has_teacher(loss)):
         yield (key,), text
+
+
+def _left_out_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
+    """What only the loss reads, where distillation leaves it out."""
+    loss = sections.loss
+    if loss.loss_type not in LossRegistry or not distills(loss) or loss.distillation_alpha < 1:
+        return
+    fields = dict(type(sections.loss_options).model_fields)
+    if not compares_scores(loss):
+        fields |= {key: LossSettings.model_fields[key] for key in ("temperature", "learn_temperature")}
+    for key, field in fields.items():
+        if key in user and user[key].value != field.default:
+            yield (
+                (key,),
+                f"has no effect with distillation_alpha: 1, which leaves out the loss; lower that, or take {key} out",
+            )
 
 
 def _negatives_findings(sections: Sections) -> Iterator[Finding]:

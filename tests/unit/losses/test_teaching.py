@@ -79,6 +79,19 @@ def test_a_row_with_one_document_has_no_distribution_to_learn():
             "distillation_temperature: has an effect only with distillation_type: kl",
         ),
         ({"teacher_model_name": "x"}, "teacher_model_name: nothing would be learned from the teacher"),
+        (
+            {"use_distillation": True, "distillation_alpha": 1.0, "label_smoothing": 0.1},
+            "label_smoothing: has no effect with distillation_alpha: 1, which leaves out the loss",
+        ),
+        (
+            {"use_distillation": True, "distillation_alpha": 1.0, "loss_type": "triplet", "margin": 0.3},
+            "margin: has no effect with distillation_alpha: 1",
+        ),
+        (
+            {"use_distillation": True, "distillation_alpha": 1.0, "distillation_type": "cosine"}
+            | {"teacher_model_name": "x", "temperature": 0.1},
+            "temperature: has no effect with distillation_alpha: 1",
+        ),
         ({"teacher_embeddings": True}, "teacher_embeddings: nothing would be learned from the teacher"),
         (
             {"use_distillation": True, "teacher_embeddings": True, "teacher_model_name": "x"},
