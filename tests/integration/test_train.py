@@ -349,6 +349,8 @@ def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, settings):
     train, validation = overview.rows["train"], overview.rows["validation"]
     assert {name: train[name] + validation[name] for name in train} == {"t2i": 14, "i2i": 10}
     assert (overview.plan.steps_per_epoch, overview.plan.num_steps, overview.warmup_steps) == (3, 6, 1)
+    for documents in (3, 6):  # one data set has a negative per row
+        assert f"chunks         a batch of 8 rows is 3 chunks of queries and {documents} of documents" in text
     assert {group.layer for group in overview.groups if group.part == "vision"} == {0, 1, 2}
     assert overview.memory.total_mib > 50
     assert not (tmp_path / "run").exists()

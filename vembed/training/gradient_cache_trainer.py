@@ -165,15 +165,20 @@ class GradientCacheTrainer:
                 for sides in ((batch.queries, batch.documents) for batch in batches)
             ]
             self._settled = settle(self._settings, parts)
-            for sides in (part.sides for part in parts if self._settled.use_gradient_cache):
-                cuts = [cut_side(side, self._processor, self._settled) for side in sides]
-                _log.info("a batch of %d rows is %s", sides[0].num_rows, cut_in_words(cuts, self._settled))
+            for batch in batches if self._settled.use_gradient_cache else ():
+                _log.info(self.cut_in_words(batch))
             if self._settled.use_gradient_cache and _has_batch_norm(self._model):
                 _log.info(
                     "batch norms keep their statistics, since those of a chunk are not those of the batch;"
                     " train_batch_norm: true needs use_gradient_cache: false"
                 )
         return self._settled
+
+    def cut_in_words(self, batch: Batch) -> str:
+        """What a batch is cut into, of how many rows, and how much of that needs no second forward."""
+        settings = self.settle(batch)
+        cuts = [cut_side(side, self._processor, settings) for side in (batch.queries, batch.documents)]
+        return f"a batch of {batch.queries.num_rows} rows is {cut_in_words(cuts, settings)}"
 
     def _cut(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> Cut:
         cut = cut_side(side, self._processor, settings)

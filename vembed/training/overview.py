@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.memory import MemoryEstimate
 from vembed.training.optimizer import GroupSummary
@@ -33,7 +32,8 @@ class ModelSummary:
 class Overview:
     """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows.
 
-    teacher: what is learned from, in words. chunks: without `auto`.
+    teacher: what is learned from, in words. chunks: what batches of the data sets are cut into, in
+    words.
     """
 
     model: ModelSummary
@@ -44,7 +44,7 @@ class Overview:
     rows: Mapping[str, Mapping[str, int]]
     device: str
     mixed_precision: str
-    chunks: GradCacheSettings
+    chunks: Sequence[str]
     memory: MemoryEstimate
 
     def lines(self) -> list[str]:
@@ -89,18 +89,9 @@ class Overview:
         plan = self.plan
         batches = f" x {plan.num_batches_per_step} batches" if plan.num_batches_per_step > 1 else ""
         yield f"rows per step  {plan.batch_size}{batches}"
-        if self.chunks.use_gradient_cache:
-            yield self._chunk_line()
+        yield from (f"chunks         {words}" for words in self.chunks)
         yield f"steps          {plan.steps_per_epoch:,} per epoch, {plan.num_steps:,} in all ({plan.num_epochs} epochs)"
         yield f"warmup         {self.warmup_steps:,} steps"
-
-    def _chunk_line(self) -> str:
-        chunks, retain = self.chunks, self.chunks.gradient_cache_retain
-        size = f"{chunks.gradient_cache_chunk_size} rows"
-        if chunks.gradient_cache_chunk_tokens is not None:
-            size = f"{chunks.gradient_cache_chunk_tokens:,} tokens"
-        kept = f"; the graphs of {retain:.0%} of the chunks are kept" if retain else ""
-        return f"chunks         {size}{kept}"
 
     def _memory_lines(self) -> Iterator[str]:
         yield f"peak memory    about {self.memory.total_mib:,.0f} MiB (an estimate), of which"
