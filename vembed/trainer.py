@@ -223,6 +223,8 @@ def _load(config: Config) -> _Loaded:
     data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
     teacher = open_teacher(config.loss, _teacher_options(config, precision), data.train)
     model = _load_model(config)
+    if features is not None:
+        features.check(model)
     for sets in data.roles.values():
         for dataset in sets:
             model.check_mode(dataset.mode)

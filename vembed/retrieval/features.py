@@ -48,8 +48,7 @@ class FeatureCache:
 
     def __init__(self, model: VisualRetrievalModel, folder: Path) -> None:
         self._model = model
-        if model.spec.scoring != "single" or not model.model.has_towers_apart:
-            raise ModelError(f"of a {model.spec.family} model, what is frozen is kept within a step alone; take it out")
+        check_family(model)
         self._kept = {tower: Kept(VectorStore(folder / _name(model, tower))) for tower in model.model.fixed_towers()}
         for tower in model.model.bottoms:
             if _can_be_cut(model, tower):
@@ -128,6 +127,12 @@ class FeatureCache:
         return ", ".join(f"{len(kept.store)} of the {tower} tower kept" for tower, kept in self._kept.items())
 
 
+def check_family(model: VisualRetrievalModel) -> None:
+    """Raise ModelError for a model of a kind of which nothing is kept: with a vector per token, or one of sequences."""
+    if model.spec.scoring != "single" or not model.model.has_towers_apart:
+        raise ModelError(f"of a {model.spec.family} model, what is frozen is kept within a step alone; take it out")
+
+
 def _name(model: VisualRetrievalModel, tower: Tower) -> str:
     """The folder of a tower's features: by its weights, and by all that says how it reads."""
     digest = hashlib.blake2b(digest_size=16)
@@ -146,13 +151,16 @@ def _name(model: VisualRetrievalModel, tower: Tower) -> str:
 
 
 def _can_be_cut(model: VisualRetrievalModel, tower: Tower) -> bool:
-    """Whether what enters a tower's first layer that learns can be kept.
+    """Whether what enters a tower's first layer that learns can be kept, for training as for evaluation.
 
     It cannot for one that reads more of a picture than its pixels (NaFlex), or texts without a mask per token.
     """
-    inputs = _tried(model, tower)
-    if not model.model.fixed_bottoms(inputs):
-        return False
+    inputs, was_training = _tried(model, tower), model.model.training
+    try:
+        if not all(model.model.train(mode).fixed_bottoms(inputs) for mode in (True, False)):
+            return False
+    finally:
+        model.model.train(was_training)
     with torch.inference_mode():
         has_mask = model.model.slice_states(inputs).mask is not None
     return has_mask if tower == "text" else len(inputs.tensors) == 1

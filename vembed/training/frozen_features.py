@@ -12,7 +12,7 @@ from vembed.errors import ConfigError, DataError, ModelError
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings, Tower
-from vembed.retrieval.features import FeatureCache
+from vembed.retrieval.features import FeatureCache, check_family
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.types import Item, Side
 from vembed.utils.files import user_cache
@@ -27,6 +27,13 @@ class FrozenFeatures:
     folder: Path
     towers: tuple[Tower, ...]
     layers: Mapping[Tower, int]
+
+    def check(self, model: VisualRetrievalModel) -> None:
+        """Raise ConfigError for a model of a kind of which nothing is kept."""
+        try:
+            check_family(model)
+        except ModelError as error:
+            raise ConfigError(f"cache_frozen_features: {error}") from error
 
     def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
         """The model, reading features instead of these items. Raises ConfigError for one that takes none."""

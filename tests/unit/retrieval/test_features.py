@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.pictures import make_picture
+from tests.tiny.text import tiny_t5
+from tests.tiny.vision import tiny_swin
 from vembed.data.augment import image_transform
 from vembed.data.hashing import content_hash
 from vembed.errors import DataError, ModelError
@@ -165,14 +167,16 @@ def test_a_model_without_a_frozen_tower_is_refused(composed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cut_models(bert_folder, vit_folder, dinov2_folder, clip_folder):
+def cut_models(bert_folder, vit_folder, dinov2_folder, clip_folder, tmp_path_factory):
     """Models with frozen first layers: composed and dual."""
+    t5_folder, swin_folder = tiny_t5(tmp_path_factory.mktemp("t5")), tiny_swin(tmp_path_factory.mktemp("swin"))
 
     def load(name, **settings):
         towers = {
             "bert + vit": {"text_model_name": bert_folder, "image_model_name": vit_folder, "projection_dim": 12},
             "bert + dinov2": {"text_model_name": bert_folder, "image_model_name": dinov2_folder},
             "clip": {"model_name": clip_folder},
+            "t5 + swin": {"text_model_name": t5_folder, "image_model_name": swin_folder, "projection_dim": 12},
         }
         settings = {"freeze_layers": {"text": 1, "vision": 1}, **settings}
         return VisualRetrievalModel.from_pretrained(settings=ModelSettings(**towers[name], **settings))
@@ -201,6 +205,18 @@ def test_of_frozen_layers_the_boundary_is_kept(cut_models, items, tmp_path, monk
     monkeypatch.setattr(type(model.processor), "read_picture", lambda *_: pytest.fail("decoded"))
     for side, vectors in expected.items():
         assert torch.allclose(fed.encode(items, side=side).vectors, vectors, atol=1e-5)
+
+
+def test_of_layers_that_hand_on_more_the_states_are_kept_and_of_those_that_change_in_training_nothing(
+    cut_models, items, tmp_path
+):
+    model = cut_models("t5 + swin")
+    expected = model.encode(items).vectors
+    cache = FeatureCache(model, tmp_path)
+    assert cache.towers == ("vision",)  # T5's dropout behind the embeddings goes on
+    assert not model.model.training
+    assert cache.fill(both(items)) == 5
+    assert torch.allclose(model.with_processor(cache.processor).encode(items).vectors, expected, atol=1e-5)
 
 
 def test_rows_with_kept_layers_and_rows_without_stand_in_one_batch(cut_models, items, tmp_path):
