@@ -1,6 +1,6 @@
 """All tiny models, by name; what each group of families adds stands in a file of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -13,6 +13,6 @@ CASES: dict[str, Case] = {
 }
 
 
-def quick_and_slow(names: Iterable[str]) -> list[Any]:  # Any: pytest's own type of a parameter
-    """The names for parametrize; those of near relations of other cases are marked slow."""
-    return [pytest.param(name, marks=pytest.mark.slow if CASES[name].near else ()) for name in names]
+def quick_and_slow(names: Iterable[str], slow: Collection[str] = ()) -> list[Any]:  # Any: pytest's type of a parameter
+    """The names for parametrize; those of near relations of other cases, and of `slow`, are marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if CASES[name].near or name in slow else ()) for name in names]

@@ -22,7 +22,12 @@ CASES = [
     ),
     Case("colbert", "late_interaction", tiny.tiny_bert, settings=_COLBERT, image=False),
     Case(
-        "colbert_modern", "late_interaction", tiny_modernbert, settings=_COLBERT | {"num_query_tokens": 14}, image=False
+        "colbert_modern",
+        "late_interaction",
+        tiny_modernbert,
+        settings=_COLBERT | {"num_query_tokens": 14},
+        image=False,
+        near=True,
     ),
     Case(
         "colbert_llama",
@@ -38,6 +43,7 @@ CASES = [
         tiny.tiny_qwen2_vl,
         settings=_COLQWEN | {"num_query_tokens": 8, "document_tokens": 9},
         opens_in_sentence_transformers=False,
+        near=True,
     ),
     Case("colqwen3", "late_interaction", tiny.tiny_qwen3_vl, settings=_COLQWEN | {"mask_prompts": False}, near=True),
 ]

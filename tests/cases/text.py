@@ -31,7 +31,7 @@ def _e5(folder: str) -> str:
 
 CASES: list[Case] = [
     Case("sentence", "text", _layers, image=False),
-    Case("bge", "text", _bge, image=False),
+    Case("bge", "text", _bge, image=False, near=True),
     Case("e5", "text", _e5, image=False, near=True),
     Case("mpnet", "text", text.tiny_mpnet, image=False, checkpoints=False),
     Case("roberta", "text", text.tiny_roberta, image=False, near=True),
@@ -39,7 +39,7 @@ CASES: list[Case] = [
     Case("distilbert", "text", text.tiny_distilbert, image=False, near=True),
     Case("modernbert", "text", text.tiny_modernbert, image=False),
     Case("gte", "text", text.tiny_gte, image=False, near=True),
-    Case("gte_own_code", "text", text.tiny_new, {"trust_remote_code": True}, image=False),
+    Case("gte_own_code", "text", text.tiny_new, {"trust_remote_code": True}, image=False, near=True),
     Case("nomic_bert", "text", text.tiny_nomic_bert, image=False, near=True),
     Case("t5", "text", text.tiny_t5, image=False, auto_class="T5EncoderModel"),
     Case("qwen3_embedding", "text", language.tiny_qwen3_embedding, image=False),

@@ -17,7 +17,7 @@ CASES = [
         opens_in_sentence_transformers=False,
         lora_target_modules=("query", "conv_pwl"),
     ),
-    Case("clip_gated", "clip", tiny.tiny_clip, {"fusion": "gated"}),
+    Case("clip_gated", "clip", tiny.tiny_clip, {"fusion": "gated"}, near=True),
     Case("clip_attention", "clip", tiny.tiny_clip, {"fusion": "attention"}, near=True),
     Case(
         "vit_pair_mlp",

@@ -38,5 +38,6 @@ CASES = [
         text=False,
         opens_in_sentence_transformers=False,
         checkpoints=False,
+        near=True,
     ),
 ]

@@ -13,7 +13,7 @@ CASES: list[Case] = [
     Case("idefics3", "vlm_generic", tiny.tiny_idefics3, near=True),
     Case("llava_onevision", "vlm_generic", tiny.tiny_llava_onevision),
     Case("gemma3", "vlm_generic", tiny.tiny_gemma3, exact=False),
-    Case("paligemma", "vlm_generic", tiny.tiny_paligemma, exact=False, opens_in_sentence_transformers=False),
+    Case("paligemma", "vlm_generic", tiny.tiny_paligemma, exact=False, opens_in_sentence_transformers=False, near=True),
     Case(
         "plain_llava",
         "vlm_generic",

@@ -222,7 +222,10 @@ def test_a_run_that_is_continued_is_the_run_that_went_through(tmp_path, settings
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("kind", ["kl", "mse", "margin_mse", "cosine"])
+@pytest.mark.parametrize(
+    "kind",
+    ["kl", pytest.param("mse", marks=pytest.mark.slow), pytest.param("margin_mse", marks=pytest.mark.slow), "cosine"],
+)
 def test_embeddings_in_the_data_teach_as_the_model_does_that_made_them(kind, tmp_path, settings, bert_folder):
     folder = tmp_path / "teacher"
     model = VisualRetrievalModel.from_pretrained(bert_folder, ModelSettings(document_prompt="a: "))

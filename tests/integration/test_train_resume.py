@@ -115,7 +115,10 @@ def test_what_auto_chose_stays_whatever_is_free_afterwards(tmp_path, settings, m
     assert_same_run(straight, resumed)
 
 
-@pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_target_modules": ["query", "conv_stem"]}])
+@pytest.mark.parametrize(
+    "adapters",
+    [{}, pytest.param({"use_lora": True, "lora_target_modules": ["query", "conv_stem"]}, marks=pytest.mark.slow)],
+)
 def test_statistics_of_batch_norm_go_on_too(tmp_path, settings, timm_folder, adapters):
     """Convolutions and trained batch norm, without the gradient cache; here in the same process."""
     own = {**settings, **adapters, "image_model_name": timm_folder}
@@ -211,7 +214,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, setti
     assert [line["step"] for line in read_lines(stopped / "metrics.jsonl") if "loss" in line] == [*range(1, step + 3)]
 
 
-@pytest.mark.parametrize("timm", [False, True], ids=["dropout", "batch norm"])
+@pytest.mark.parametrize("timm", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["dropout", "batch norm"])
 def test_a_picture_that_cannot_be_read_leaves_a_checkpoint_of_the_step_before(tmp_path, settings, timm_folder, timm):
     """It stands in the second batch of its step: what the first one moved is put back."""
     own = {**settings, "max_steps": 4, "save_steps": None, "eval_steps": None, "augment": "none", "seed": 3}

@@ -48,10 +48,9 @@ def test_strips_equal_the_full_matrix(name, scorer_name, in_strips):
     batches = [random_batch(seed, tokens=tokens) for seed in range(NUM_SEEDS)]
     expected = [value_and_gradients(name, batch, scorer) for batch in batches]
     assert any(float(gradients[0].norm()) > 1e-3 for _, gradients in expected)
-    for rows in (1, 3):
-        in_strips(rows)
-        for batch, wanted in zip(batches, expected, strict=True):
-            assert_close(value_and_gradients(name, batch, scorer), wanted, 1e-12)
+    for number, (batch, wanted) in enumerate(zip(batches, expected, strict=True)):
+        in_strips((1, 3)[number % 2])
+        assert_close(value_and_gradients(name, batch, scorer), wanted, 1e-12)
 
 
 PAIRED = [name for name in CASES if name.startswith(("infonce", "supcon", "cosent in_batch", "colbert", "mrl"))]
@@ -86,7 +85,7 @@ def test_the_gradient_of_pairs_made_anew_is_the_derivative(name, in_strips, monk
             name, type(batch)(Embeddings(queries), Embeddings(documents), batch.targets, scale, bias), cosine
         )
 
-    assert torch.autograd.gradcheck(function, tuple(batch.leaves))
+    assert torch.autograd.gradcheck(function, tuple(batch.leaves), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["infonce", "infonce smoothed", "sigmoid", "supcon"])
@@ -142,7 +141,7 @@ def test_the_gradient_of_strips_is_the_derivative(name, in_strips):
         sides = Embeddings(queries, batch.queries.mask), Embeddings(documents, batch.documents.mask)
         return evaluate(name, type(batch)(*sides, batch.targets, scale, bias), scorer)
 
-    assert torch.autograd.gradcheck(function, tuple(batch.leaves))
+    assert torch.autograd.gradcheck(function, tuple(batch.leaves), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", ["infonce", "sigmoid"])

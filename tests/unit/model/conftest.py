@@ -1,5 +1,7 @@
 """Texts and pictures of many shapes, and one loaded model of each family."""
 
+import copy
+
 import pytest
 
 from tests.cases import CASES
@@ -46,7 +48,8 @@ def folder_of(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fresh(folder_of):
-    """Loads a tiny model anew, with settings over those of its case."""
+    """Loads a tiny model with settings over those of its case; without any, copies what it once loaded."""
+    plain: dict[str, VisualRetrievalModel] = {}
 
     def load(name: str, *, temperature: float | None = None, seed: int = 0, **settings: object) -> VisualRetrievalModel:
         case = CASES[name]
@@ -57,7 +60,14 @@ def fresh(folder_of):
             settings["model_name"] = folder_of(name)
         return VisualRetrievalModel.from_pretrained(None, ModelSettings(**settings), temperature=temperature, seed=seed)
 
-    return load
+    def make(name: str, **options: object) -> VisualRetrievalModel:
+        if options:
+            return load(name, **options)
+        if name not in plain:
+            plain[name] = load(name)
+        return copy.deepcopy(plain[name])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -95,8 +95,17 @@ def test_batch_norms_keep_their_statistics_unless_asked(fresh, items_for):
     assert not any(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
 
 
-@pytest.mark.parametrize("name", [*EVERY, "vit_pair"])
-@pytest.mark.parametrize("lora", [False, True])
+WITH_ADAPTERS = ("clip", "bert", "timm")  # in the quick tests
+
+
+@pytest.mark.parametrize(
+    ("name", "lora"),
+    [
+        pytest.param(name, lora, marks=pytest.mark.slow if lora and name not in WITH_ADAPTERS else ())
+        for name in (*EVERY, "vit_pair")
+        for lora in (False, True)
+    ],
+)
 def test_gradient_checkpointing_gives_the_same_gradients(name, lora, fresh, items_for):
     settings = {"use_lora": True, "lora_dropout": 0.2} if lora else {}
     if lora and name in ("timm", "composed"):

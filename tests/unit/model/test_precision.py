@@ -20,8 +20,6 @@ from vembed.training.precision import choose_precision, settle_dtypes
 from vembed.training.settings import TrainingSettings
 from vembed.types import Item
 
-LOW = ["bfloat16", "float16"]
-
 
 def load(folder, **settings):
     return VisualRetrievalModel.from_pretrained(str(folder), ModelSettings(**settings))
@@ -35,7 +33,7 @@ def cosines(first, second):
     return torch.nn.functional.cosine_similarity(first, second, dim=-1)
 
 
-@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed", "qwen3_vl", "colpali"])
 def test_weights_of_less_precision_embed_nearly_alike(name, dtype, fresh, model_of, items_for):
     model = fresh(name, torch_dtype=dtype)
