@@ -50,6 +50,13 @@ def _no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """Whatever ran before, a test draws the same numbers from the global generators."""
+    for module, seed in (("random", "seed"), ("numpy.random", "seed"), ("torch", "manual_seed")):
+        getattr(importlib.import_module(module), seed)(0)
+
+
 def _folder_fixture(kind, **options):
     @pytest.fixture(scope="session", name=f"{kind}_folder")
     def fixture(tmp_path_factory):

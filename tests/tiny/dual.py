@@ -73,7 +73,7 @@ def tiny_metaclip2(folder: str | Path, seed: int = 0) -> str:
 
 def tiny_chinese_clip(folder: str | Path, seed: int = 0) -> str:
     """ChineseCLIPModel with a BERT tokenizer, embedding width 16."""
-    tokenizer = bert_tokenizer(300)
+    tokenizer = bert_tokenizer()
     tokenizer.model_max_length = DUAL_LENGTH
     text = _text(len(tokenizer), tokenizer) | {"max_position_embeddings": DUAL_LENGTH}
     save(ChineseCLIPModel, ChineseCLIPConfig(text_config=text, vision_config=_VISION, projection_dim=16), folder, seed)

@@ -34,7 +34,6 @@ from tests.tiny.tokenizers import bert_tokenizer
 
 WIDTH = 24
 _SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
-_BERT_SIZE = 300
 
 
 def tiny_mpnet(folder: str | Path, seed: int = 0) -> str:
@@ -58,7 +57,7 @@ def tiny_xlm_roberta(folder: str | Path, seed: int = 0) -> str:
 def tiny_distilbert(folder: str | Path, seed: int = 0) -> str:
     """DistilBertModel."""
     config = DistilBertConfig(dim=WIDTH, n_layers=2, n_heads=2, hidden_dim=40, max_position_embeddings=TEXT_LENGTH)
-    return _written(folder, DistilBertModel, config, bert_tokenizer(_BERT_SIZE), seed)
+    return _written(folder, DistilBertModel, config, bert_tokenizer(), seed)
 
 
 def tiny_modernbert(folder: str | Path, seed: int = 0) -> str:
@@ -78,7 +77,7 @@ def tiny_gte(folder: str | Path, seed: int = 0) -> str:
 def tiny_nomic_bert(folder: str | Path, seed: int = 0) -> str:
     """NomicBertModel."""
     config = transformers.NomicBertConfig(**_SHAPE, max_position_embeddings=TEXT_LENGTH)
-    return _written(folder, transformers.NomicBertModel, config, bert_tokenizer(_BERT_SIZE), seed)
+    return _written(folder, transformers.NomicBertModel, config, bert_tokenizer(), seed)
 
 
 def tiny_t5(folder: str | Path, seed: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""Real tokenizers of text encoders with small vocabularies, trained on a few sentences."""
+"""Real tokenizers of text encoders with small vocabularies, made of a few sentences, the same in every process."""
 
 import json
 
@@ -15,7 +15,7 @@ from transformers import (
     XLMRobertaTokenizer,
 )
 
-from tests.tiny.tokenizers import CORPUS
+from tests.tiny.tokenizers import CORPUS, unigrams, word_pieces
 
 TEXT_LENGTH = 32
 _SIZE = 400
@@ -23,13 +23,8 @@ _ROBERTA = ["<s>", "<pad>", "</s>", "<unk>"]
 
 
 def mpnet_tokenizer() -> PreTrainedTokenizerBase:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
-    trainer = trainers.WordPieceTrainer(vocab_size=_SIZE, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return MPNetTokenizer(vocab=tokenizer.get_vocab(), model_max_length=TEXT_LENGTH)
+    vocab = word_pieces(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"])
+    return MPNetTokenizer(vocab=vocab, model_max_length=TEXT_LENGTH)
 
 
 def roberta_tokenizer() -> PreTrainedTokenizerBase:
@@ -38,13 +33,13 @@ def roberta_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def xlm_roberta_tokenizer() -> PreTrainedTokenizerBase:
-    vocab = [*((token, 0.0) for token in _ROBERTA), *_unigrams(), ("<mask>", 0.0)]
+    vocab = [*((token, 0.0) for token in _ROBERTA), *unigrams(_SIZE), ("<mask>", 0.0)]
     return XLMRobertaTokenizer(vocab=vocab, model_max_length=TEXT_LENGTH)
 
 
 def t5_tokenizer() -> PreTrainedTokenizerBase:
     """Ends every text with </s>."""
-    vocab = [*((token, 0.0) for token in ("<pad>", "</s>", "<unk>")), *_unigrams()]
+    vocab = [*((token, 0.0) for token in ("<pad>", "</s>", "<unk>")), *unigrams(_SIZE)]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
@@ -86,14 +81,6 @@ def llama_tokenizer() -> PreTrainedTokenizerBase:
     """Has no padding token, as Llama's and Mistral's have none."""
     vocab, merges = _pieces(["<unk>", "<s>", "</s>"])
     return LlamaTokenizer(vocab=vocab, merges=merges)
-
-
-def _unigrams() -> list[tuple[str, float]]:
-    """Pieces whose scores are their ranks: a unigram model that is trained is another one every time."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    vocab, _ = _trained(tokenizer, trainers.BpeTrainer(vocab_size=_SIZE, show_progress=False))
-    return [(piece, -1.0 - rank / 100) for rank, piece in enumerate(vocab)]
 
 
 def _byte_pairs(special: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -1,7 +1,11 @@
-"""Real tokenizers with small vocabularies, trained on a few sentences."""
+"""Real tokenizers with small vocabularies, made of a few sentences, the same in every process.
+
+Of the trainers of `tokenizers`, only that of byte pairs without a suffix gives the same vocabulary every time.
+"""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -29,35 +33,38 @@ BERT_LENGTH = 32
 DUAL_LENGTH = 16
 
 
-def bert_tokenizer(vocab_size: int) -> BertTokenizer:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=BERT_LENGTH)
+def corpus_words() -> list[str]:
+    """The words of the corpus in small letters, each once; a sign is a word."""
+    return sorted({word for text in CORPUS for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+
+
+def word_pieces(special: Sequence[str]) -> dict[str, int]:
+    """A WordPiece vocabulary: special tokens, every character at the start of a word and within one, words and their
+    beginnings."""
+    words = corpus_words()
+    characters = sorted(set("".join(words)))
+    beginnings = [word[:length] for word in words for length in range(2, len(word) + 1)]
+    pieces = [*special, *characters, *(f"##{character}" for character in characters), *beginnings]
+    return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+
+
+def bert_tokenizer() -> BertTokenizer:
+    vocab = word_pieces(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return BertTokenizer(vocab=vocab, model_max_length=BERT_LENGTH)
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    letters = sorted(alphabet)
-    tokens = letters + [letter + "</w>" for letter in letters]
-    tokens += [token for token in model["vocab"] if token not in set(tokens)]
+    """Every byte, and merges that make the words of the corpus from their beginnings."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in corpus_words():
+        *letters, last = word
+        ends = [*letters, f"{last}</w>"]
+        merges |= {("".join(ends[:length]), ends[length]): None for length in range(1, len(ends))}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=DUAL_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=DUAL_LENGTH)
 
 
 def siglip_tokenizer(folder: str | Path) -> SiglipTokenizer:
@@ -138,12 +145,17 @@ def siglip2_tokenizer(tokenizer_class: type = GemmaTokenizer, **options: object)
 
 def xlm_roberta_tokenizer(model_max_length: int = DUAL_LENGTH) -> XLMRobertaTokenizer:
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    trainer = trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    vocab = [tuple(entry) for entry in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    vocab = [*((token, 0.0) for token in special), *unigrams(150)]
     return XLMRobertaTokenizer(vocab=vocab, model_max_length=model_max_length)
+
+
+def unigrams(size: int) -> list[tuple[str, float]]:
+    """Pieces whose scores are their ranks."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return [(piece, -1.0 - rank / 100) for rank, piece in enumerate(pieces)]
 
 
 def smolvlm_tokenizer() -> PreTrainedTokenizerFast:

@@ -36,7 +36,6 @@ def tiny_bert(
 ) -> str:
     """BertModel; with `pooling` (mean | cls | ...) also the files of a sentence-transformers model."""
     config = BertConfig(
-        vocab_size=300,
         hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -44,7 +43,7 @@ def tiny_bert(
         max_position_embeddings=length,
         pad_token_id=0,
     )
-    tokenizer = bert_tokenizer(config.vocab_size)
+    tokenizer = bert_tokenizer()
     tokenizer.model_max_length = length
     config.vocab_size = len(tokenizer)
     save(BertModel, config, folder, seed)
