@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_CBWR"] = "AUTO"  # where in memory its operands lie decides no more how MKL rounds
 # Where transformers copies the code that a checkpoint brings before it runs.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="vembed_tests_")
 

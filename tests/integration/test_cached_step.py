@@ -369,6 +369,7 @@ def test_in_float32_the_gradients_are_equal_to_rounding(folders):
             assert_gradients_equal(step_gradients(pair, batch, chunk_size, retain)[1], expected)
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch comes without oneDNN")
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_quicker_kernels_stay_within_rounding(folders, monkeypatch, gradient_checkpointing):
     """Where the processor has them; elsewhere this test makes them be used. A temperature of 0.01 magnifies most."""

@@ -111,7 +111,7 @@ def test_without_validation_final_is_the_last_step(tmp_path, settings):
 def test_the_model_learns_what_the_data_say(tmp_path, settings):
     pairs = write_pairs(tmp_path / "pairs", 16)
     del settings["val_fraction"]
-    longer = {"epochs": 50, "learning_rate": 5e-3, "eval_steps": 50}
+    longer = {"epochs": 80, "learning_rate": 5e-3, "eval_steps": 80, "save_steps": 80}
     Trainer(settings).train(data_path=pairs, val_data_path=pairs, batch_size=16, gradient_cache_chunk_size=16, **longer)
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line]
