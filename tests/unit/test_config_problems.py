@@ -109,6 +109,10 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
             "num_hard_negatives: leaves out all explicit negatives, which the loss needs",
         ),
         ({"loss_type": "preference", "num_hard_negatives": 0}, "num_hard_negatives: leaves out all explicit negatives"),
+        (
+            {"use_distillation": True, "num_hard_negatives": 0},
+            "num_hard_negatives: leaves out all explicit negatives, which distillation from scores in",
+        ),
         ({"loss_type": "triplet", "margin": 0.3, "soft_margin": True}, "soft_margin: takes the place of margin"),
         ({"image_model_name": "c/d"}, "image_model_name: needs text_model_name too"),
         ({"warmup_steps": 0, "warmup_ratio": 0.1}, "warmup_steps: takes the place of warmup_ratio (argument)"),

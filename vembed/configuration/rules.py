@@ -263,10 +263,12 @@ def _negatives_findings(sections: Sections) -> Iterator[Finding]:
     """No negative of any row, where the loss compares with those of rows: it would be 0, and teach nothing."""
     if sections.data.num_hard_negatives != 0 or sections.loss.loss_type not in LossRegistry:
         return
-    if row_needs(sections.loss, sections.loss_options).negatives:
+    needs = row_needs(sections.loss, sections.loss_options)
+    if needs.negatives or needs.num_documents > 1:
+        who = "the loss needs" if needs.negatives else "distillation from scores in the data compares with positives"
         yield (
             ("num_hard_negatives",),
-            "leaves out all explicit negatives, which the loss needs; set it to 1 or more, or take it out for all",
+            f"leaves out all explicit negatives, which {who}; set it to 1 or more, or take it out for all",
         )
 
 
