@@ -44,6 +44,11 @@ def settings(tmp_path_factory, bert_folder, vit_folder):
     }
 
 
+def copy_without(straight, resumed, *folders):
+    """The run's folder as one leaves it that died before these were written."""
+    shutil.copytree(straight, resumed, ignore=shutil.ignore_patterns(*folders))
+
+
 def assert_same_run(straight, resumed, last="checkpoint-10", folders=("best", "final")):
     """Parameters, optimiser, random states, counters, metrics, and what is deployed."""
     tensors, expected = (load_file(run / last / "training_state.safetensors") for run in (resumed, straight))
@@ -80,9 +85,7 @@ def test_ten_steps_are_five_and_a_restart_and_five(tmp_path, settings, changes):
     assert [line["step"] for line in read_lines(straight / "metrics.jsonl") if "eval" in line] == [4, 8, 10]
 
     # As a run leaves its folder that dies after step 8: a checkpoint of step 5, and lines and a best that are newer.
-    shutil.copytree(straight, resumed)
-    for folder in ("checkpoint-10", "final"):
-        shutil.rmtree(resumed / folder)
+    copy_without(straight, resumed, "checkpoint-10", "final")
     lines = (resumed / "metrics.jsonl").read_text().splitlines(keepends=True)
     (resumed / "metrics.jsonl").write_text("".join(lines[:-2]))
     again = {**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}
@@ -102,9 +105,7 @@ def test_what_auto_chose_stays_whatever_is_free_afterwards(tmp_path, settings, m
     chosen = json.loads((straight / "checkpoint-5" / "training_state.json").read_text())["state"]["chunks"]
     assert chosen["gradient_cache_chunk_size"] < settings["batch_size"]
 
-    shutil.copytree(straight, resumed)
-    for folder in ("checkpoint-10", "final"):
-        shutil.rmtree(resumed / folder)
+    copy_without(straight, resumed, "checkpoint-10", "final")
     monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**40)
     caplog.clear()
     Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
@@ -126,9 +127,7 @@ def test_statistics_of_batch_norm_go_on_too(tmp_path, settings, timm_folder, ada
     del own["gradient_cache_chunk_size"], own["eval_steps"]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     Trainer({**own, "output_dir": str(straight)}).train()
-    shutil.copytree(straight, resumed)
-    for folder in ("checkpoint-4", "final"):
-        shutil.rmtree(resumed / folder)
+    copy_without(straight, resumed, "checkpoint-4", "final")
     Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
     assert_same_run(straight, resumed, last="checkpoint-4")
     file = "adapter_model.safetensors" if adapters else "model.safetensors"
@@ -155,8 +154,7 @@ def test_every_family_goes_on_exactly(tmp_path, request, family, mode, use_lora)
     }
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     Trainer({**settings, "output_dir": str(straight)}).train()
-    shutil.copytree(straight, resumed)
-    shutil.rmtree(resumed / "checkpoint-4")
+    copy_without(straight, resumed, "checkpoint-4")
     Trainer({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
     assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
 
@@ -186,8 +184,7 @@ def test_adapters_of_any_kind_go_on_exactly(tmp_path, name, mode, changes):
     }
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     Trainer({**settings, "output_dir": str(straight)}).train()
-    shutil.copytree(straight, resumed)
-    shutil.rmtree(resumed / "checkpoint-4")
+    copy_without(straight, resumed, "checkpoint-4")
     Trainer({**settings, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
     assert_same_run(straight, resumed, last="checkpoint-4", folders=("final",))
 

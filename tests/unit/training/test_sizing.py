@@ -51,6 +51,19 @@ def encode_of(model):
     return lambda chunk: model.model(finish(prepare(chunk.items, chunk.side)))
 
 
+def with_room_for_five_rows(model):
+    """What runs out of memory over five rows, and the list of how many it was asked for."""
+    tried = []
+
+    def encode(chunk):
+        tried.append(chunk.num_rows)
+        if chunk.num_rows > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode_of(model)(chunk)
+
+    return encode, tried
+
+
 def parts_of(model, batch, encode):
     return StepParts(model.model, model.processor, encode, (batch.queries, batch.documents), CPU)
 
@@ -145,14 +158,7 @@ def test_a_device_is_tried_with_fewer_rows_until_a_step_runs(pairs, monkeypatch)
     """Out of memory over five rows; a CPU stands in for the accelerator."""
     model, batch = pairs()
     monkeypatch.setattr(sizing, "_by_estimate", sizing._by_trial)
-    tried = []
-
-    def encode(chunk):
-        tried.append(chunk.num_rows)
-        if chunk.num_rows > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode_of(model)(chunk)
-
+    encode, tried = with_room_for_five_rows(model)
     settings = GradCacheSettings(gradient_cache_chunk_size="auto", gradient_cache_memory_gib=4.0)
     state = torch.get_rng_state()
     model.model.logit_scale.grad = torch.ones(1)
@@ -186,14 +192,7 @@ def test_a_device_is_tried_with_fewer_tokens_until_a_step_runs(pairs, monkeypatc
     model, batch = pairs()
     monkeypatch.setattr(sizing, "_tokens_by_estimate", sizing._tokens_by_trial)
     monkeypatch.setattr(sizing, "_CPU_TOKENS", ROWS * max(row_sizes(batch.documents, model.processor).tolist()))
-    tried = []
-
-    def encode(chunk):
-        tried.append(chunk.num_rows)
-        if chunk.num_rows > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return encode_of(model)(chunk)
-
+    encode, tried = with_room_for_five_rows(model)
     settings = GradCacheSettings(gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=4.0)
     settled = sizing.settle(settings, [parts_of(model, batch, encode)])
     assert tried[0] == ROWS
