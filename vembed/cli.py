@@ -98,7 +98,7 @@ def _train(
         return
     from vembed.config import TRAIN, load_config
 
-    arguments = _split(context.args)
+    arguments = _split(context)
     config = load_config(_one_positional(arguments), arguments.words(), purpose=TRAIN)
     from vembed.entrypoints import train as entrypoint
 
@@ -116,7 +116,7 @@ def _evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("-
     if show_help:
         _print_help(_EVALUATE_USAGE, ("data", "evaluation"), common_only=False)
         return
-    arguments = _split(context.args)
+    arguments = _split(context)
     target = _one_positional(arguments)
     if target is None:
         raise UsageError("name what to measure: vembed evaluate RUN_FOLDER | CONFIG.yaml | MODEL --test_data_path DATA")
@@ -256,7 +256,7 @@ def _doctor(
     """
     from vembed.config import TRAIN, load_config
 
-    arguments = _split(context.args)
+    arguments = _split(context)
     path, words = _one_positional(arguments), arguments.words()
     config = load_config(path, words, purpose=TRAIN) if path is not None or words else None
     if grad_check and config is None:
@@ -295,7 +295,7 @@ def _show(context: typer.Context) -> None:
     from vembed.config import load_config
     from vembed.entrypoints import config as entrypoint
 
-    arguments = _split(context.args)
+    arguments = _split(context)
     typer.echo(entrypoint.show(load_config(_one_positional(arguments), arguments.words())), nl=False)
 
 
@@ -331,12 +331,14 @@ def _show_progress(done: int, total: int) -> None:
         typer.echo(f"\r{done:,} of {total:,} items", err=True, nl=done == total)
 
 
-def _split(words: list[str]) -> "Arguments":
-    from vembed.configuration.arguments import split_arguments
+def _split(context: typer.Context) -> "Arguments":
+    from vembed.configuration.arguments import refuse_misspelt, split_arguments
     from vembed.configuration.layers import flags_of
     from vembed.configuration.sections import every_key
 
-    return split_arguments(words, flags_of(every_key().values()))
+    arguments = split_arguments(context.args, flags_of(every_key().values()))
+    refuse_misspelt(arguments, [name for parameter in context.command.params for name in parameter.opts])
+    return arguments
 
 
 def _one_positional(arguments: "Arguments") -> str | None:

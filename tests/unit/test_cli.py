@@ -95,6 +95,8 @@ def test_a_value_that_equals_the_config_files_name_stays_a_value(run, tmp_path):
     ("words", "message"),
     [
         (["config", "show", "none.yaml"], "none.yaml: no such file"),
+        (["train", "--dryrun", "my.yaml"], "--dryrun: no such option; did you mean --dry_run?"),
+        (["doctor", "--gradcheck", "my.yaml"], "--gradcheck: no such option; did you mean --grad_check?"),
         (["config", "show", "--batch_sze", "8"], "command line: batch_sze: unknown key; did you mean batch_size?"),
         (["config", "show", "--seed", "-1"], "command line: seed: expected int, at least 0; got -1"),
         (["config", "show", "a.yaml", "b.yaml"], "unexpected argument 'b.yaml' after 'a.yaml'"),

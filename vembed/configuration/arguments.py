@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from vembed.configuration.keys import Key
 from vembed.configuration.yaml_text import parse_value
+from vembed.errors import UsageError
 
 _ASSIGNMENT = re.compile(r"^(?:--)?(?P<key>[A-Za-z][\w-]*)=(?P<text>.*)$", re.DOTALL)
 _OPTION = re.compile(r"^--(?P<key>[A-Za-z][\w-]*)$")
@@ -47,6 +48,23 @@ def split_arguments(words: Sequence[str], flags: Collection[str] = ()) -> Argume
         else:
             positionals.append(word)
     return Arguments(tuple(positionals), tuple(settings))
+
+
+def refuse_misspelt(arguments: Arguments, options: Sequence[str]) -> None:
+    """Raise UsageError for a setting that is an option of the command but for its hyphens and underscores.
+
+    >>> refuse_misspelt(Arguments((), (("gradcheck", "my.yaml"),)), ["--grad_check"])
+    Traceback (most recent call last):
+    vembed.errors.UsageError: --gradcheck: no such option; did you mean --grad_check?
+    """
+    known = {_letters(option): option for option in reversed(options)}
+    for name, _ in arguments.settings:
+        if option := known.get(_letters(name)):
+            raise UsageError(f"--{name}: no such option; did you mean {option}?")
+
+
+def _letters(name: str) -> str:
+    return name.replace("-", "").replace("_", "")
 
 
 def value_of(key: Key, text: str | None) -> object:
