@@ -83,6 +83,23 @@ class Bottom:
         return f"{self.tower}: embeddings and {self.num_layers} of {len(self._paths)} layers"
 
 
+def idle_layers(tower: Tower, network: nn.Module) -> int:
+    """How many first layers of a tower hold nothing that learns, its embeddings neither; 0 where they do not tell."""
+    try:
+        paths = _paths(tower, network)
+    except ModelError:
+        return 0
+    learning = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    learned = [number for number, path in enumerate(paths) if any(name.startswith(f"{path}.") for name in learning)]
+    lowest = min(learned, default=0)
+    if lowest == 0:
+        return 0
+    bottom = Bottom(tower, network, lowest)
+    below = [parameter for module in bottom.modules() for parameter in module.parameters()]
+    below += [parameter for _, parameter in bottom.parameters()]
+    return 0 if any(parameter.requires_grad for parameter in below) else lowest
+
+
 def _paths(tower: Tower, network: nn.Module) -> list[str]:
     """The layers of a tower's network. Raises ModelError when there are none, or more than one of a number."""
     paths = block_paths([name for name, _ in network.named_parameters() if not is_adapter(name)])

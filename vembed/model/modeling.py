@@ -10,7 +10,7 @@ from vembed.errors import ModelError
 from vembed.model.adapted import adapted_layers
 from vembed.model.adapter_base import AdapterBase
 from vembed.model.adapter_files import load_adapters
-from vembed.model.adapters import add_adapters, continue_adapters, freeze_idle_towers, has_adapters
+from vembed.model.adapters import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.checkpoint import (
     ModelSource,
@@ -173,7 +173,7 @@ def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: i
     if settings.use_lora and not continued:
         add_adapters(model, settings, seed)
     if settings.use_lora:
-        freeze_idle_towers(model)
+        freeze_what_is_idle(model)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if settings.torch_compile:
