@@ -165,8 +165,9 @@ class GradientCacheTrainer:
                 for sides in ((batch.queries, batch.documents) for batch in batches)
             ]
             self._settled = settle(self._settings, parts)
-            for batch in batches if self._settled.use_gradient_cache else ():
-                _log.info(self.cut_in_words(batch))
+            if self._settled.use_gradient_cache:
+                for words in dict.fromkeys(map(self.cut_in_words, batches)):
+                    _log.info(words)
             if self._settled.use_gradient_cache and _has_batch_norm(self._model):
                 _log.info(
                     "batch norms keep their statistics, since those of a chunk are not those of the batch;"

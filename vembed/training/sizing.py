@@ -141,18 +141,21 @@ def _sizes(most: int) -> Iterator[int]:
 
 
 def _choose_share(settings: GradCacheSettings, batches: Sequence[StepParts], room: int) -> float:
-    """The largest share of chunks whose graphs fit beside what a step takes anyway."""
-    shares = []
-    for parts in batches:
-        cuts = [cut_side(side, parts.processor, settings) for side in parts.sides]
-        graphs = [chunk_graphs(parts.model, parts.encode, cut, parts.processor) for cut in cuts]
-        total = number = sum(map(len, graphs))
-        while number > 1 and _step_bytes(parts, graphs, number / total) > room:
-            number -= 1
-        if total > len(cuts):  # else it is the plain step
-            _log.info("gradient_cache_retain: auto keeps the graphs of %d of %d chunks here", number, total)
-        shares.append(number / total)
-    return min(shares)
+    """The largest share of chunks whose graphs fit beside what a step takes anyway, of whichever batch."""
+    number, total = min((_kept_chunks(settings, parts, room) for parts in batches), key=lambda kept: kept[0] / kept[1])
+    if total > len(batches[0].sides):  # else it is the plain step
+        _log.info("gradient_cache_retain: auto keeps the graphs of %d of %d chunks here", number, total)
+    return number / total
+
+
+def _kept_chunks(settings: GradCacheSettings, parts: StepParts, room: int) -> tuple[int, int]:
+    """How many chunks of a batch may keep their graphs, and how many there are."""
+    cuts = [cut_side(side, parts.processor, settings) for side in parts.sides]
+    graphs = [chunk_graphs(parts.model, parts.encode, cut, parts.processor) for cut in cuts]
+    total = number = sum(map(len, graphs))
+    while number > 1 and _step_bytes(parts, graphs, number / total) > room:
+        number -= 1
+    return number, total
 
 
 def _step_bytes(parts: StepParts, graphs: Sequence[Sequence[int]], retain: float) -> int:
