@@ -3,6 +3,7 @@
 import gc
 import importlib
 import os
+import random
 import socket
 import tempfile
 
@@ -54,8 +55,10 @@ def _no_waiting_for_the_disk():
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
     """Whatever ran before, a test draws the same numbers from the global generators."""
-    for module, seed in (("random", "seed"), ("numpy.random", "seed"), ("torch", "manual_seed")):
-        getattr(importlib.import_module(module), seed)(0)
+    random.seed(0)
+    importlib.import_module("numpy.random").seed(0)
+    # torch.manual_seed would also note for every kind of accelerator from where it was called: a second in all.
+    importlib.import_module("torch").default_generator.manual_seed(0)
 
 
 def _folder_fixture(kind, **options):

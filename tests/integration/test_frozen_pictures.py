@@ -98,10 +98,20 @@ def counted(pair: VisualRetrievalModel) -> Iterator[list[int]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("settings", [{"freeze": ("vision",)}, LORA], ids=["frozen", "adapters"])
-@pytest.mark.parametrize("name", MODELS)
-def test_pictures_are_looked_at_once_and_nothing_changes(load, name, settings):
-    pair = load(name, **settings)
+WAYS = {"frozen": {"freeze": ("vision",)}, "adapters": LORA}
+QUICK = [("qwen3_vl", "frozen"), ("qwen3_vl", "adapters"), ("smolvlm", "frozen"), ("colqwen2", "adapters")]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=() if (name, way) in QUICK else pytest.mark.slow)
+        for name in MODELS
+        for way in WAYS
+    ],
+)
+def test_pictures_are_looked_at_once_and_nothing_changes(load, name, way):
+    pair = load(name, **WAYS[way])
     assert pair.model.frozen == {"vision"}
     batch = make_batch(pair)
     pair.model.eval()  # dropout draws other masks for chunks than for a whole batch
