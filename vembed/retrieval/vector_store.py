@@ -7,7 +7,8 @@
 
 A shard is there wholly or not at all, so that work that was cut short goes on where it stopped. Vectors stay on disk
 and are mapped into memory where they are read. Several processes may append to one folder: where two of them wrote the
-same key, the first shard counts.
+same key, the first shard counts. What a writer that was killed left half done is never read, and goes when a later
+one begins.
 """
 
 import uuid
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 
 from vembed.errors import CheckpointError
 from vembed.types import Embeddings
-from vembed.utils.files import atomic_folder
+from vembed.utils.files import atomic_folder, remove_abandoned
 
 Keys = Sequence[int] | NDArray[np.int64]
 
 _NO_KEYS = np.zeros(0, np.int64)
+_SHARDS = "shard-*"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class VectorStore:
         self._keys = _NO_KEYS  # of all shards, ascending; beside each its shard and its row there
         self._shard_numbers = _NO_KEYS
         self._row_numbers = _NO_KEYS
-        shards = sorted(folder.glob("shard-*")) if folder.is_dir() else []
+        self._is_tidy = False
+        shards = sorted(folder.glob(_SHARDS)) if folder.is_dir() else []
         self._add([_open(path) for path in shards])
 
     def __len__(self) -> int:
@@ -73,6 +76,9 @@ class VectorStore:
         """
         shard = _as_shard(np.asarray(keys, np.int64), embeddings)
         self._refuse_other_kind(shard)
+        if not self._is_tidy:
+            remove_abandoned(self._folder, _SHARDS)
+            self._is_tidy = True
         folder = self._folder / f"shard-{len(self._shards):06d}-{uuid.uuid4().hex[:8]}"
         with atomic_folder(folder) as new:
             np.save(new / "keys.npy", shard.keys)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from vembed.errors import CheckpointError
 
 _NEW = ".new"
 _OLD = ".old"
+_ABANDONED_SECONDS = 3600  # nothing is written for so long by a process that lives
 
 
 def user_cache(name: str) -> Path:
@@ -70,6 +72,24 @@ def recover(folder: Path) -> None:
     if old.exists() and not folder.exists():
         old.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path, pattern: str) -> None:
+    """Remove what processes that died left of the folders in `parent` whose names match `pattern`, as far as allowed.
+
+    Another process, perhaps on another machine, may be writing there: only what has not changed for an hour goes.
+    """
+    for left in parent.glob(f".{pattern}{_NEW}"):
+        if _changed(left) < time.time() - _ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _changed(folder: Path) -> float:
+    """When the folder or a file in it was last written, in seconds since the epoch; inf if it is gone by now."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return float("inf")
 
 
 def is_leftover(path: Path) -> bool:

@@ -1,5 +1,8 @@
 """What is put into a store comes out by its key, in any order, after any interruption."""
 
+import os
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +13,7 @@ from vembed.errors import CheckpointError
 from vembed.grad_cache.cachex.tree_utils import token_rows
 from vembed.retrieval.vector_store import VectorStore
 from vembed.types import Embeddings
+from vembed.utils import files
 
 
 def single(*values, dtype=torch.float32):
@@ -118,6 +122,33 @@ def test_an_interrupted_append_leaves_what_was_there(tmp_path, monkeypatch):
     assert store.contains([1, 2]).tolist() == [True, False]
     store.append([2], single(2.0))
     assert VectorStore(tmp_path).read([2]).vectors.tolist() == [[2, 20]]
+
+
+def test_what_a_killed_writer_left_goes_when_no_live_one_can_need_it(tmp_path, monkeypatch):
+    def die(*_ignored, **_also_ignored):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_sync_tree", die)
+        patch.setattr(shutil, "rmtree", lambda *_ignored, **_also_ignored: None)  # killed: nobody tidies up
+        with pytest.raises(KeyboardInterrupt):
+            VectorStore(tmp_path).append([2], single(2.0))
+    (left,) = tmp_path.glob(".shard-*.new")
+    VectorStore(tmp_path).append([3], single(3.0))
+    assert left.exists()  # its writer might be at work still
+
+    long_ago = time.time() - 2 * 3600
+    os.utime(left, (long_ago, long_ago))
+    VectorStore(tmp_path).append([4], single(4.0))
+    assert left.exists()  # a file in it is new
+
+    for path in (*left.iterdir(), left):
+        os.utime(path, (long_ago, long_ago))
+    store = VectorStore(tmp_path)
+    assert left.exists()  # reading changes nothing
+    store.append([5], single(5.0))
+    assert not left.exists()
+    assert VectorStore(tmp_path).contains([2, 3, 4, 5]).tolist() == [False, True, True, True]
 
 
 def test_of_equal_keys_the_first_counts(tmp_path):
