@@ -21,10 +21,14 @@ from vembed.losses.objective import ScoreView, real_scores
 from vembed.scoring import at_least_float32, inner_product_vectors, inner_products
 from vembed.types import Embeddings
 
-# Scores in one strip: few enough that what is made of them stays small, enough work for a matrix product.
-STRIP_SCORES = {"cpu": 2**20, "accelerator": 2**26}
-# Up to as many scores, all are one strip: the plain graph of autograd.
-DENSE_SCORES = 2**20
+# Rows in one strip on a CPU, enough work for a matrix product, and the fewest and most scores there: few enough that
+# the handful of tensors made of them stays small, and in the cache.
+_STRIP_ROWS = 128
+FEWEST_SCORES, MOST_SCORES = 2**18, 2**20
+_ACCELERATOR_SCORES = 2**26
+# Up to as many scores, all are one strip: the plain graph of autograd, which keeps a dozen tensors of them.
+DENSE_SCORES = 2**18
+_DEAR = 4  # times as many where scores are not inner products, and dear to make twice
 
 Pull = Callable[[Tensor], None]
 
@@ -46,13 +50,15 @@ StripLoss = Callable[..., tuple[Tensor, Tensor]]
 
 def is_small(view: ScoreView) -> bool:
     """Whether all scores are to be made at once."""
-    return view.num_scores <= DENSE_SCORES
+    return view.num_scores <= DENSE_SCORES * (1 if are_inner_products(view) else _DEAR)
 
 
 def strip_rows(view: ScoreView) -> int:
     """Queries in one strip, at least one."""
-    device = "cpu" if view.scale.device.type == "cpu" else "accelerator"
-    return max(1, STRIP_SCORES[device] // max(1, num_rows(view.documents)))
+    documents = max(1, num_rows(view.documents))
+    if view.scale.device.type != "cpu":
+        return max(1, _ACCELERATOR_SCORES // documents)
+    return max(1, min(max(_STRIP_ROWS * documents, FEWEST_SCORES), MOST_SCORES) // documents)
 
 
 def masked_real(masks: Masks, view: ScoreView) -> Masks:

@@ -19,7 +19,7 @@ from vembed.grad_cache.cachex.functional import num_retained
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.classes import ClassWeights
-from vembed.losses.strips import DENSE_SCORES
+from vembed.losses.strips import MOST_SCORES
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.chunks import MADE, Cut, Side, cut_side, retain_of
 from vembed.training.dpo import Reference
@@ -248,9 +248,7 @@ def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
 def _class_scores_bytes(batch: Batch, of_classes: Sequence[Tensor]) -> int:
     """The class weights at length 1 with their gradient, and a strip of their scores."""
     rows = batch.queries.num_rows + batch.documents.num_rows
-    strips = [
-        4 * _NUM_SCORE_MATRICES * min(rows * len(weight), max(DENSE_SCORES, len(weight))) for weight in of_classes
-    ]
+    strips = [4 * _NUM_SCORE_MATRICES * min(rows * len(weight), max(MOST_SCORES, len(weight))) for weight in of_classes]
     return 2 * _num_bytes(of_classes) + sum(strips)
 
 

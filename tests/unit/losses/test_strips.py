@@ -163,3 +163,20 @@ def test_the_gradient_of_a_frozen_side_is_not_missed(name, in_strips):
     batch.queries.vectors.requires_grad_(False)
     gradient = torch.autograd.grad(evaluate(name, batch, cosine), batch.documents.vectors)[0]
     assert torch.allclose(gradient, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_documents", "rows"), [(700, 374), (2048, 128), (4096, 128), (8192, 128), (16_384, 64), (2**21, 1), (0, 2**18)]
+)
+def test_a_strip_has_rows_enough_for_a_product_and_few_scores(num_documents, rows):
+    queries, documents = Embeddings(torch.zeros(1, 4)), Embeddings(torch.zeros(num_documents, 4))
+    assert strips.strip_rows(ScoreView(queries, documents, cosine, torch.ones(1), None)) == rows
+
+
+def test_scores_of_tokens_are_made_at_once_up_to_more_of_them(monkeypatch):
+    monkeypatch.setattr(strips, "DENSE_SCORES", 4)
+    single, tokens = Embeddings(torch.zeros(4, 4)), Embeddings(torch.zeros(4, 3, 4))
+    one = torch.ones(1)
+    assert not strips.is_small(ScoreView(single, single, cosine, one))
+    assert strips.is_small(ScoreView(tokens, tokens, maxsim, one))
+    assert not strips.is_small(ScoreView(tokens, Embeddings(torch.zeros(5, 3, 4)), maxsim, one))
