@@ -5,7 +5,6 @@ leaves gaps on both sides that nothing fits into: a fifth of what the pictures t
 rows are moved together into pages that the system gives and takes back as a whole.
 """
 
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vembed.types import HeldItem, LoadedExample, LoadedItem
+from vembed.utils.memory import own_pages
 
 _SMALLEST = 4096  # bytes; what is smaller leaves no gaps that matter
 _ALIGNMENT = 64
@@ -60,8 +60,7 @@ def _moved(tensors: Sequence[Tensor]) -> list[Tensor]:
     sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
     if not sizes:
         return []
-    pages = torch.frombuffer(mmap.mmap(-1, sum(sizes)), dtype=torch.uint8)
-    places = torch.split(pages, sizes)
+    places = torch.split(own_pages(sum(sizes)), sizes)
     copies = [
         place[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for place, tensor in zip(places, tensors, strict=True)

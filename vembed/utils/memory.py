@@ -1,9 +1,12 @@
 """The most memory that was in use since a moment: of the process (CPU) or of the accelerator's tensors."""
 
 import ctypes
+import functools
+import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -60,29 +63,59 @@ def release_unused_memory(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
+def own_pages(num_bytes: int) -> torch.Tensor:
+    """Memory apart from the allocator's, uint8 [bytes], at least one: the system takes it back as a whole once no
+    tensor is a view of it.
+
+    For what is large and stays while smaller things come and go around it, which would leave holes beside it. Linux is
+    asked for huge pages, which it fills far faster; what does not fill one has small ones.
+    """
+    if sys.platform != "linux":
+        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # of a kernel without huge pages
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8)
+
+
+def trim_heap() -> None:
+    """Give what malloc holds and no tensor needs back to the system. Where it cannot (not glibc), nothing happens.
+
+    Pages cost time when they are taken again.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@contextmanager
+def trimmed_heap() -> Iterator[None]:
+    """Trims the heap before and after the block, so that neither stands on the other's holes."""
+    trim_heap()
+    yield
+    trim_heap()
+
+
 class HeapTrimmer:
-    """Gives what malloc holds and no tensor needs back to the system, whenever the process has grown by 512 MiB.
+    """Trims the heap whenever the process has grown by 512 MiB.
 
     Small tensors that stay between large ones that go (the inputs of checkpointed layers between their activations)
-    leave the heap full of holes, which no large tensor fits into. Where malloc cannot do it (not glibc), nothing
-    happens. Pages cost time when they are taken again, so that this is not for every chunk.
+    leave the heap full of holes, which no large tensor fits into.
     """
 
     most_growth = 512 * MIB
 
     def __init__(self) -> None:
-        self._trim = _malloc_trim()
         self._bytes_after = used_memory_bytes(torch.device("cpu"))
 
     def __call__(self) -> None:
         """Trim, if the process has grown."""
-        if self._trim is None:
-            return
         if used_memory_bytes(torch.device("cpu")) - self._bytes_after > self.most_growth:
-            self._trim(0)
+            trim_heap()
             self._bytes_after = used_memory_bytes(torch.device("cpu"))
 
 
+@functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
     """glibc's function of that name; None on other systems."""
     if sys.platform != "linux":
