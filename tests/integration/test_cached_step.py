@@ -36,7 +36,7 @@ from vembed.scoring import get_scorer
 from vembed.training.chunks import cut_side
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
-from vembed.utils import onednn
+from vembed.utils import memory, onednn
 
 FAMILIES = ["clip", "siglip", "bert", "dinov2", "timm", "composed"]
 NUM_QUERIES, NUM_DOCUMENTS = 7, 11
@@ -576,6 +576,16 @@ def test_float_pixels_exist_for_one_chunk_only(folders):
         trainer_of(pair, 2).step(batch)
     assert max(rows) == 2
     assert batch.documents.tensors["pixel_values"].values.dtype == torch.uint8
+
+
+def test_the_heap_is_tidied_around_the_loss_where_chunks_are_many(folders, monkeypatch):
+    trimmed = []
+    monkeypatch.setattr(memory, "trim_heap", lambda: trimmed.append(None))
+    pair = load(folders, "clip")
+    for chunk_size, times in ((1, 4), (2, 0), (None, 0)):  # 18 chunks, 10, no cache
+        trimmed.clear()
+        trainer_of(pair, chunk_size).step(make_batch(pair))
+        assert len(trimmed) == times
 
 
 def test_the_result_tells_loss_counts_and_scale(folders):

@@ -22,7 +22,7 @@ from vembed.data.workers import InlineRows, PooledRows, RowSource, WorkerPool, p
 from vembed.errors import CheckpointError, DataError
 from vembed.types import Batch, LoadedExample, Processor
 
-_ROWS_TOGETHER = 32  # whose pictures share pages
+_ROWS_TOGETHER = 8  # whose pictures share pages
 
 
 @dataclass(frozen=True)

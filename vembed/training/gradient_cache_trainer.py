@@ -23,11 +23,14 @@ from vembed.training.ranks import JoinedBatch, join_ranks
 from vembed.training.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
-from vembed.utils.memory import GIB, HeapTrimmer
+from vembed.utils.memory import GIB, HeapTrimmer, trimmed_heap
 from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
+# From so many chunks on, a step has the time to tidy the heap between its moves: what is given back is taken again once
+# by one chunk.
+_CHUNKS_TO_TIDY = 16
 _MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -95,6 +98,7 @@ class GradientCacheTrainer:
         """
         settings = self.settle(batch)
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
+        tidy = trimmed_heap if len(queries.rows) + len(documents.rows) >= _CHUNKS_TO_TIDY else nullcontext
         has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
@@ -103,14 +107,16 @@ class GradientCacheTrainer:
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
             own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))
             every = joined.gather(own)
-            loss = self._loss(every, targets)
+            with tidy():
+                loss = self._loss(every, targets)
             if not math.isfinite(loss.item()):
                 why = _not_finite(batch, own, (queries, documents)) or _not_finite_elsewhere(joined, every)
                 raise NotFiniteError(f"{why}; {self._advice()}")
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
-        loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
+        with tidy():
+            loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
