@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from tests.tiny.dual import NAFLEX_PATCHES, tiny_own_code
-from vembed.errors import ModelError
+from vembed.errors import ModelError, UsageError
 from vembed.model.detect import detect
 from vembed.model.families.dual import CLIP, SIGLIP
 from vembed.model.modeling import VisualRetrievalModel
@@ -74,6 +74,15 @@ def test_resizing_in_uint8_and_normalising_later_gives_the_processor_s_own_tenso
     assert finished.keys() == expected.keys()
     for key, ragged in finished.items():
         assert torch.equal(ragged.values, torch.as_tensor(expected[key])), key
+
+
+def test_pixels_that_are_not_normalised_yet_are_refused(model_of, pictures):
+    model = model_of("clip")
+    inputs = model.processor.prepare([Item(images=(ImageSource(pil=pictures[0]),))], "document")
+    with pytest.raises(
+        UsageError, match=r"pixel_values are torch\.uint8, not normalised yet; give the model what `finish`"
+    ):
+        model.model(inputs)
 
 
 def test_every_architecture_that_is_said_to_be_tested_is():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vembed.errors import ModelError
+from vembed.errors import ModelError, UsageError
 from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, first_lines
 from vembed.model.base import pool
@@ -64,7 +64,15 @@ def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, boo
 
 
 def fitted(pixel_values: Tensor, model: nn.Module) -> Tensor:
-    """The pixels on the device and in the dtype of a model's weights."""
+    """The pixels on the device and in the dtype of a model's weights.
+
+    Raises UsageError for whole numbers: they are a processor's, not normalised yet, and would embed as another picture.
+    """
+    if not pixel_values.is_floating_point():
+        raise UsageError(
+            f"pixel_values are {pixel_values.dtype}, not normalised yet; give the model what `finish` of its processor"
+            " makes of the inputs"
+        )
     weights = next(model.parameters())
     return pixel_values.to(weights.device, weights.dtype)
 
