@@ -29,6 +29,8 @@ def num_rows(tree: object) -> int:
     3
     """
     sizes = set(_row_counts(tree))
+    if not sizes:
+        raise UsageError("there is no tensor in it")
     if len(sizes) != 1:
         raise UsageError(f"the tensors of one side must have the same number of rows, but have {sorted(sizes)}")
     return sizes.pop()
