@@ -578,14 +578,25 @@ def test_float_pixels_exist_for_one_chunk_only(folders):
     assert batch.documents.tensors["pixel_values"].values.dtype == torch.uint8
 
 
-def test_the_heap_is_tidied_around_the_loss_where_chunks_are_many(folders, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "prepared", "chunk_size", "times"),
+    [
+        ("clip", False, 1, 4),
+        ("clip", False, 2, 0),
+        ("clip", False, None, 0),
+        ("clip", True, 1, 0),
+        ("bert", False, 1, 0),
+    ],
+)
+def test_the_heap_is_tidied_where_many_chunks_are_made_of_pictures(
+    folders, family, prepared, chunk_size, times, monkeypatch
+):
+    """18 chunks are many, 10 are not; prepared pictures are made of nothing any more."""
     trimmed = []
     monkeypatch.setattr(memory, "trim_heap", lambda: trimmed.append(None))
-    pair = load(folders, "clip")
-    for chunk_size, times in ((1, 4), (2, 0), (None, 0)):  # 18 chunks, 10, no cache
-        trimmed.clear()
-        trainer_of(pair, chunk_size).step(make_batch(pair))
-        assert len(trimmed) == times
+    pair = load(folders, family)
+    trainer_of(pair, chunk_size).step(make_batch(pair, prepared=prepared))
+    assert len(trimmed) == times
 
 
 def test_the_result_tells_loss_counts_and_scale(folders):

@@ -28,8 +28,8 @@ from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
-# From so many chunks on, a step has the time to tidy the heap between its moves: what is given back is taken again once
-# by one chunk.
+# Pictures that are decoded and prepared leave holes in the heap. From so many chunks on a step has the time to tidy it
+# between its moves: what is given back, one chunk takes again.
 _CHUNKS_TO_TIDY = 16
 _MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 
@@ -98,7 +98,7 @@ class GradientCacheTrainer:
         """
         settings = self.settle(batch)
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
-        tidy = trimmed_heap if len(queries.rows) + len(documents.rows) >= _CHUNKS_TO_TIDY else nullcontext
+        tidy = trimmed_heap if _is_worth_tidying(queries, documents) else nullcontext
         has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
@@ -238,6 +238,12 @@ class GradientCacheTrainer:
         if trim is not None and embeddings.vectors.requires_grad:
             embeddings.vectors.register_hook(lambda _gradient: trim())  # type: ignore[no-untyped-call]
         return embeddings
+
+
+def _is_worth_tidying(*cuts: Cut) -> bool:
+    """Whether chunks are many, and made of pictures."""
+    items = (item for cut in cuts if isinstance(cut.side, ItemRows) for item in cut.side.items)
+    return sum(len(cut.rows) for cut in cuts) >= _CHUNKS_TO_TIDY and any(item.images for item in items)
 
 
 def _has_batch_norm(model: BaseEmbeddingModel) -> bool:
