@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import random
+import shutil
 import socket
 import tempfile
 
@@ -22,6 +23,10 @@ def pytest_collection_finish() -> None:
     """What imports and collection made stays to the end: the garbage collector need not visit it again and again."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 def _refuse(_socket: socket.socket, address: object) -> None:
