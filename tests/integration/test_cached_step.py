@@ -38,7 +38,8 @@ from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
 from vembed.utils import memory, onednn
 
-FAMILIES = ["clip", "siglip", "bert", "dinov2", "timm", "composed"]
+SIGLIP = pytest.param("siglip", marks=pytest.mark.slow)  # to the step it is what CLIP is
+FAMILIES = ["clip", SIGLIP, "bert", "dinov2", "timm", "composed"]
 NUM_QUERIES, NUM_DOCUMENTS = 7, 11
 ALL = 100
 MIXED = "tibtbit"  # per row: text, image, or both
@@ -474,7 +475,7 @@ def test_freezing_adapters_and_checkpointing_change_nothing(folders, settings, r
 
 
 @pytest.mark.parametrize("adapters", [{}, {"use_lora": True, "lora_r": 2, "lora_dropout": 0.3}], ids=["", "adapters"])
-@pytest.mark.parametrize("family", ["clip", "siglip", "bert", "dinov2", "composed", "colbert"])
+@pytest.mark.parametrize("family", ["clip", SIGLIP, "bert", "dinov2", "composed", "colbert"])
 def test_frozen_layers_run_once_per_chunk_and_change_nothing(folders, family, adapters):
     towers = {"bert": ("text",), "colbert": ("text",), "dinov2": ("vision",)}.get(family, ("text", "vision"))
     pair = load(folders, family, freeze_layers=dict.fromkeys(towers, 1), **adapters)

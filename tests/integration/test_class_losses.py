@@ -47,7 +47,7 @@ def settings(tmp_path, classes, vit_folder):
     }
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("loss_type", ["arcface", pytest.param("proxy_anchor", marks=pytest.mark.slow)])
 def test_a_model_learns_to_find_what_is_of_the_same_class(tmp_path, settings, loss_type, classes):
     longer = {
         "epochs": 12,

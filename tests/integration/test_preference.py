@@ -93,7 +93,7 @@ def test_without_dropout_the_first_loss_is_log_2_to_rounding(tmp_path, settings,
     assert lines_of(tmp_path / "run")[0]["loss"] == pytest.approx(2 * math.log(2), rel=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_compares_with_the_model_that_it_started_from(way, tmp_path, settings):
     own = {**settings, **WAYS[way], "epochs": 2, "save_steps": 2, "save_total_limit": 9}
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"

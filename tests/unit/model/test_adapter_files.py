@@ -23,7 +23,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
-KINDS = ("clip", "timm", "vit_pair", "sentence", "t5", "qwen3_vl", "colbert")
+KINDS = ("clip", "vit_pair", "sentence", "qwen3_vl", "colbert")
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True, "lora_r": 4}}
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -46,7 +46,10 @@ def test_weights_of_less_precision_embed_nearly_alike(name, dtype, fresh, model_
     assert cosines(embeddings.vectors[mask], model_of(name).encode(items).vectors[mask]).min() > 0.99
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "bert", "vit", "own_code", "vit_pair", "qwen3_vl"])
+SIGLIP, VIT = (pytest.param(name, marks=pytest.mark.slow) for name in ("siglip", "vit"))
+
+
+@pytest.mark.parametrize("name", ["clip", SIGLIP, "bert", VIT, "own_code", "vit_pair", "qwen3_vl"])
 def test_adapters_and_heads_learn_in_float32_beside_low_weights(name, fresh, items_for, tmp_path):
     model = fresh(name, torch_dtype="bfloat16", use_lora=True)
     settle(model, torch_dtype="bfloat16", use_lora=True)
@@ -66,7 +69,7 @@ def test_adapters_and_heads_learn_in_float32_beside_low_weights(name, fresh, ite
     assert cosines(again.encode(items).vectors, after).min() > 0.999
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "composed", "vit_pair"])
+@pytest.mark.parametrize("name", ["clip", SIGLIP, "composed", "vit_pair"])
 @pytest.mark.parametrize("tower", ["text", "vision"])
 def test_a_frozen_tower_stays_low_beside_one_that_learns(name, tower, fresh, items_for, tmp_path):
     model = fresh(name, torch_dtype="bfloat16", freeze=(tower,))

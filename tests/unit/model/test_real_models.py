@@ -11,6 +11,8 @@ from vembed.inference import Predictor
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = [
     "The weather is lovely today.",
     "It's so sunny outside!",
