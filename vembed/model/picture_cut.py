@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from vembed.errors import ModelError
 from vembed.grad_cache.cachex.tree_utils import list_tensors, select_rows
@@ -35,16 +36,16 @@ _MAKES_TOKENS = "get_image_features"  # transformers' name for it
 Run = Callable[[Inputs], Tensor]  # the whole model: [tokens, width] of the real tokens of all rows
 
 
-@dataclass(frozen=True)
-class PictureTokens:
-    """What the vision encoder gives, as the models of transformers read it.
+@dataclass
+class PictureTokens(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
+    """What the vision encoder gives, as the models of transformers read it and hand it on.
 
     pooler_output: what stands for the pictures' tokens, [tokens, width], or a list of it. deepstack_features: what is
     added to them after layers of the language model (Qwen3-VL), a list of such for each.
     """
 
     pooler_output: Tensor | list[Tensor]
-    deepstack_features: list[list[Tensor]]
+    deepstack_features: list[list[Tensor]] | None = None  # transformers lets only the first have none
 
 
 class _Found:
