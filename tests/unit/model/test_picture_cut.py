@@ -8,7 +8,8 @@ from torch import nn
 
 from tests import tiny
 from tests.cases import CASES, quick_and_slow
-from tests.gradients import assert_gradients_equal, take_gradients
+from tests.gradients import assert_gradients_equal
+from tests.unit.model.embedding import embed, finished
 from vembed.errors import ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, num_rows, select_rows, take_rows
 from vembed.model.modeling import VisualRetrievalModel
@@ -37,19 +38,6 @@ def rows_of(texts, pictures):
         Item(images=(images[2], images[3])),
         Item(text=texts[1]),
     ]
-
-
-def finished(model, items):
-    return model.processor.finish(model.processor.prepare(items, "document"))
-
-
-def embed(model, inputs):
-    """Embeddings and gradients in training mode, every draw the same."""
-    torch.manual_seed(0)
-    vectors = model.model(inputs).vectors
-    weights = torch.linspace(-1, 1, vectors.numel(), dtype=vectors.dtype).view_as(vectors)
-    (vectors * weights).sum().backward()
-    return vectors.detach(), take_gradients(model.model.named_parameters())
 
 
 def assert_states_change_nothing(model, items):

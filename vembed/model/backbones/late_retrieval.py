@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor, nn
 
 from vembed.model.backbones.late_interaction import LateInteractionModel, TokenVectors
+from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.base import disable_kv_cache
 from vembed.model.files import ModelFolders
@@ -20,7 +21,7 @@ from vembed.model.spec import LateInteraction, ModelSpec
 from vembed.types import Inputs, Ragged
 
 
-class LateRetrievalModel(LateInteractionModel):
+class LateRetrievalModel(PictureKeepingModel, LateInteractionModel):
     """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
 
     has_towers_apart: ClassVar[bool] = False
@@ -37,7 +38,7 @@ class LateRetrievalModel(LateInteractionModel):
         # ColQwen2 asks the vision model itself.
         by_itself = _late(spec).architecture == "colqwen2"
         seam = (backbone.vlm.visual, "forward") if by_itself else seam_of(backbone.vlm)
-        self._pictures = PictureCut(backbone.vlm, seam)
+        self.pictures = PictureCut(backbone.vlm, seam)
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":
@@ -75,26 +76,13 @@ class LateRetrievalModel(LateInteractionModel):
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """Text and image sequences of all rows in one pass."""
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
-        with self._pictures.given(inputs) as whole:
+        with self.pictures.given(inputs) as whole:
             images = _IMAGE_INPUTS[_late(self.spec).architecture](whole.tensors, ids)
             output = self.backbone(input_ids=ids, attention_mask=mask, **images)
         return TokenVectors(output.embeddings, mask.bool())
 
-    @property
-    def keeps_states(self) -> bool:
-        """Whether there is something to keep of what frozen parts give: of pictures, under a frozen vision tower."""
-        return "vision" in self.frozen
-
-    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
-        """Finished inputs with what enters the language model in the place of pictures, if the vision tower is frozen.
-
-        of_layers: nothing is replaced without it. `forward` gives the same for both inputs.
-        """
-        if not of_layers or not self.keeps_states or inputs.num_rows == 0:
-            return inputs
-        return self._pictures.take(self._real_vectors, inputs)
-
-    def _real_vectors(self, inputs: Inputs) -> Tensor:
+    def real_states(self, inputs: Inputs) -> Tensor:
+        """The vectors of the tokens of all rows, [tokens, dim]."""
         tokens = self.encode_tokens(inputs)
         return tokens.vectors[tokens.mask]
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError
 from vembed.model.adapter_base import plain_folder
+from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
-from vembed.model.base import BaseEmbeddingModel, disable_kv_cache, pool, unit_vectors
+from vembed.model.base import disable_kv_cache, pool, unit_vectors
 from vembed.model.files import ModelFolders, read_json
 from vembed.model.parameters import Part, layer_numbers
 from vembed.model.picture_cut import PictureCut, seam_of
@@ -40,7 +41,7 @@ class TokenStates:
     is_image: Tensor
 
 
-class VlmModel(BaseEmbeddingModel):
+class VlmModel(PictureKeepingModel):
     """A vision-language model that reads a row, texts and images in one sequence, and is pooled at its last token.
 
     `token_states(inputs)` gives every token's hidden state instead, with which tokens are real and which are image:
@@ -58,7 +59,7 @@ class VlmModel(BaseEmbeddingModel):
         self._language = _language_name(backbone)
         self._has_head = type(backbone).__name__.endswith(_WITH_HEAD)  # code of its own may offer no class without
         self._arguments = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
-        self._pictures = PictureCut(backbone, seam_of(backbone))
+        self.pictures = PictureCut(backbone, seam_of(backbone))
         _stop_unused(backbone)
         disable_kv_cache(backbone)
 
@@ -102,7 +103,7 @@ class VlmModel(BaseEmbeddingModel):
 
     def token_states(self, inputs: Inputs) -> TokenStates:
         """The hidden states of finished inputs [rows, tokens, width], with their masks."""
-        with self._pictures.given(inputs) as whole:
+        with self.pictures.given(inputs) as whole:
             tensors = {name: ragged.values for name, ragged in whole.tensors.items() if len(ragged.values)}
             is_image = tensors.pop(IMAGE_TOKENS)
             read = {name: value for name, value in tensors.items() if name not in self.tensors_beside}
@@ -112,21 +113,8 @@ class VlmModel(BaseEmbeddingModel):
         hidden = output.hidden_states[-1] if self._has_head else output.last_hidden_state
         return TokenStates(hidden, read["attention_mask"].bool(), is_image)
 
-    @property
-    def keeps_states(self) -> bool:
-        """Whether there is something to keep of what frozen parts give: of pictures, under a frozen vision tower."""
-        return "vision" in self.frozen
-
-    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
-        """Finished inputs with what enters the language model in the place of pictures, if the vision tower is frozen.
-
-        of_layers: nothing is replaced without it. `forward` gives the same for both inputs.
-        """
-        if not of_layers or not self.keeps_states or inputs.num_rows == 0:
-            return inputs
-        return self._pictures.take(self._real_states, inputs)
-
-    def _real_states(self, inputs: Inputs) -> Tensor:
+    def real_states(self, inputs: Inputs) -> Tensor:
+        """The hidden states of the tokens of all rows, [tokens, width]."""
         states = self.token_states(inputs)
         return states.hidden[states.mask]
 
