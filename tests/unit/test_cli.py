@@ -197,6 +197,11 @@ def test_config_show_of_a_local_model_imports_no_torch(clip_folder, tmp_path):
     subprocess.run([sys.executable, "-c", script + check, clip_folder], cwd=tmp_path, check=True)
 
 
+def test_the_commands_bring_neither_settings_nor_yaml_before_they_run(tmp_path):
+    check = f"import sys, vembed.cli; assert not {{*{HEAVY}, 'pydantic', 'yaml'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)
+
+
 def test_importing_the_package_imports_nothing_else(tmp_path):
     check = f"import sys, vembed; assert not {{*{HEAVY}, 'pydantic', 'typer', 'yaml'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True)

@@ -1,0 +1,62 @@
+"""`vembed encode`: its arguments and its help."""
+# ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
+from vembed.errors import UsageError
+
+if TYPE_CHECKING:
+    from vembed.types import Side
+
+_SIDES: "dict[str, Side]" = {"query": "query", "document": "document"}
+
+
+def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model (RUN/final) or hub id.")],
+    items: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            help="Folder of images, .txt with a text per line, or a table with columns text, image and id.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="File to write: .npy, .npz, .parquet or .safetensors.")],
+    side: Annotated[str, typer.Option("--side", help="Whose prompt texts get: query or document.")] = "document",
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
+    torch_dtype: Annotated[str, torch_dtype_option("float32, bfloat16, float16, or auto: the files' own.")] = "float32",
+    allow_pickled_weights: AllowPickledWeights = False,
+) -> None:
+    """Embed texts and images, and write the vectors."""
+    if side not in _SIDES:
+        raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
+    from vembed.entrypoints import encode as entrypoint
+
+    request = entrypoint.EncodeRequest(
+        model,
+        items,
+        output,
+        _SIDES[side],
+        width,
+        batch_size,
+        device,
+        trust_remote_code,
+        plugins or (),
+        torch_dtype,
+        allow_pickled_weights,
+    )
+    typer.echo(entrypoint.encode(request, _show_progress).text())
+
+
+def _show_progress(done: int, total: int) -> None:
+    """One line that counts up, on a terminal only."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{done:,} of {total:,} items", err=True, nl=done == total)

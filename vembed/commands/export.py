@@ -1,0 +1,29 @@
+"""`vembed export`: its arguments and its help."""
+# ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a checkpoint (RUN/checkpoint-10) or hub id.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="New folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into plain weights.")] = False,
+    torch_dtype: Annotated[str, torch_dtype_option("float32, bfloat16, float16, or auto: the base's own.")] = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+    plugins: Plugins = None,
+    allow_pickled_weights: AllowPickledWeights = False,
+) -> None:
+    """Write a checkpoint as plain weights that need no adapter."""
+    from vembed.entrypoints import export as entrypoint
+
+    request = entrypoint.ExportRequest(
+        model, output, merge, torch_dtype, trust_remote_code, plugins or (), allow_pickled_weights
+    )
+    typer.echo(entrypoint.export(request).text())
