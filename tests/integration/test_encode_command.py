@@ -13,6 +13,7 @@ from tests.pictures import write_jsonl, write_picture
 from tests.tiny.dual import tiny_own_code
 from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
+from vembed.entrypoints.opening import Opening
 from vembed.errors import ConfigError, DataError, ModelError, UsageError
 from vembed.inference import Predictor
 
@@ -25,7 +26,7 @@ def pictures(tmp_path_factory):
 
 def test_a_folder_of_images(tmp_path, clip_folder, pictures):
     folder, paths = pictures
-    result = encode(EncodeRequest(clip_folder, folder, tmp_path / "out.npz", batch_size=2))
+    result = encode(EncodeRequest(model=clip_folder, items=folder, output=tmp_path / "out.npz", batch_size=2))
     assert result.text() == f"5 vectors of 16 numbers in {tmp_path / 'out.npz'}"
     with np.load(tmp_path / "out.npz") as arrays:
         assert arrays["ids"].tolist() == [f"{number}.png" for number in range(5)]
@@ -34,7 +35,11 @@ def test_a_folder_of_images(tmp_path, clip_folder, pictures):
 
 def test_texts_as_queries_at_a_width(tmp_path, clip_folder):
     (tmp_path / "texts.txt").write_text("a red circle\ntwo squares\n")
-    encode(EncodeRequest(clip_folder, tmp_path / "texts.txt", tmp_path / "out.npy", side="query", width=4))
+    encode(
+        EncodeRequest(
+            model=clip_folder, items=tmp_path / "texts.txt", output=tmp_path / "out.npy", side="query", width=4
+        )
+    )
     expected = Predictor(clip_folder).encode_text(["a red circle", "two squares"], width=4)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
 
@@ -44,26 +49,26 @@ def test_a_broken_picture_is_named_and_nothing_is_written(tmp_path, clip_folder,
     (tmp_path / "cut.png").write_bytes(b"no picture")
     write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError, match=r"rows\.jsonl:2"):
-        encode(EncodeRequest(clip_folder, tmp_path / "rows.jsonl", tmp_path / "out.npz"))
+        encode(EncodeRequest(model=clip_folder, items=tmp_path / "rows.jsonl", output=tmp_path / "out.npz"))
     assert not (tmp_path / "out.npz").exists()
 
 
 def test_what_is_wrong_with_the_request_is_found_before_any_work(tmp_path, pictures, bert_folder):
     folder, _ = pictures
     with pytest.raises(UsageError, match="ending"):
-        encode(EncodeRequest("no/model", folder, tmp_path / "out.txt"))
+        encode(EncodeRequest(model="no/model", items=folder, output=tmp_path / "out.txt"))
     with pytest.raises(UsageError, match="side"):
-        encode(EncodeRequest("no/model", folder, tmp_path / "out.npz", side="both"))
+        encode(EncodeRequest(model="no/model", items=folder, output=tmp_path / "out.npz", side="both"))
     with pytest.raises(ModelError, match="reads texts only"):
-        encode(EncodeRequest(bert_folder, folder, tmp_path / "out.npz"))
+        encode(EncodeRequest(model=bert_folder, items=folder, output=tmp_path / "out.npz"))
 
 
 def test_a_vector_per_token_is_written_with_counts(tmp_path, pictures):
     folder, paths = pictures
     model = tiny.tiny_colqwen2(tmp_path / "model")
     with pytest.raises(UsageError, match=r"\.npy holds one table of one vector per item"):
-        encode(EncodeRequest(model, folder, tmp_path / "out.npy"))
-    result = encode(EncodeRequest(model, folder, tmp_path / "out.npz", batch_size=2))
+        encode(EncodeRequest(model=model, items=folder, output=tmp_path / "out.npy"))
+    result = encode(EncodeRequest(model=model, items=folder, output=tmp_path / "out.npz", batch_size=2))
     rows = Predictor(model).encode_image(paths)
     assert result.text() == f"{sum(map(len, rows))} vectors of 16 numbers for 5 items in {tmp_path / 'out.npz'}"
     with np.load(tmp_path / "out.npz") as arrays:
@@ -110,4 +115,11 @@ def test_pickles_are_read_where_that_is_allowed_and_the_dtype_is_chosen(tmp_path
 
 def test_plugins_are_imported_first(tmp_path, pictures):
     with pytest.raises(ConfigError, match="no_such_plugin"):
-        encode(EncodeRequest("no/model", pictures[0], tmp_path / "out.npz", plugins=["no_such_plugin"]))
+        encode(
+            EncodeRequest(
+                model="no/model",
+                items=pictures[0],
+                output=tmp_path / "out.npz",
+                opening=Opening(plugins=["no_such_plugin"]),
+            )
+        )

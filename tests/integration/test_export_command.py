@@ -15,6 +15,7 @@ from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
 from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.export import ExportRequest, export
+from vembed.entrypoints.opening import Opening
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.trainer import Trainer
@@ -52,12 +53,16 @@ def test_a_checkpoint_of_adapters_becomes_plain_weights(run, bert_folder, texts_
     assert all(abs(vectors[0] - other).max() < 1e-5 for other in vectors[1:])
     assert abs(vectors[0] - Predictor(bert_folder, "cpu").encode_text(texts_of)).max() > 1e-5
     with pytest.raises(UsageError, match="is there already"):
-        export(ExportRequest(str(run / "checkpoint-3"), merged, merge=True))
+        export(ExportRequest(model=str(run / "checkpoint-3"), output=merged, merge=True))
 
 
 def test_a_folder_of_adapters_is_encoded_with_and_measured(run, texts_of, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(texts_of))
-    encode(EncodeRequest(str(run / "checkpoint-3"), tmp_path / "texts.txt", tmp_path / "out.npy", side="query"))
+    encode(
+        EncodeRequest(
+            model=str(run / "checkpoint-3"), items=tmp_path / "texts.txt", output=tmp_path / "out.npy", side="query"
+        )
+    )
     expected = Predictor(run / "final", "cpu").encode_text(texts_of)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
     data = {"test_data_path": write_pairs(tmp_path / "data", 9, "t2t"), "retrieval_mode": "t2t"}
@@ -66,7 +71,11 @@ def test_a_folder_of_adapters_is_encoded_with_and_measured(run, texts_of, tmp_pa
 
 
 def test_a_whole_model_is_written_again_in_another_dtype(run, tmp_path):
-    export(ExportRequest(str(run / "final"), tmp_path / "low", merge=True, torch_dtype="bfloat16"))
+    export(
+        ExportRequest(
+            model=str(run / "final"), output=tmp_path / "low", merge=True, opening=Opening(torch_dtype="bfloat16")
+        )
+    )
     assert {tensor.dtype for tensor in load_file(tmp_path / "low" / "model.safetensors").values()} == {torch.bfloat16}
     assert not (tmp_path / "low" / "training_state.json").exists()
 

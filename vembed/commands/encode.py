@@ -39,19 +39,23 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     if side not in _SIDES:
         raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
     from vembed.entrypoints import encode as entrypoint
+    from vembed.entrypoints.opening import Opening
 
+    opening = Opening(
+        torch_dtype=torch_dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickled_weights=allow_pickled_weights,
+        plugins=plugins or (),
+    )
     request = entrypoint.EncodeRequest(
-        model,
-        items,
-        output,
-        _SIDES[side],
-        width,
-        batch_size,
-        device,
-        trust_remote_code,
-        plugins or (),
-        torch_dtype,
-        allow_pickled_weights,
+        model=model,
+        items=items,
+        output=output,
+        side=_SIDES[side],
+        width=width,
+        batch_size=batch_size,
+        device=device,
+        opening=opening,
     )
     typer.echo(entrypoint.encode(request, _show_progress).text())
 

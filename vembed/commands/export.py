@@ -22,8 +22,13 @@ def export(
 ) -> None:
     """Write a checkpoint as plain weights that need no adapter."""
     from vembed.entrypoints import export as entrypoint
+    from vembed.entrypoints.opening import Opening
 
-    request = entrypoint.ExportRequest(
-        model, output, merge, torch_dtype, trust_remote_code, plugins or (), allow_pickled_weights
+    opening = Opening(
+        torch_dtype=torch_dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickled_weights=allow_pickled_weights,
+        plugins=plugins or (),
     )
+    request = entrypoint.ExportRequest(model=model, output=output, merge=merge, opening=opening)
     typer.echo(entrypoint.export(request).text())

@@ -25,6 +25,7 @@ def models(
 ) -> None:
     """List the families of models and what each supports, or check one model."""
     from vembed.entrypoints import models as entrypoint
+    from vembed.entrypoints.opening import Opening
 
     if check is None:
         given = {
@@ -38,7 +39,11 @@ def models(
             raise UsageError(f"{words} can only say how to load a model: name one with --check")
         typer.echo(entrypoint.listing(plugins or ()))
         return
-    request = entrypoint.CheckRequest(
-        check, encoder_mode, trust_remote_code, plugins or (), torch_dtype, allow_pickled_weights
+    opening = Opening(
+        torch_dtype=torch_dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickled_weights=allow_pickled_weights,
+        encoder_mode=encoder_mode,
+        plugins=plugins or (),
     )
-    typer.echo(entrypoint.check(request))
+    typer.echo(entrypoint.check(entrypoint.CheckRequest(model=check, opening=opening)))

@@ -4,11 +4,10 @@ vembed encode MODEL --input photos/ --output photos.npz
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.configuration.layers import Setting, import_plugins
-from vembed.entrypoints.opening import opening_settings
+from vembed.entrypoints.opening import Opening
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.retrieval.encode import Encoding, ItemEncoder, Progress
@@ -32,12 +31,9 @@ class EncodeResult:
         return f"{self.num_vectors:,} vectors of {self.dim} numbers{of} in {self.path}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodeRequest:
-    """Which model embeds what, and how. side: whose prompt texts get, "query" or "document".
-
-    plugins: modules to import first, which may bring families. torch_dtype: in which the weights are held.
-    """
+    """Which model embeds what, and how. side: whose prompt texts get, "query" or "document"."""
 
     model: str
     items: Path
@@ -46,10 +42,7 @@ class EncodeRequest:
     width: int | None = None
     batch_size: int = 64
     device: str = "auto"
-    trust_remote_code: bool = False
-    plugins: Sequence[str] = ()
-    torch_dtype: str = "float32"
-    allow_pickled_weights: bool = False
+    opening: Opening = field(default_factory=Opening)
 
 
 def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeResult:
@@ -59,13 +52,9 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     """
     if request.side not in ("query", "document"):
         raise UsageError(f"side {request.side!r} is unknown; known are: query, document")
-    settings = opening_settings(
-        torch_dtype=request.torch_dtype,
-        trust_remote_code=request.trust_remote_code,
-        allow_pickled_weights=request.allow_pickled_weights,
-    )
+    settings = request.opening.settings
     check_vectors_path(request.output)
-    import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
+    request.opening.import_plugins()
     named = read_items(request.items)
     model = Predictor(request.model, request.device, settings=settings).model
     check_vectors_path(request.output, per_token=model.spec.scoring != "single")

@@ -3,31 +3,23 @@
 vembed export output/checkpoint-100 --merge --output merged
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.configuration.layers import Setting, import_plugins
-from vembed.entrypoints.opening import opening_settings
+from vembed.entrypoints.opening import Opening
 from vembed.errors import UsageError
 from vembed.model.export import merge_folder
 from vembed.utils.files import atomic_folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What is exported, how, and where to. torch_dtype: in which the weights are merged and written.
-
-    plugins: modules to import first, which may bring families.
-    """
+    """What is exported, how, and where to. The dtype it is opened in is the one it is merged and written in."""
 
     model: str
     output: Path
     merge: bool = False
-    torch_dtype: str = "float32"
-    trust_remote_code: bool = False
-    plugins: Sequence[str] = ()
-    allow_pickled_weights: bool = False
+    opening: Opening = field(default_factory=Opening)
 
 
 @dataclass(frozen=True)
@@ -47,14 +39,10 @@ def export(request: ExportRequest) -> ExportResult:
     """Write the model; what is there already is never written over. Raises UsageError, ModelError, CheckpointError."""
     if not request.merge:
         raise UsageError("say what to write: --merge writes plain weights with the adapters merged in")
-    settings = opening_settings(
-        torch_dtype=request.torch_dtype,
-        trust_remote_code=request.trust_remote_code,
-        allow_pickled_weights=request.allow_pickled_weights,
-    )
+    settings = request.opening.settings
     if request.output.exists():
         raise UsageError(f"--output {request.output} is there already; name a new folder")
-    import_plugins({"plugins": Setting(list(request.plugins), "--plugins")})
+    request.opening.import_plugins()
     with atomic_folder(request.output) as new:
         model = merge_folder(request.model, new, settings)
     size = sum(file.stat().st_size for file in request.output.rglob("*") if file.is_file())

@@ -5,14 +5,12 @@ vembed models --check output/final
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vembed.configuration.layers import Setting, import_plugins
-from vembed.entrypoints.opening import opening_settings
+from vembed.entrypoints.opening import Opening
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
-from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec, reads_in_words
 
 if TYPE_CHECKING:
@@ -27,31 +25,17 @@ _PICTURE_SIDE = 64
 _SHOWN_NUMBERS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckRequest:
-    """Which model to load. plugins: modules to import first, which may bring families."""
+    """Which model to load, and how."""
 
     model: str
-    encoder_mode: str | None = None
-    trust_remote_code: bool = False
-    plugins: Sequence[str] = ()
-    torch_dtype: str | None = None
-    allow_pickled_weights: bool = False
-
-    @property
-    def settings(self) -> ModelSettings:
-        """Those for opening the model. Raises UsageError for an unknown dtype."""
-        return opening_settings(
-            torch_dtype=self.torch_dtype,
-            trust_remote_code=self.trust_remote_code,
-            allow_pickled_weights=self.allow_pickled_weights,
-            encoder_mode=self.encoder_mode,
-        )
+    opening: Opening = field(default_factory=Opening)
 
 
 def listing(plugins: Sequence[str] = ()) -> str:
     """Every family: what it reads, its names and presets, the architectures that it opens. Imports no torch."""
-    _import(plugins)
+    _import_plugins(Opening(plugins=plugins))
     blocks = [list(_family_lines(family)) for family in families()]
     head = "model_name may be a hub id, a folder, a checkpoint of a run, or one of the short names below."
     return "\n\n".join([head, *("\n".join(lines) for lines in blocks)])
@@ -62,17 +46,17 @@ def check(request: CheckRequest) -> str:
 
     Raises ModelError or CheckpointError for a model that cannot be used, and says why.
     """
-    settings = request.settings
-    _import(request.plugins)
+    settings = request.opening.settings
+    _import_plugins(request.opening)
     from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415 (the listing needs no torch)
 
     model = VisualRetrievalModel.from_pretrained(request.model, settings)
     return "\n".join([*_model_lines(request.model, model), "", *_embedding_lines(model)])
 
 
-def _import(plugins: Sequence[str]) -> None:
-    if plugins:
-        import_plugins({"plugins": Setting(list(plugins), "command line")})
+def _import_plugins(opening: Opening) -> None:
+    if opening.plugins:
+        opening.import_plugins("command line")
 
 
 def _family_lines(family: Family) -> Iterator[str]:
