@@ -4,7 +4,7 @@
 
 A CLIP of one small layer per tower (its activations are those of one chunk of 32), captions as queries, and a JPEG or
 PNG file of 256 x 256 as the document of each; all files differ, so that none is encoded once for several rows. Each
-run is `vembed train --benchmark` in a process of its own: two steps, the second of which is loaded after the first.
+run is `vembed train --measure 1` in a process of its own: two steps, the second of which is loaded after the first.
 
 Peak: resident memory (VmHWM, set back once the model is loaded), the median of --repeats. Resident are the samples of a
 batch times (1 + batches that the training process holds ahead; workers hold theirs). Growth is the slope of a line
