@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vembed import __version__
 from vembed.commands.config import config_app
 from vembed.commands.demo import demo
 from vembed.commands.doctor import doctor
@@ -17,6 +16,7 @@ from vembed.commands.models import models
 from vembed.commands.options import TAKES_SETTINGS
 from vembed.commands.train import train
 from vembed.errors import VembedError
+from vembed.version import __version__
 
 _INTERRUPTED = 130
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed import __version__
 from vembed.configuration.keys import AnySection, build, faults_of, keys_of, plain
 from vembed.configuration.layers import Overrides, Problem, Setting, read_preset, user_settings
 from vembed.configuration.rules import (
@@ -38,6 +37,7 @@ from vembed.model.settings import ModelSettings
 from vembed.registry import nearest_names
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
+from vembed.version import __version__
 
 DEFAULT = "default"
 DATA_KEYS = ("data_path", "val_data_path", "test_data_path", "image_root")

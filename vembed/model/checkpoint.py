@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import vembed
 from vembed.errors import CheckpointError
 from vembed.model.adapted import adapted_layers
 from vembed.model.adapter_base import AdapterBase, note_base, plain_folder, read_base, write_base
@@ -25,6 +24,7 @@ from vembed.model.processors.base import ItemProcessor
 from vembed.model.sentence_folder import model_path, refusing
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+from vembed.version import __version__
 
 _PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
@@ -158,7 +158,7 @@ def write_checkpoint(
             processor.save(folder / subfolders.get("text", ""), folder / subfolders.get("vision", ""))
         save_file(model.heads_state(), folder / HEADS_FILE, metadata={"format": "pt"})
         content = {
-            "version": vembed.__version__,
+            "version": __version__,
             "spec": model.spec.model_dump(mode="json"),
             "base_model": asdict(base),
         }

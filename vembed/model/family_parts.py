@@ -1,11 +1,14 @@
 """What each family brings of one kind, by the family's name."""
 
 from collections.abc import Callable
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families, family_named
 from vembed.registry import Component, Registry
+
+if TYPE_CHECKING:
+    from vembed.model.base import BaseEmbeddingModel
 
 
 class FamilyParts(Generic[Component]):
@@ -37,3 +40,6 @@ class FamilyParts(Generic[Component]):
 
     def __contains__(self, family: str) -> bool:
         return family in self.list()
+
+
+MODEL_CLASSES: "FamilyParts[type[BaseEmbeddingModel]]" = FamilyParts("model family", lambda family: family.model)

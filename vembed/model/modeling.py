@@ -26,10 +26,10 @@ from vembed.model.compilation import compile_towers
 from vembed.model.detect import detect
 from vembed.model.dtypes import join_dtypes
 from vembed.model.encoding import EncodeOptions, Features, encode_items
+from vembed.model.family_parts import MODEL_CLASSES
 from vembed.model.items import Picture, image_source
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.registry import ProcessorRegistry
-from vembed.model.registry import ModelRegistry
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Item, Side
@@ -73,7 +73,7 @@ class VisualRetrievalModel:
         folders = find_folders(name, settings, detected.spec)
         read_by = ProcessorRegistry.get(detected.spec.family)
         processor = read_by.from_folders(detected.spec, processor_folders(folders, settings), settings)
-        model = ModelRegistry.model_class(detected.spec.family).load(detected.spec, folders, settings, seed)
+        model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
         open_heads(model, folders.root, seed)
         if temperature is not None:
             model.set_temperature(temperature)

@@ -1,35 +1,31 @@
 """Models by family, and any model by name: an alias, a hub id, or a folder."""
 
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.family_parts import FamilyParts
+from vembed.model.family_parts import MODEL_CLASSES
+from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
 
 class Models:
     """Knows the class of each family; `get` loads a model."""
 
-    def __init__(self) -> None:
-        self._classes: FamilyParts[type[BaseEmbeddingModel]] = FamilyParts("model family", lambda family: family.model)
-
     def register(self, family: str, model_class: type[BaseEmbeddingModel]) -> type[BaseEmbeddingModel]:
         """Let models of this family be built by `model_class`."""
-        return self._classes.register(family, model_class)
+        return MODEL_CLASSES.register(family, model_class)
 
     def list(self) -> list[str]:
         """All families."""
-        return self._classes.list()
+        return MODEL_CLASSES.list()
 
     def __contains__(self, family: str) -> bool:
-        return family in self._classes
+        return family in MODEL_CLASSES
 
     def model_class(self, family: str) -> type[BaseEmbeddingModel]:
         """The class that builds models of this family. Raises ModelError when the family is not known."""
-        return self._classes.get(family)
+        return MODEL_CLASSES.get(family)
 
     def get(self, name: str) -> BaseEmbeddingModel:
         """The model of an alias ("clip"), hub id or folder. Raises ModelError when there is none."""
-        from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415 (modeling builds on this registry)
-
         return VisualRetrievalModel.from_pretrained(name, ModelSettings()).model
 
 

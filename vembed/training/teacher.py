@@ -20,7 +20,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-import vembed
 from vembed.data.hashing import content_hash
 from vembed.data.settings import DataSettings
 from vembed.errors import CheckpointError, ConfigError, DataError, ModelError
@@ -41,6 +40,7 @@ from vembed.training.rng import rng_unmoved
 from vembed.training.run_data import Datasets
 from vembed.types import Batch, Embeddings, Item, Side, Sides
 from vembed.utils.files import atomic_file, disk_errors, user_cache
+from vembed.version import __version__
 
 _log = logging.getLogger(__name__)
 _RECORD = "teacher.json"
@@ -200,7 +200,7 @@ class TeacherModel:
             return
         record = {
             "model": self.name,
-            "version": vembed.__version__,
+            "version": __version__,
             "spec": self.facts.spec.model_dump(mode="json"),
             "dim": self.facts.dim,
             "temperature": self.facts.temperature,

@@ -6,13 +6,13 @@ import safetensors
 import torch
 import transformers
 
-import vembed
+from vembed.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers of a run."""
     return {
-        "vembed": vembed.__version__,
+        "vembed": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
