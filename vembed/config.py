@@ -6,33 +6,35 @@
 Keys are flat. Every part of the house receives its own section and never the whole config.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.configuration.keys import AnySection, build, faults_of, keys_of, plain
-from vembed.configuration.layers import Overrides, Problem, Setting, read_preset, user_settings
+from vembed.configuration.findings import Finding, Sections, findings, missing_data
+from vembed.configuration.keys import AnySection, build, keys_of, plain
+from vembed.configuration.layers import Overrides, Problem, Setting, user_settings
+from vembed.configuration.presets import (
+    Dropped,
+    choose_preset,
+    distills_scores,
+    fit_preset,
+    other_loss,
+    place_of,
+    registered_loss,
+)
 from vembed.configuration.rules import (
-    Finding,
-    Sections,
     combination_problems,
-    findings,
     idle_keys,
-    missing_data,
-    rivals,
-    unmet_condition,
     value_problems,
 )
-from vembed.configuration.sections import LOSS_OPTIONS, NO_PRESET, Catalogue, SetupSettings, catalogue_for
-from vembed.configuration.yaml_text import Location, dump_value
+from vembed.configuration.sections import LOSS_OPTIONS, Catalogue, SetupSettings, catalogue_for
+from vembed.configuration.yaml_text import dump_value
 from vembed.data.settings import DataSettings
-from vembed.errors import ConfigError, VembedError
+from vembed.errors import ConfigError
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.model.detect import detect
 from vembed.model.settings import ModelSettings
 from vembed.registry import nearest_names
 from vembed.training.settings import OptimizerSettings, TrainingSettings
@@ -53,16 +55,6 @@ class Purpose:
 
 ANY = Purpose()
 TRAIN = Purpose(required=("model_name", "data_path"))
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A preset's value that was not taken, and why."""
-
-    key: str
-    value: object
-    origin: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -144,16 +136,16 @@ def load_config(
     (64, 'command line', 3, 'default')
     """
     user = _without_null_preset(user_settings(path, overrides, origin))
-    preset, problems = _choose_preset(user)
-    catalogue = catalogue_for(_registered_loss(user, preset), distills_scores=_distills_scores({**preset, **user}))
+    preset, problems = choose_preset(user)
+    catalogue = catalogue_for(registered_loss(user, preset), distills_scores=distills_scores({**preset, **user}))
     problems += value_problems(user, catalogue)
     wrong = {problem.location[0] for problem in problems if problem.location}
     valid = {key: setting for key, setting in user.items() if key in catalogue.keys and key not in wrong}
-    config = _assemble(*_fit_preset(preset, valid, catalogue), valid, catalogue)
+    config = _assemble(*fit_preset(preset, valid, catalogue), valid, catalogue)
     problems += combination_problems(valid, _values(config), catalogue.keys)
     for location, text in _findings(config, valid, purpose):
         if location[0] not in wrong:
-            problems.append(Problem(_place(location, valid), location, text))
+            problems.append(Problem(place_of(location, valid), location, text))
     if problems:
         raise ConfigError(_report(problems))
     return config
@@ -162,86 +154,6 @@ def load_config(
 def _without_null_preset(user: dict[str, Setting]) -> dict[str, Setting]:
     """`preset: null` asks for the detected one, as its absence does."""
     return {key: setting for key, setting in user.items() if key != "preset" or setting.value is not None}
-
-
-def _choose_preset(user: Mapping[str, Setting]) -> tuple[dict[str, Setting], list[Problem]]:
-    """The values of the preset that the user names, else of the one that fits the model; and what is wrong there."""
-    detected, problems = _detect_preset(user)
-    try:
-        named = user["preset"].value if "preset" in user else detected
-        if not isinstance(named, str) or named == NO_PRESET:
-            return {}, problems
-        use_lora = "use_lora" in user and user["use_lora"].value is True
-        preset = read_preset(named).settings(use_lora=use_lora, detected="preset" not in user)
-    except ConfigError as error:
-        return {}, [*problems, Problem(_place(("preset",), user), ("preset",), str(error))]
-    return {"preset": Setting(named, "detected"), **preset}, problems
-
-
-def _detect_preset(user: Mapping[str, Setting]) -> tuple[str | None, list[Problem]]:
-    """The preset of the model's family, and what the model cannot honour. Hub models are read for their preset only."""
-    values = {key: setting.value for key, setting in user.items() if key in ModelSettings.model_fields}
-    model = build(
-        ModelSettings, {key: value for key, value in values.items() if not faults_of(ModelSettings, {key: value})}
-    )
-    name, towers = model.model_name, (model.text_model_name, model.image_model_name)
-    whole = all(towers) if name is None else not any(towers)
-    known = "preset" in user and not all(Path(one).is_dir() for one in (name, *towers) if one is not None)
-    if known or not whole:
-        return None, []
-    try:
-        return detect(name, model).spec.preset, []
-    except VembedError as error:
-        return None, [_model_problem(text, user) for text in str(error).splitlines()]
-
-
-def _model_problem(text: str, user: Mapping[str, Setting]) -> Problem:
-    """A problem with the model, at the place of the key that it begins with, else of the model's name."""
-    key = re.split(r"[\s:,]", text)[0]
-    if key in user:
-        return Problem(_place((key,), user), (), text)
-    location = ("model_name",) if "model_name" in user else ("text_model_name",)
-    return Problem(_place(location, user), location, text)
-
-
-def _registered_loss(user: Mapping[str, Setting], preset: Mapping[str, Setting]) -> str:
-    """The loss that is asked for, or the default one where that is unknown (`_findings` says so)."""
-    asked = {**preset, **user}.get("loss_type")
-    name = asked.value if asked is not None else None
-    return (
-        name if isinstance(name, str) and name in LossRegistry else str(LossSettings.model_fields["loss_type"].default)
-    )
-
-
-def _distills_scores(settings: Mapping[str, Setting]) -> bool:
-    """Whether a teacher's scores are learned from beside the loss."""
-    asked, kind = settings.get("use_distillation"), settings.get("distillation_type")
-    return asked is not None and asked.value is True and (kind is None or kind.value != "cosine")
-
-
-def _fit_preset(
-    preset: Mapping[str, Setting], valid: Mapping[str, Setting], catalogue: Catalogue
-) -> tuple[dict[str, Setting], tuple[Dropped, ...]]:
-    """The preset's values that take effect beside what the user set, and those that do not."""
-    reasons: dict[str, str] = {}
-    for name in preset:
-        if name in catalogue.idle:
-            reasons[name] = _other_loss(name, catalogue)
-        elif taken := rivals(name, valid, catalogue.keys):
-            reasons[name] = f"{taken[0]} is set"
-    kept = {name: setting for name, setting in preset.items() if name not in reasons}
-    values = {name: key.default for name, key in catalogue.keys.items()}
-    values |= {name: setting.value for name, setting in {**kept, **valid}.items()}
-    for name in kept:
-        if unmet := unmet_condition(catalogue.keys[name], values):
-            reasons[name] = f"only with {unmet}"
-    dropped = [Dropped(name, preset[name].value, preset[name].origin, reason) for name, reason in reasons.items()]
-    kept = {name: setting for name, setting in kept.items() if name not in reasons}
-    return kept, tuple(entry for entry in dropped if entry.key not in valid)
-
-
-def _other_loss(name: str, catalogue: Catalogue) -> str:
-    return f"only with loss_type: {' or '.join(catalogue.idle[name])}"
 
 
 def _assemble(
@@ -255,7 +167,7 @@ def _assemble(
 
     values = {name: plain(key.default) for name, key in catalogue.keys.items()}
     values |= {name: setting.value for name, setting in chosen.items()}
-    unread = {name: _other_loss(name, catalogue) for name in catalogue.idle if name in LossSettings.model_fields}
+    unread = {name: other_loss(name, catalogue) for name in catalogue.idle if name in LossSettings.model_fields}
     return Config(
         setup=fill(SetupSettings),
         model=fill(ModelSettings),
@@ -311,12 +223,6 @@ def _rule_sections(config: Config) -> Sections:
         evaluation=config.evaluation,
         grad_cache=config.grad_cache,
     )
-
-
-def _place(location: Location, settings: Mapping[str, Setting]) -> str:
-    """Where a value was set; nothing for a value that nobody set."""
-    key = str(location[0])
-    return settings[key].place(location) if key in settings else ""
 
 
 def _report(problems: list[Problem]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vembed.data.formats import DATA_ENDINGS
 from vembed.errors import ConfigError
 
 Location = tuple[str | int, ...]
@@ -23,8 +24,6 @@ _FLOAT = re.compile(
     r"^[-+]?(?:(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
 _NUMBER_STARTS = list("-+0123456789.")
-
-_DATA_FILES = {".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,7 +75,7 @@ class YamlMapping:
 
 def read_yaml(path: str | Path) -> YamlMapping:
     """The mapping a YAML file holds. Raises ConfigError, with line, for what is not one or names a key twice."""
-    if Path(path).suffix in _DATA_FILES:
+    if Path(path).suffix in DATA_ENDINGS - {".json"}:
         raise ConfigError(f"{path} is data, not a YAML file; write --data_path {path}")
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -1,22 +1,18 @@
 """From a path to rows that know where they came from: the one place that tells file formats apart."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from vembed.data.csv_rows import open_csv
+from vembed.data.formats import DELIMITERS, JSON_ENDINGS, PARQUET_ENDINGS, may_be_hub_name
 from vembed.data.json_rows import has_key, open_json
 from vembed.data.settings import DataEntry
 from vembed.data.text_rows import TextRows
 from vembed.errors import DataError
 from vembed.registry import nearest_names
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-_JSON = {".jsonl", ".json", ".ndjson"}
-_PARQUET = {".parquet", ".pq"}
 _KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a save_to_disk folder or a hub name"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class Rows(Protocol):
@@ -43,7 +39,7 @@ def load_rows(entry: DataEntry) -> Rows:
         return _open_folder(entry)
     if path.exists():
         return _open_file(entry)
-    if path.suffix.lower() in {*_DELIMITERS, *_JSON, *_PARQUET} or not _HUB_NAME.fullmatch(entry.path):
+    if not may_be_hub_name(entry.path):
         raise DataError(f"{entry.path}: there is no such file or folder{_near_file(path)}")
     from vembed.data.table_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
 
@@ -66,11 +62,11 @@ def _open_file(entry: DataEntry) -> Rows:
     suffix = Path(entry.path).suffix.lower()
     if entry.split is not None or entry.subset is not None:
         raise DataError(f"{entry.path}: split and subset are for hub data sets and save_to_disk folders, not for files")
-    if suffix in _JSON:
+    if suffix in JSON_ENDINGS:
         return open_json(entry.path)
-    if suffix in _DELIMITERS:
-        return open_csv(entry.path, _DELIMITERS[suffix])
-    if suffix in _PARQUET:
+    if suffix in DELIMITERS:
+        return open_csv(entry.path, DELIMITERS[suffix])
+    if suffix in PARQUET_ENDINGS:
         from vembed.data.table_rows import open_parquet  # noqa: PLC0415 (as above)
 
         return open_parquet(entry.path)
