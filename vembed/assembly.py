@@ -1,0 +1,187 @@
+"""A config becomes the parts of a run: data and model, checked against each other, then step, loader and plan."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vembed.config import Config
+from vembed.data.classes import class_keys
+from vembed.data.loader import TrainingLoader
+from vembed.data.validation import BadSamples
+from vembed.evaluation.evaluator import Evaluator
+from vembed.evaluation.relevance import retrieval_set
+from vembed.losses.factory import LossFactory
+from vembed.losses.objective import Objective
+from vembed.losses.registry import LossRegistry
+from vembed.losses.teaching import compares_scores, row_needs
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.scoring import get_scorer
+from vembed.training.dpo import Reference
+from vembed.training.frozen_features import FrozenFeatures, frozen_features, items_of_rows
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.loop import Engine
+from vembed.training.optimizer import build_optimizer, freeze_by_rate
+from vembed.training.plan import make_plan, rows_per_batch
+from vembed.training.precision import Precision, choose_precision, settle_dtypes
+from vembed.training.run_data import RunData, check_every_set_teaches, read_run_data
+from vembed.training.run_folder import RunFolder
+from vembed.training.schedule import build_schedule
+from vembed.training.session import Session
+from vembed.training.settings import Part
+from vembed.training.sizing import check_limit_of_states
+from vembed.training.state import Metrics
+from vembed.training.teacher import (
+    StandIn,
+    TeacherModel,
+    TeacherOptions,
+    TeacherSource,
+    open_teacher,
+    teacher_in_data,
+)
+from vembed.utils.distributed import require_one_process, seed_everything
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is read before a run's folder is touched, so that a refusal changes nothing."""
+
+    data: RunData
+    model: VisualRetrievalModel
+    objective: Objective
+    frozen: Sequence[Part]
+    precision: Precision
+    features: FrozenFeatures | None
+    teacher: TeacherModel | None
+
+
+def load(config: Config) -> Loaded:
+    """Data and model, checked against each other, and what of the model learns."""
+    require_one_process()
+    features = features_of(config)
+    precision = choose_precision(config.training)
+    resumed = config.training.resume_from_checkpoint is not None
+    split = RunFolder(Path(config.training.output_dir)).split
+    needs = row_needs(config.loss, config.loss_options)
+    data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
+    teacher = open_teacher(config.loss, _teacher_options(config, precision), data.train)
+    model = _load_model(config)
+    if features is not None:
+        features.check(model)
+    for sets in data.roles.values():
+        for dataset in sets:
+            model.check_mode(dataset.mode)
+    frozen = freeze_by_rate(model.model, config.optimizer)
+    settle_dtypes(model.model, config.model, precision)
+    check_limit_of_states(config.grad_cache, model.model)
+    check_every_set_teaches(data, model.model)
+    model.model.to(precision.device)
+    return Loaded(data, model, _objective(config, model, data, teacher), frozen, precision, features, teacher)
+
+
+def with_features(loaded: Loaded) -> Loaded:
+    """The model reads the features of its frozen towers, if they are to be kept."""
+    if loaded.features is None:
+        return loaded
+    rows = items_of_rows((*loaded.data.train, *loaded.data.validation))
+    return dataclasses.replace(loaded, model=loaded.features.feed(loaded.model, rows))
+
+
+def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: TeacherSource | None = None) -> Session:
+    """The parts of the run, joined."""
+    model, precision = loaded.model, loaded.precision
+    loader = TrainingLoader(
+        loaded.data.train,
+        model.processor,
+        config.data,
+        batch_size=rows_per_batch(config.training),
+        seed=config.training.seed,
+        bad_samples=bad_samples,
+    )
+    plan = make_plan(config.training, loader)
+    trainer = GradientCacheTrainer(
+        model.model,
+        model.processor,
+        loaded.objective,
+        settings=config.grad_cache,
+        autocast=precision.autocast,
+        device=precision.device,
+        reference=Reference(model.model) if LossRegistry.get(config.loss.loss_type).reads_reference else None,
+        teacher=teacher,
+    )
+    optimizer, groups = build_optimizer(model.model, config.optimizer, loaded.objective.classes)
+    schedule = build_schedule(config.optimizer, plan.num_steps)
+    engine = Engine(
+        model.model,
+        trainer,
+        optimizer,
+        schedule,
+        precision,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        on_nan=config.training.on_nan,
+    )
+    return Session(loaded.data, model, loaded.objective, engine, loader, plan, groups, loaded.frozen)
+
+
+def assemble_apart(config: Config) -> Session:
+    """A run whose steps are looked at, not kept; a teacher model is stood in for."""
+    loaded = load(config)
+    teacher = None if loaded.teacher is None else StandIn(loaded.teacher.facts)
+    return assemble(config, loaded, BadSamples(config.data), teacher)
+
+
+def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
+    """What measures the model on the validation sets; None without any."""
+    if not loaded.data.validation:
+        return None
+    sets = [retrieval_set(dataset, config.data) for dataset in loaded.data.validation]
+    evaluator = Evaluator(sets, config.evaluation)
+    return lambda: evaluator.measure(loaded.model).metrics
+
+
+def features_of(config: Config) -> FrozenFeatures | None:
+    return frozen_features(config.training, config.model, config.optimizer, config.data)
+
+
+def _teacher_options(config: Config, precision: Precision) -> TeacherOptions:
+    return TeacherOptions(
+        settings=config.model.for_opening().model_copy(update={"torch_dtype": config.loss.teacher_dtype}),
+        device=precision.device,
+        batch_size=config.evaluation.eval_batch_size,
+        max_image_pixels=config.data.max_image_pixels,
+    )
+
+
+def _objective(config: Config, model: VisualRetrievalModel, data: RunData, teacher: TeacherModel | None) -> Objective:
+    """The loss, with weights of the classes that are trained on, if it learns some; on the model's device."""
+    learns_classes = LossRegistry.get(config.loss.loss_type).learns_classes
+    objective = LossFactory.create(
+        config.loss,
+        config.loss_options,
+        scorer=get_scorer(model.spec.similarity, model.spec.scoring),
+        dim=model.model.dim,
+        normalize=model.spec.normalize,
+        classes=class_keys(data.train) if learns_classes else (),
+        seed=config.training.seed,
+        teacher=teacher_in_data(config.loss, data.train) if teacher is None else teacher.teacher,
+    )
+    if objective.classes is not None:
+        objective.classes.to(model.model.logit_scale.device)
+    return objective
+
+
+def _load_model(config: Config) -> VisualRetrievalModel:
+    """The model in float32, drawn from the seed where it is new."""
+    loss = LossRegistry.get(config.loss.loss_type)
+    seed_everything(config.training.seed)
+    model = VisualRetrievalModel.from_pretrained(
+        None,
+        config.model,
+        temperature=config.loss.temperature,
+        learn_temperature=config.loss.learn_temperature and (loss.has_temperature or compares_scores(config.loss)),
+        seed=config.training.seed,
+    )
+    model.model.train_batch_norm = config.training.train_batch_norm
+    if loss.learns_bias:
+        model.model.add_bias(config.loss.temperature)
+    return model.with_image_limit(config.data.max_image_pixels)
