@@ -1,15 +1,14 @@
-"""What frozen layers save: processor time and peak memory of a cached training step.
+"""What frozen layers and vision towers save: processor time and peak memory of a cached training step.
 
     python benchmark/frozen_layers.py [--model vit] [--batch_size 32] [--chunk_size 8] [--frozen 6] [--steps 2]
 
-Random weights and pictures of 112 px, pictures as queries and as documents, one thread. Three steps take turns, each in
-a process of its own: all layers learn; some are frozen and run in both passes of the gradient cache
-(gradient_cache_states_gib: 0); they are frozen and run once. Memory is the peak of resident memory over the loaded
-model and batch.
+Random weights and pictures of 112 px, pictures as queries and as documents, one thread. The steps take turns, each in a
+process of its own. Memory is the peak of resident memory over the loaded model and batch.
 
-vit: a ViT of 384 x 8, of which the first layers are frozen. qwen2_vl: a Qwen2-VL whose vision tower (256 x 8, 196
-patches and 49 tokens a picture) and language model (384 x 8) stand in size about as in the 2B model; the language
-model learns by adapters, and the vision tower is frozen.
+vit: a ViT of 384 x 8; all layers learn, or the first are frozen. qwen2_vl: a Qwen2-VL whose vision tower (256 x 8, 196
+patches and 49 tokens a picture) and language model (384 x 8) stand in size about as in the 2B model; all learns, or the
+language model by adapters, and the frozen vision tower runs in both passes of the gradient cache
+(gradient_cache_states_gib: 0), or once.
 """
 
 import argparse
@@ -21,19 +20,20 @@ import time
 from pathlib import Path
 from statistics import median
 
-MODES = ("learning", "frozen, run twice", "frozen, run once")
+LEARNING, FROZEN, RUN_TWICE, RUN_ONCE = "learning", "frozen", "frozen, run twice", "frozen, run once"
+MODES = {"vit": (LEARNING, FROZEN), "qwen2_vl": (LEARNING, RUN_TWICE, RUN_ONCE)}
 PIXELS = 112
 
 
 def main() -> None:
     """Run the workers in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("vit", "qwen2_vl"), default="vit")
+    parser.add_argument("--model", choices=tuple(MODES), default="vit")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--chunk_size", type=int, default=8)
     parser.add_argument("--frozen", type=int, default=6, help="layers of the 8 of vit")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each kind, after one that is not")
-    parser.add_argument("--worker", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(options)
@@ -43,6 +43,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Start a process per mode, step them in turns, print times, memory and ratios."""
+    modes = MODES[options.model]
     names = ("model", "batch_size", "chunk_size", "frozen")
     shared = [text for name in names for text in (f"--{name}", f"{vars(options)[name]}")]
     workers = {
@@ -52,22 +53,22 @@ def compare(options: argparse.Namespace) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for mode in MODES
+        for mode in modes
     }
-    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    results: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
     for _ in range(options.steps + 1):
         for mode, worker in workers.items():
             print("step", file=worker.stdin, flush=True)
             results[mode].append(json.loads(worker.stdout.readline()))
     for worker in workers.values():
         worker.communicate()
-    seconds = {mode: median(result["seconds"] for result in results[mode][1:]) for mode in MODES}
-    peak = {mode: results[mode][-1]["peak_mib"] for mode in MODES}
+    seconds = {mode: median(result["seconds"] for result in results[mode][1:]) for mode in modes}
+    peak = {mode: results[mode][-1]["peak_mib"] for mode in modes}
     frozen = f"{options.frozen} of 8 layers" if options.model == "vit" else "the vision tower"
     print(f"{options.model}, batch {options.batch_size} + {options.batch_size}, chunk {options.chunk_size}, {frozen}")
     print(f"{'step':<18} {'seconds':>8} {'peak MiB':>9} {'time':>6} {'memory':>7} {'loss':>9}")
-    for mode in MODES:
-        ratios = f"{seconds[mode] / seconds[MODES[0]]:>5.2f}x {peak[mode] / peak[MODES[0]]:>6.2f}x"
+    for mode in modes:
+        ratios = f"{seconds[mode] / seconds[LEARNING]:>5.2f}x {peak[mode] / peak[LEARNING]:>6.2f}x"
         print(f"{mode:<18} {seconds[mode]:>8.2f} {peak[mode]:>9.0f} {ratios} {results[mode][0]['loss']:>9.5f}")
 
 
@@ -107,7 +108,7 @@ def build_vit(options: argparse.Namespace):
     network = ViTModel(ViTConfig(**shape, image_size=PIXELS, patch_size=16), add_pooling_layer=False)
     spec = ModelSpec(family="vision", preset="dino", towers=("vision",), pooling={"vision": "cls"})
     model = VisionModel(spec, VisionTower(network, "cls"))
-    if options.worker != MODES[0]:
+    if options.worker != LEARNING:
         model.freeze_layers({"vision": options.frozen})
     square = {"height": PIXELS, "width": PIXELS}
     return model, TowerProcessor(spec, None, TransformersImages(ViTImageProcessor(size=square), None))
@@ -133,7 +134,7 @@ def build_qwen2_vl(options: argparse.Namespace):
         config.text_config.num_key_value_heads = 2
         config.text_config.layer_types = ["full_attention"] * 8
         Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-        settings = ModelSettings(use_lora=options.worker != MODES[0], min_pixels=PIXELS**2, max_pixels=PIXELS**2)
+        settings = ModelSettings(use_lora=options.worker != LEARNING, min_pixels=PIXELS**2, max_pixels=PIXELS**2)
         opened = VisualRetrievalModel.from_pretrained(folder, settings)
     return opened.model, opened.processor
 
@@ -145,7 +146,7 @@ def make_trainer(model, processor, options: argparse.Namespace):
     from vembed.losses.settings import LossSettings  # noqa: PLC0415
     from vembed.training.gradient_cache_trainer import GradientCacheTrainer  # noqa: PLC0415
 
-    limit = 1.0 if options.worker == MODES[2] else 0.0
+    limit = 0.0 if options.worker == RUN_TWICE else 1.0
     settings = GradCacheSettings(gradient_cache_chunk_size=options.chunk_size, gradient_cache_states_gib=limit)
     return GradientCacheTrainer(model.train(), processor, LossFactory.create(LossSettings()), settings)
 

@@ -1,15 +1,11 @@
 """Training with frozen towers: each is run once per item, and the run is the one without a cache."""
 
-import json
-import shutil
-
 import pytest
 from safetensors.torch import load_file
 
 from tests.runs import read_lines, two_data_sets
 from vembed.errors import ConfigError
 from vembed.model.backbones.composed import ComposedModel
-from vembed.model.base import BaseEmbeddingModel
 from vembed.model.processors.auto import TowerProcessor
 from vembed.trainer import Trainer
 
@@ -103,7 +99,14 @@ def test_only_the_frozen_tower_is_kept(tmp_path, settings, slices):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"freeze": []}, "cache_frozen_features: no tower is frozen; set freeze"),
+        (
+            {"freeze": []},
+            r"cache_frozen_features: no tower is frozen, and it keeps .* whole .*; set freeze: \[vision\]",
+        ),
+        (
+            {"freeze": [], "freeze_layers": {"text": 1}},
+            r"cache_frozen_features: freeze_layers freezes first layers alone, and it keeps .* whole .*; set freeze",
+        ),
         ({"augment": "light"}, "cache_frozen_features: augment: light changes pictures anew"),
         ({"cache_frozen_features": False}, "feature_cache_dir: has an effect only with cache_frozen_features: true"),
     ],
@@ -147,40 +150,3 @@ def test_a_step_runs_a_frozen_tower_once_per_row_and_has_the_plain_gradient(
     expected = load_file(plain.final / "vembed_heads.safetensors")
     for name, tensor in load_file(cached.final / "vembed_heads.safetensors").items():
         assert (tensor - expected[name]).norm() < 1e-2 * expected[name].norm()
-
-
-@pytest.mark.parametrize(
-    "adapters", [{}, pytest.param({"use_lora": True, "lora_r": 2}, marks=pytest.mark.slow)], ids=["whole", "adapters"]
-)
-def test_frozen_layers_run_once_per_item_and_the_run_is_the_same(tmp_path, settings, vit_folder, adapters, monkeypatch):
-    settings |= {"image_model_name": vit_folder, "freeze": [], "freeze_layers": {"vision": 1}, **adapters}
-    ran = []
-    take = BaseEmbeddingModel.slice_states
-    monkeypatch.setattr(
-        BaseEmbeddingModel, "slice_states", lambda self, inputs: ran.append(inputs.num_rows) or take(self, inputs)
-    )
-    settings |= {"text_model_name": without_dropout(settings["text_model_name"], tmp_path / "text")}
-    plain = Trainer({**without_cache(settings), "output_dir": str(tmp_path / "plain")}).train()
-    decoded = []
-    read_picture = TowerProcessor.read_picture
-    monkeypatch.setattr(
-        TowerProcessor,
-        "read_picture",
-        lambda self, picture: decoded.append(picture.size) or read_picture(self, picture),
-    )
-    cached = Trainer({**settings, "output_dir": str(tmp_path / "cached")}).train()
-    tries = 3  # a picture with which each model is tried whether it can be cut
-    assert sum(ran) == 44 + tries
-    assert decoded.count((40, 30)) == 44  # the size of the data's pictures
-    assert losses(cached.output_dir) == pytest.approx(losses(plain.output_dir), rel=1e-3)
-    for label, sets in plain.metrics.items():
-        for name, figures in sets.items():
-            assert cached.metrics[label][name] == pytest.approx(figures, abs=1e-6)
-
-
-def without_dropout(source, target):
-    shutil.copytree(source, target)
-    config = json.loads((target / "config.json").read_text())
-    config |= {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
-    (target / "config.json").write_text(json.dumps(config))
-    return str(target)

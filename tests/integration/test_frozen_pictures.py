@@ -228,9 +228,9 @@ def run_settings(tmp_path):
 def test_a_run_says_what_is_frozen_and_what_is_kept(run_settings):
     overview = Trainer(run_settings).overview()
     assert "frozen        vision" in overview.lines()
-    assert overview.memory.parts["frozen layers' output"] > 0
+    assert overview.memory.parts["frozen towers' output"] > 0
     limited = Trainer({**run_settings, "gradient_cache_states_gib": 0}).overview()
-    assert limited.memory.parts["frozen layers' output"] == 0
+    assert limited.memory.parts["frozen towers' output"] == 0
     with pytest.raises(ConfigError, match=r"gradient_cache_states_gib: 0\.5 has no effect"):
         Trainer({**run_settings, "lora_target_modules": ["qkv"], "gradient_cache_states_gib": 0.5}).overview()
 

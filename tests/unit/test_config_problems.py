@@ -99,7 +99,7 @@ def test_a_value_of_the_wrong_type_or_range_says_what_is_right(setting, text):
         ),
         (
             {"gradient_cache_states_gib": 2},
-            "gradient_cache_states_gib: has an effect only with freeze_layers or a frozen vision tower; set that",
+            "gradient_cache_states_gib: has an effect only with a frozen tower (freeze, or a rate of 0); set that",
         ),
         ({"mrl_dims": [8]}, "mrl_dims: has an effect only with use_mrl: true or loss_type: mrl"),
         ({"use_mrl": True, "mrl_dims": [8, 4], "mrl_weights": [1.0]}, "mrl_weights: 1 weights for 2 mrl_dims"),

@@ -133,11 +133,11 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
 
 
 def _state_findings(model: ModelSettings, user: Mapping[str, Setting]) -> Iterator[Finding]:
-    """A limit of what frozen layers give, where none can be. A resolved config.yaml names it at its default."""
+    """A limit of what frozen towers give, where none can be. A resolved config.yaml names it at its default."""
     key = "gradient_cache_states_gib"
-    may_keep = model.freeze_layers or model.freeze or model.use_lora or "learning_rates" in user
+    may_keep = model.freeze or model.use_lora or "learning_rates" in user
     if not may_keep and key in user and user[key].value != GradCacheSettings.model_fields[key].default:
-        yield (key,), f"has an effect only with freeze_layers or a frozen vision tower; set that, or take {key} out"
+        yield (key,), f"has an effect only with a frozen tower (freeze, or a rate of 0); set that, or take {key} out"
 
 
 def _fusion_findings(model: ModelSettings) -> Iterator[Finding]:

@@ -38,8 +38,8 @@ class GradCacheSettings(Section):
         1.0,
         ge=0,
         description=(
-            "GiB of what the layers in freeze_layers, or a frozen vision tower of a vision-language model, give, kept"
-            " for the second forward, so that they run once; of chunks beyond that they run twice."
+            "GiB of what a frozen tower gives for every token (the vision tower of a vision-language model, the encoder"
+            " of a ColBERT), kept for the second forward, so that it runs once; of chunks beyond that it runs twice."
         ),
         json_schema_extra=only_with("use_gradient_cache", True),
     )

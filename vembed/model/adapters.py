@@ -10,7 +10,6 @@ from vembed.model.adapted import ADAPTER, adapted_layers, is_adapter
 from vembed.model.adapter_files import inject, whole_layers
 from vembed.model.backbones.pretrained import Backbone
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.bottom import idle_layers
 from vembed.model.settings import ModelSettings, Tower
 from vembed.registry import nearest_names
 
@@ -58,14 +57,10 @@ def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> Non
 
 
 def freeze_what_is_idle(model: BaseEmbeddingModel) -> None:
-    """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters, and of
-    others the first layers without adapters."""
+    """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
     learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
-    towers = {tower: network for tower, network in model.towers().items() if tower not in model.bottoms}
-    model.freeze([tower for tower in towers if tower not in learning and tower not in model.frozen])
-    if model.takes_features:
-        idle = {tower: idle_layers(tower, network) for tower, network in towers.items() if tower in learning}
-        model.freeze_layers({tower: number for tower, number in idle.items() if number})
+    done = learning | model.frozen | model.bottoms.keys()
+    model.freeze([tower for tower in model.towers() if tower not in done])
 
 
 def has_adapters(model: BaseEmbeddingModel) -> bool:

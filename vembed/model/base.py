@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapted import is_adapter, merged_state
 from vembed.model.bottom import Bottom
-from vembed.model.cut import Run, TowerCut
 from vembed.model.files import ModelFolders
 from vembed.model.fusion import Fusion
 from vembed.model.fusion_registry import SUM, FusionRegistry
@@ -104,31 +103,18 @@ class BaseEmbeddingModel(nn.Module):
         """What the model makes of a tower's features, [items, width] -> [items, dim]; as they are without heads."""
         return features
 
-    @property
-    def takes_features(self) -> bool:
-        """Whether `forward` takes what towers gave in the place of what they read; no family with one of its own."""
-        return self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
-
     def fixed_towers(self) -> tuple[Tower, ...]:
         """The towers whose features of an item never change while the model learns, and that `forward` takes as given.
 
         None where a family has a forward of its own.
         """
-        return tuple(tower for tower in self.spec.towers if tower in self.frozen and self.takes_features)
+        takes_features = self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
+        return tuple(tower for tower in self.spec.towers if tower in self.frozen and takes_features)
 
     @property
     def keeps_states(self) -> bool:
-        """Whether `with_fixed_features` may give what frozen layers made of the inputs, which is large."""
-        return bool(self.bottoms)
-
-    def fixed_bottoms(self, inputs: Inputs) -> list[TowerCut]:
-        """The towers that read these inputs and can go on from what their frozen layers gave for them.
-
-        Which can is tried when a tower is first asked, by running it on two slices. None where some rows have gone on.
-        """
-        cuts = [bottom.cut for bottom in self.bottoms.values() if self.takes_features]
-        waiting = [cut for cut in cuts if self._read(cut.tower, inputs) and not cut.taken(inputs.tensors)]
-        return [cut for cut in waiting if cut.fits(self._runs(cut.tower), self._read(cut.tower, inputs))]
+        """Whether `with_fixed_features` gives a vector per token, which is large, and kept up to a limit."""
+        return False
 
     def slice_features(self, inputs: Inputs) -> Embeddings:
         """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""
@@ -136,22 +122,14 @@ class BaseEmbeddingModel(nn.Module):
         assert len(made) == 1, "the inputs hold texts or images"
         return Embeddings(made[0].values)
 
-    def slice_states(self, inputs: Inputs) -> Embeddings:
-        """What enters the first layer that learns of the tower that alone reads the inputs: [slices, tokens, width]."""
-        (cut,) = self.fixed_bottoms(inputs)
-        return cut.states(self._runs(cut.tower), self._read(cut.tower, inputs))
-
     def fixed_state(self, tower: Tower) -> dict[str, Tensor]:
-        """The parameters and buffers of a fixed tower, or of the frozen layers of another, by name."""
-        if tower in self.bottoms:
-            return self.bottoms[tower].state()
+        """The parameters and buffers of a fixed tower, by name."""
         return {name: tensor for name, tensor in self.state_dict().items() if self._part(name) == tower}
 
-    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
+    def with_fixed_features(self, inputs: Inputs) -> Inputs:
         """Finished inputs with the features of each fixed tower in the place of what it reads; no graph.
 
-        of_layers: of a tower whose first layers are frozen, what enters the first one that learns. `forward` gives the
-        same for both inputs, and runs no fixed tower and no such layer for the second.
+        `forward` gives the same for both inputs, and runs no fixed tower for the second.
         """
         tensors = dict(inputs.tensors)
         for tower in self.fixed_towers():
@@ -161,10 +139,6 @@ class BaseEmbeddingModel(nn.Module):
                 for name in self._tensors_read(tower):
                     tensors.pop(name, None)
                 tensors[FEATURES[tower]] = features
-        for cut in self.fixed_bottoms(inputs) if of_layers else ():
-            read = self._read(cut.tower, inputs)
-            tensors = {name: ragged for name, ragged in tensors.items() if name not in read}
-            tensors |= cut.take(self._runs(cut.tower), read)
         return replace(inputs, tensors=tensors)
 
     def forward(self, inputs: Inputs) -> Embeddings:
@@ -354,22 +328,12 @@ class BaseEmbeddingModel(nn.Module):
         return made if given is None or not len(given.values) else given if made is None else merged(given, made)
 
     def _run(self, tower: Tower, inputs: Inputs) -> Ragged | None:
-        run, read = self._runs(tower), self._read(tower, inputs)
-        made = []
-        if read:
-            values = run({name: ragged.values for name, ragged in read.items()})
-            made.append(Ragged(values, next(iter(read.values())).counts))
-        if tower in self.bottoms and (taken := self.bottoms[tower].cut.taken(inputs.tensors)):
-            made.append(self.bottoms[tower].cut.go_on(run, taken))
-        return None if not made else made[0] if len(made) == 1 else merged(*made)
-
-    def _runs(self, tower: Tower) -> Run:
-        return self.tower_images if tower == "vision" else lambda values: self.tower_text(*values.values())
-
-    def _read(self, tower: Tower, inputs: Inputs) -> dict[str, Ragged]:
-        """The tensors that a tower reads, by name; none where no row has any."""
         read = {name: inputs.tensors[name] for name in self._tensors_read(tower) if name in inputs.tensors}
-        return read if any(len(ragged.values) for ragged in read.values()) else {}
+        if not any(len(ragged.values) for ragged in read.values()):
+            return None
+        values = {name: ragged.values for name, ragged in read.items()}
+        features = self.tower_images(values) if tower == "vision" else self.tower_text(*values.values())
+        return Ragged(features, next(iter(read.values())).counts)
 
     def _refuse_freezing_twice(self, towers: Collection[Tower]) -> None:
         if towers:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 
 from vembed.errors import ModelError
 from vembed.model.adapted import is_adapter
-from vembed.model.cut import TowerCut
 from vembed.model.parameters import block_paths, layer_numbers
 from vembed.model.settings import Tower
 
@@ -14,8 +13,7 @@ from vembed.model.settings import Tower
 class Bottom:
     """The first `num_layers` layers of one tower, and its embeddings.
 
-    cut: the tower, able to go on from what the bottom gave. Raises ModelError when the network has no layers that its
-    parameters' names tell, or no more than these.
+    Raises ModelError when the network has no layers that its parameters' names tell, or no more than these.
     """
 
     def __init__(self, tower: Tower, network: nn.Module, num_layers: int) -> None:
@@ -29,7 +27,6 @@ class Bottom:
                 f"freeze_layers: the {tower} tower ({type(network).__name__}) has {most + 1} layers; so at most {most}"
                 f" can be frozen below one that learns, not {num_layers}. All are frozen by freeze: [{tower}]"
             )
-        self.cut = TowerCut(tower, network, self._paths[:num_layers], self._paths[num_layers])
 
     def stop_learning(self) -> None:
         """Turn off the gradients of its parameters. Raises ModelError where there are adapters on its layers."""
@@ -58,12 +55,6 @@ class Bottom:
             if name.startswith(blocks) or layers.get(name, len(self._paths)) == 0:
                 yield name, parameter
 
-    def state(self) -> dict[str, Tensor]:
-        """Parameters and buffers, by their names within the network."""
-        buffers = {id(buffer) for module in self.modules() for buffer in module.buffers(recurse=False)}
-        named = {name: buffer for name, buffer in self._network.named_buffers() if id(buffer) in buffers}
-        return {name: parameter.detach() for name, parameter in self.parameters()} | named
-
     def modules(self) -> Iterator[nn.Module]:
         """What is defined before the first layer that learns, but for what holds that layer."""
         top = self._paths[self.num_layers]
@@ -81,23 +72,6 @@ class Bottom:
         'text: embeddings and 1 of 3 layers'
         """
         return f"{self.tower}: embeddings and {self.num_layers} of {len(self._paths)} layers"
-
-
-def idle_layers(tower: Tower, network: nn.Module) -> int:
-    """How many first layers of a tower hold nothing that learns, its embeddings neither; 0 where they do not tell."""
-    try:
-        paths = _paths(tower, network)
-    except ModelError:
-        return 0
-    learning = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-    learned = [number for number, path in enumerate(paths) if any(name.startswith(f"{path}.") for name in learning)]
-    lowest = min(learned, default=0)
-    if lowest == 0:
-        return 0
-    bottom = Bottom(tower, network, lowest)
-    below = [parameter for module in bottom.modules() for parameter in module.parameters()]
-    below += [parameter for _, parameter in bottom.parameters()]
-    return 0 if any(parameter.requires_grad for parameter in below) else lowest
 
 
 def _paths(tower: Tower, network: nn.Module) -> list[str]:

@@ -24,7 +24,7 @@ from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
 from vembed.utils.onednn import quick_linear
 
-Features = Literal["model", "tower", "slice", "states"]
+Features = Literal["model", "tower", "slice"]
 
 _TEXT_WINDOW = 16  # batches of texts that are tokenised and put in order together
 # Tokens of a batch, padding included. More only leave a CPU's cache; an accelerator needs many to be busy.
@@ -36,8 +36,7 @@ _ACCELERATOR_TOKENS = 2**15
 class EncodeOptions:
     """`width` keeps the first columns only; `tower` features leave added projection heads out.
 
-    `slice` features are those of a tower as the model's heads read them, and `states` what enters its first layer that
-    learns; items are a text or an image then.
+    `slice` features are those of a tower as the model's heads read them; items are a text or an image then.
     """
 
     side: Side
@@ -81,7 +80,6 @@ def _encode(
         "model": model,
         "tower": model.tower_features,
         "slice": model.slice_features,
-        "states": model.slice_states,
     }
     forward = forwards[options.features]
     parts: list[_Part] = []

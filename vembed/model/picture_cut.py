@@ -21,14 +21,13 @@ from vembed.errors import ModelError
 from vembed.grad_cache.cachex.tree_utils import list_tensors, select_rows
 from vembed.grad_cache.context_managers import RandContext
 from vembed.model.backbones.pretrained import Backbone
-from vembed.model.cut import STATES
 from vembed.model.rows import sums_by_row
 from vembed.model.standing_in import MISFITS, Given, Reached, alike, replaced
 from vembed.types import Inputs, Ragged
 
 _log = logging.getLogger(__name__)
 
-_STATES = STATES["vision"]
+PICTURE_STATES = "picture_states"  # what enters the language model stands in the inputs under this name
 _PIXELS = "pixel_"  # how the names of what only the vision encoder reads begin
 _NUM_TRIED = 2
 _MAKES_TOKENS = "get_image_features"  # transformers' name for it
@@ -84,14 +83,16 @@ class PictureCut:
     @contextmanager
     def given(self, inputs: Inputs) -> Iterator[Inputs]:
         """The inputs as the model reads them; in the block its vision encoder gives what `take` kept of pictures."""
-        states = inputs.tensors.get(_STATES)
+        states = inputs.tensors.get(PICTURE_STATES)
         if states is None:
             yield inputs
             return
         tensors = {
-            name.removeprefix(f"{_STATES}."): _filled(ragged) if name.startswith(f"{_STATES}.") else ragged
+            name.removeprefix(f"{PICTURE_STATES}."): _filled(ragged)
+            if name.startswith(f"{PICTURE_STATES}.")
+            else ragged
             for name, ragged in inputs.tensors.items()
-            if name != _STATES
+            if name != PICTURE_STATES
         }
         known = Given(self._tokens(states.values))
         with replaced({self._seam: known} if self._seam is not None and len(states.values) else {}):
@@ -139,7 +140,7 @@ class PictureCut:
             except MISFITS:
                 return False
         assert again is not None
-        return alike(cut, whole) and alike(again.tensors[_STATES].values, taken.tensors[_STATES].values)
+        return alike(cut, whole) and alike(again.tensors[PICTURE_STATES].values, taken.tensors[PICTURE_STATES].values)
 
     def _taken(self, run: Run, inputs: Inputs) -> Inputs | None:
         with torch.no_grad():
@@ -151,11 +152,13 @@ class PictureCut:
             return None
         tensors = {name: ragged for name, ragged in inputs.tensors.items() if not name.startswith(_PIXELS)}
         hollow = {
-            f"{_STATES}.{name}": replace(ragged, values=ragged.values.new_empty(len(ragged.values), 0, *_form(ragged)))
+            f"{PICTURE_STATES}.{name}": replace(
+                ragged, values=ragged.values.new_empty(len(ragged.values), 0, *_form(ragged))
+            )
             for name, ragged in inputs.tensors.items()
             if name.startswith(_PIXELS)
         }
-        return replace(inputs, tensors={**tensors, **hollow, _STATES: Ragged(states, num_tokens)})
+        return replace(inputs, tensors={**tensors, **hollow, PICTURE_STATES: Ragged(states, num_tokens)})
 
     def _reach(self, run: Run, inputs: Inputs) -> Any:  # Any: what a model of transformers calls its pictures' tokens
         """What the vision encoder gives; the language model does not run. None where it is not asked."""

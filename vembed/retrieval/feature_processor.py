@@ -1,7 +1,7 @@
 """Inputs of what a model need not run again: a processor that gives what is kept of texts and pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,35 +12,21 @@ from torch import Tensor
 from vembed.data.hashing import content_hash, image_hash, mixed_hash
 from vembed.errors import ModelError
 from vembed.model.base import FEATURES
-from vembed.model.cut import standing_for
 from vembed.model.files import ModelFolders
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 from vembed.retrieval.vector_store import VectorStore
-from vembed.types import AnyItem, Embeddings, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _KEY = "feature_key"  # stands in a loaded picture's place: int64 []
 Self = TypeVar("Self", bound="FeatureProcessor")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What is kept of one tower: its features, or (of_layers) what enters its first layer that learns.
-
-    picture, num_tokens: the shape of a picture as the tower reads it, and how many tokens it is, for the latter.
-    """
-
-    store: VectorStore
-    of_layers: bool = False
-    picture: tuple[int, ...] = ()
-    num_tokens: int = 0
-
-
 class FeatureProcessor(ItemProcessor):
     """A processor that gives the features of fixed towers where `kept` has them, and else what `inner` gives."""
 
-    def __init__(self, inner: ItemProcessor, kept: Mapping[Tower, Kept]) -> None:
+    def __init__(self, inner: ItemProcessor, kept: Mapping[Tower, VectorStore]) -> None:
         super().__init__(inner.spec, max_image_pixels=inner.max_image_pixels)
         self.token_masks = inner.token_masks
         self._inner = inner
@@ -56,7 +42,7 @@ class FeatureProcessor(ItemProcessor):
         if transform is not None or not item.images or "vision" not in self._kept:
             return self._inner.load(item, transform, draw)
         keys = [image_hash(source) for source in item.images]
-        if not self._kept["vision"].store.contains(keys).all():
+        if not self._kept["vision"].contains(keys).all():
             return self._inner.load(item, transform, draw)
         bare = self._inner.load(replace(item, images=())) if item.text is not None else None
         images = tuple({_KEY: torch.tensor(key)} for key in keys)
@@ -73,9 +59,9 @@ class FeatureProcessor(ItemProcessor):
         inputs = self._inner.prepare(_without_known(loaded, texts, images), side)
         given = [inputs]
         if any(texts):
-            given.append(self._texts(loaded, texts, side))
+            given.append(Inputs(len(loaded), {FEATURES["text"]: self._features("text", texts)}))
         if any(images):
-            given.append(Inputs(len(loaded), self._images(images)))
+            given.append(Inputs(len(loaded), {FEATURES["vision"]: self._features("vision", images)}))
         tensors = {name: ragged for one in given for name, ragged in one.tensors.items()}
         return Inputs(len(loaded), tensors, sum(one.num_truncated for one in given))
 
@@ -83,11 +69,7 @@ class FeatureProcessor(ItemProcessor):
         """As the inner one; what need not be run counts for nothing."""
         loaded = self.load_all(items)
         images = [_image_keys(item) for item in loaded]
-        goes_on = "text" in self._kept and self._kept["text"].of_layers
-        texts = [[] for _ in loaded] if goes_on else self._text_keys(loaded, side)
-        counts = self._inner.count_tokens(_without_known(loaded, texts, images), side)
-        per_picture = self._kept["vision"].num_tokens if "vision" in self._kept else 0
-        return [count + per_picture * len(keys) for count, keys in zip(counts, images, strict=True)]
+        return self._inner.count_tokens(_without_known(loaded, self._text_keys(loaded, side), images), side)
 
     def finish(self, inputs: Inputs) -> Inputs:
         """As the inner one; features are finished."""
@@ -111,41 +93,16 @@ class FeatureProcessor(ItemProcessor):
             return [[] for _ in loaded]
         prompt = self.spec.prompt(side)
         keys = [0 if item.text is None else text_key(prompt, item.text) for item in loaded]
-        known = self._kept["text"].store.contains(keys).tolist()
+        known = self._kept["text"].contains(keys).tolist()
         return [
             [key] if is_known and item.text is not None else []
             for key, is_known, item in zip(keys, known, loaded, strict=True)
         ]
 
-    def _texts(self, loaded: Sequence[LoadedItem], keys: Sequence[Sequence[int]], side: Side) -> Inputs:
-        """What is kept of the rows' texts with keys."""
-        kept, flat = self._kept["text"], [key for row in keys for key in row]
-        stored = kept.store.read(flat)
-        if not kept.of_layers:
-            return Inputs(len(keys), {FEATURES["text"]: Ragged(stored.vectors, _counts(keys))})
-        only = [
-            replace(item, text=item.text if own else None, images=()) for item, own in zip(loaded, keys, strict=True)
-        ]
-        read = self._inner.prepare(only, side)
-        assert stored.mask is not None
-        mask = read.tensors["attention_mask"].values.bool()
-        whole = stored.vectors.new_zeros(*mask.shape, stored.vectors.shape[2])
-        whole.masked_scatter_(mask[:, :, None], stored.vectors[stored.mask])
-        return replace(read, tensors=standing_for("text", Embeddings(whole, mask), read.tensors))
-
-    def _images(self, keys: Sequence[Sequence[int]]) -> dict[str, Ragged]:
-        """What is kept of the rows' pictures with keys."""
-        kept, flat = self._kept["vision"], [key for row in keys for key in row]
-        vectors = kept.store.read(flat).vectors
-        if not kept.of_layers:
-            return {FEATURES["vision"]: Ragged(vectors, _counts(keys))}
-        pictures = vectors.new_zeros(()).expand(len(flat), *kept.picture)
-        read = {"pixel_values": Ragged(pictures, _counts(keys))}
-        return standing_for("vision", Embeddings(vectors), read)
-
-
-def _counts(keys: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([len(row) for row in keys])
+    def _features(self, tower: Tower, keys: Sequence[Sequence[int]]) -> Ragged:
+        """What is kept of the rows' texts or pictures with keys."""
+        vectors = self._kept[tower].read([key for row in keys for key in row]).vectors
+        return Ragged(vectors, torch.tensor([len(row) for row in keys]))
 
 
 def text_key(prompt: str, text: str) -> int:

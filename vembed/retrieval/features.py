@@ -5,8 +5,7 @@
     model(inputs)                 goes on from them                                      BaseEmbeddingModel
 
 A picture is known by its bytes, a text by its words and prompt, and a tower by its weights and by how it reads: any
-change of them is a folder of its own, so that nothing is ever read that the tower would not give. Of a tower whose
-first layers alone are frozen, what enters the first one that learns is kept.
+change of them is a folder of its own, so that nothing is ever read that the tower would not give.
 """
 
 import hashlib
@@ -17,23 +16,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import PIL.Image
 import torch
 
 from vembed.data.hashing import image_hash
 from vembed.errors import DataError, ModelError
-from vembed.grad_cache.cachex.tree_utils import move
 from vembed.model.encoding import EncodeOptions, encode_items
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import Tower
-from vembed.retrieval.feature_processor import FeatureProcessor, Kept, text_key
+from vembed.retrieval.feature_processor import FeatureProcessor, text_key
 from vembed.retrieval.vector_store import VectorStore
-from vembed.types import ImageSource, Inputs, Item, Side
+from vembed.types import Item, Side
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 1024  # items that are encoded before they are written
-_STATES_AT_ONCE = 128  # each of which has a vector per token
-_BLACK = Item(images=(ImageSource(pil=PIL.Image.new("RGB", (64, 64))),))
 # What of a spec does not change what a tower gives. Prompts are a part of a text's key.
 _BESIDE = {"fusion", "projection_head", "projection_dim", "query_prompt", "document_prompt", "other_prompts"}
 # What tokenizers write of their last call; the spec says how texts are cut and padded here.
@@ -49,17 +44,9 @@ class FeatureCache:
     def __init__(self, model: VisualRetrievalModel, folder: Path) -> None:
         self._model = model
         check_family(model)
-        self._kept = {tower: Kept(VectorStore(folder / _name(model, tower))) for tower in model.model.fixed_towers()}
-        for tower in model.model.bottoms:
-            if _can_be_cut(model, tower):
-                self._kept[tower] = _kept_layers(model, tower, VectorStore(folder / _name(model, tower)))
+        self._kept = {tower: VectorStore(folder / _name(model, tower)) for tower in model.model.fixed_towers()}
         if not self._kept:
             raise ModelError("nothing that is frozen can be kept of this model; `freeze` its text or vision tower")
-
-    @property
-    def towers(self) -> tuple[Tower, ...]:
-        """The towers of which something is kept."""
-        return tuple(self._kept)
 
     @property
     def processor(self) -> FeatureProcessor:
@@ -72,13 +59,12 @@ class FeatureCache:
         An item that cannot be read is left out: where it is used, it is told of as without a cache.
         """
         added = 0
-        most = _STATES_AT_ONCE if any(kept.of_layers for kept in self._kept.values()) else _AT_ONCE
         block: dict[tuple[Tower, int], tuple[Item, Side]] = {}
         for tower, key, item, side in self._slices(items):
-            if (tower, key) in block or self._kept[tower].store.contains([key])[0]:
+            if (tower, key) in block or self._kept[tower].contains([key])[0]:
                 continue
             block[tower, key] = (item, side)
-            if len(block) == most:
+            if len(block) == _AT_ONCE:
                 added += self._write(block)
                 block.clear()
         added += self._write(block)
@@ -108,14 +94,14 @@ class FeatureCache:
     def _encode(self, tower: Tower, entries: Sequence[tuple[int, Item]], side: Side) -> int:
         keys, items = [key for key, _ in entries], [item for _, item in entries]
         try:
-            options = EncodeOptions(side, features="states" if self._kept[tower].of_layers else "slice")
+            options = EncodeOptions(side, features="slice")
             features = encode_items(self._model.model, self._model.processor, items, options)
         except DataError:
             half = len(entries) // 2
             return sum(self._encode(tower, part, side) for part in (entries[:half], entries[half:]) if half)
         if tower == "text":
             self._warn_of_cut(items, side)
-        self._kept[tower].store.append(keys, features)
+        self._kept[tower].append(keys, features)
         return len(keys)
 
     def _warn_of_cut(self, items: Sequence[Item], side: Side) -> None:
@@ -124,7 +110,7 @@ class FeatureCache:
             _log.warning("%d texts are longer than max_length and were cut before their features were taken", cut)
 
     def _summary(self) -> str:
-        return ", ".join(f"{len(kept.store)} of the {tower} tower kept" for tower, kept in self._kept.items())
+        return ", ".join(f"{len(store)} of the {tower} tower kept" for tower, store in self._kept.items())
 
 
 def check_family(model: VisualRetrievalModel) -> None:
@@ -148,37 +134,6 @@ def _name(model: VisualRetrievalModel, tower: Tower) -> str:
             if path.is_file():
                 digest.update(path.name.encode() + _lasting(path))
     return f"{tower}-{digest.hexdigest()}"
-
-
-def _can_be_cut(model: VisualRetrievalModel, tower: Tower) -> bool:
-    """Whether what enters a tower's first layer that learns can be kept, for training as for evaluation.
-
-    It cannot for one that reads more of a picture than its pixels (NaFlex), or texts without a mask per token.
-    """
-    inputs, was_training = _tried(model, tower), model.model.training
-    try:
-        if not all(model.model.train(mode).fixed_bottoms(inputs) for mode in (True, False)):
-            return False
-    finally:
-        model.model.train(was_training)
-    with torch.inference_mode():
-        has_mask = model.model.slice_states(inputs).mask is not None
-    return has_mask if tower == "text" else len(inputs.tensors) == 1
-
-
-def _kept_layers(model: VisualRetrievalModel, tower: Tower, store: VectorStore) -> Kept:
-    if tower == "text":
-        return Kept(store, of_layers=True)
-    (num_tokens,) = model.processor.count_tokens([model.processor.load(_BLACK)], "query")
-    picture = tuple(_tried(model, tower).tensors["pixel_values"].values.shape[1:])
-    return Kept(store, of_layers=True, picture=picture, num_tokens=num_tokens)
-
-
-def _tried(model: VisualRetrievalModel, tower: Tower) -> Inputs:
-    """The finished inputs of one short text, or of one picture."""
-    item = Item(text="a") if tower == "text" else _BLACK
-    inputs = model.processor.finish(model.processor.prepare([model.processor.load(item)], "query"))
-    return move(inputs, model.model.logit_scale.device)
 
 
 def _lasting(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 A side is cut by a number of rows, in order, or by a number of tokens: then rows that are alike in length share a chunk,
 and the embeddings are put back into the order of the batch. Texts are prepared once per step; rows with pictures
 whenever their chunk is run, for what is made of them is large. What a frozen tower gives for a chunk is kept, so that
-it is run once per step; what frozen layers give for every token is larger, and kept up to a limit.
+it is run once per step; what it gives for every token is larger, and kept up to a limit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ from vembed.grad_cache.cachex.functional import ChunkedSide, num_retained
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.base import FEATURES
-from vembed.model.cut import STATES
+from vembed.model.picture_cut import PICTURE_STATES
 from vembed.types import Embeddings, HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
 Side = Inputs | ItemRows
-MADE = frozenset({*FEATURES.values(), *STATES.values()})  # the names of what frozen towers and layers gave
+MADE = frozenset({*FEATURES.values(), PICTURE_STATES})  # the names of what frozen towers gave
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _taken(side: Side, rows: Sequence[int]) -> Side:
 class ChunkReader:
     """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small.
 
-    most_state_bytes: of what frozen layers give, as much is kept (the last chunk may go over it).
+    most_state_bytes: of what frozen towers give for every token, as much is kept (the last chunk may go over it).
     """
 
     def __init__(self, processor: Processor, most_state_bytes: int = 0) -> None:
@@ -144,7 +144,7 @@ class ChunkReader:
 
     @property
     def has_room(self) -> bool:
-        """Whether more of what frozen layers give may be kept."""
+        """Whether more of what frozen towers give for every token may be kept."""
         return self._room > 0
 
     def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:

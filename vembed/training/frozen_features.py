@@ -1,6 +1,6 @@
 """The feature cache of a run: frozen towers run once per item, for training, validation and the report together."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,11 +22,10 @@ ItemSides = Iterable[tuple[Item, Side]]
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Where a run keeps the features of what is frozen: which towers, and how many first layers of others."""
+    """Where a run keeps the features of its frozen towers, and which these are."""
 
     folder: Path
     towers: tuple[Tower, ...]
-    layers: Mapping[Tower, int]
 
     def check(self, model: VisualRetrievalModel) -> None:
         """Raise ConfigError for a model of a kind of which nothing is kept."""
@@ -38,9 +37,6 @@ class FrozenFeatures:
     def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
         """The model, reading features instead of these items. Raises ConfigError for one that takes none."""
         model.model.freeze([tower for tower in self.towers if tower not in model.model.frozen])
-        model.model.freeze_layers(
-            {tower: self.layers[tower] for tower in self.layers.keys() - model.model.bottoms.keys()}
-        )
         try:
             cache = FeatureCache(model, self.folder)
         except ModelError as error:
@@ -54,25 +50,25 @@ def frozen_features(
 ) -> FrozenFeatures | None:
     """What the settings ask for; None without cache_frozen_features.
 
-    Raises ConfigError when no tower is frozen, or when the pictures of a frozen one are changed anew in every epoch.
+    Raises ConfigError when no tower is frozen wholly, or when the pictures of one are changed anew in every epoch.
     """
     if not training.cache_frozen_features:
         return None
     rates = optimizer.learning_rates
     towers = [tower for tower in get_args(Tower) if tower in model.freeze or rates.get(tower) == 0]
-    if not towers and not model.freeze_layers:
+    if not towers:
+        found = "freeze_layers freezes first layers alone" if model.freeze_layers else "no tower is frozen"
         raise ConfigError(
-            "cache_frozen_features: no tower is frozen; set freeze: [vision] or [text], freeze_layers, or take it out"
+            f"cache_frozen_features: {found}, and it keeps what whole frozen towers give; set freeze: [vision] or"
+            " [text], or take it out"
         )
-    if "vision" in (*towers, *model.freeze_layers) and data.augment != "none":
+    if "vision" in towers and data.augment != "none":
         raise ConfigError(
             f"cache_frozen_features: augment: {data.augment} changes pictures anew in every epoch, so that a frozen"
             " vision tower has no features to keep; set augment: none, or take it out"
         )
     folder = training.feature_cache_dir
-    return FrozenFeatures(
-        user_cache("features") if folder is None else Path(folder), tuple(towers), model.freeze_layers
-    )
+    return FrozenFeatures(user_cache("features") if folder is None else Path(folder), tuple(towers))
 
 
 def items_of_rows(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[Item, Side]]:

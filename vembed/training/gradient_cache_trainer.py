@@ -231,7 +231,8 @@ class GradientCacheTrainer:
         by_torch = torch.is_grad_enabled() and model.recomputes_by_torch  # which must find the same kernels again
         comes_again = not torch.is_grad_enabled()  # a chunk that keeps its graph does not
         with self._autocast(), nullcontext() if by_torch else quick_linear():
-            fixed = model.with_fixed_features(inputs, of_layers=comes_again and reader.has_room)
+            has_room = not model.keeps_states or (comes_again and reader.has_room)
+            fixed = model.with_fixed_features(inputs) if has_room else inputs
             if comes_again:
                 reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)

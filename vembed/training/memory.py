@@ -89,7 +89,7 @@ def estimate_memory(
             "gradients": learning,
             "AdamW": 2 * learning,
             "activations": kept,
-            "frozen layers' output": _state_bytes(model, finished, cuts, processor, settings, reference),
+            "frozen towers' output": _state_bytes(model, finished, cuts, processor, settings, reference),
             "working memory": learning + working_bytes(model, device, kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
@@ -105,7 +105,7 @@ def _state_bytes(
     settings: GradCacheSettings,
     reference: Reference | None,
 ) -> int:
-    """What is kept of what frozen layers give, by the largest row of each side. finished: a row's inputs.
+    """What is kept of what frozen towers give for tokens, by the largest row of each side. finished: a row's inputs.
 
     Of chunks that keep their graphs nothing is, unless a reference encodes them first.
     """

@@ -85,12 +85,12 @@ def settle(settings: GradCacheSettings, batches: Sequence[StepParts]) -> GradCac
 
 
 def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
-    """Raise ConfigError for a limit of what frozen layers give, set for a model of which nothing like that is kept."""
+    """Raise ConfigError for a limit of what frozen towers give for every token, where a model has nothing like that."""
     limit = settings.gradient_cache_states_gib
     if not model.keeps_states and limit != GradCacheSettings.model_fields["gradient_cache_states_gib"].default:
         raise ConfigError(
-            f"gradient_cache_states_gib: {limit} has no effect: of this {model.spec.family} model neither first layers"
-            " are frozen (freeze_layers) nor the vision tower of a vision-language model (freeze); take it out"
+            f"gradient_cache_states_gib: {limit} has no effect: in this {model.spec.family} model no frozen tower gives"
+            " a vector per token, as a vision-language model's vision tower or a ColBERT's encoder does; take it out"
         )
 
 
@@ -252,7 +252,7 @@ def _try_backward(parts: StepParts, chunks: Sequence[Side]) -> None:
 
 
 def _room_bytes(settings: GradCacheSettings, parts: StepParts) -> int:
-    """Bytes that a step may take, without those for what frozen layers give, which is at most half of them."""
+    """Bytes that a step may take, without those for what frozen towers give, at most half of them."""
     if settings.gradient_cache_memory_gib is not None:
         room = round(settings.gradient_cache_memory_gib * GIB)
     else:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.gradients import assert_gradients_equal
+from tests.unit.model.embedding import embed
 from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
 from vembed.types import ImageSource, Item
 
@@ -97,3 +99,30 @@ def test_a_tower_that_learns_and_one_with_a_learned_exponent_are_not_fixed(fresh
     composed = fresh("composed", freeze=("vision",)).model
     composed.vision_tower.exponent = torch.nn.Parameter(torch.ones(1))
     assert composed.fixed_towers() == ()
+
+
+@pytest.mark.parametrize("name", ["colbert", "colbert_llama"])
+def test_a_frozen_encoder_of_token_vectors_gives_them_for_the_tokens_that_fill_queries_up_too(fresh, texts, name):
+    model = fresh(name, freeze=("text",), num_query_tokens=14)
+    model.model.train()
+    assert model.model.keeps_states
+    inputs = model.processor.prepare([Item(text=text) for text in (texts[0], texts[4], texts[1])], "query")
+    filled = inputs.tensors["scored"].values & ~inputs.tensors["attention_mask"].values.bool()
+    assert filled.any()  # no other token reads them
+    shortened = model.model.with_fixed_features(inputs)
+    assert inputs.tensors.keys() - shortened.tensors.keys() == {"input_ids"}
+    assert model.model.with_fixed_features(shortened).tensors == shortened.tensors
+    (vectors, gradients), (expected, expected_gradients) = embed(model, shortened), embed(model, inputs)
+    assert torch.allclose(vectors, expected, atol=1e-6)
+    assert_gradients_equal(gradients, expected_gradients)
+    model.model.backbone.forward = None
+    assert torch.equal(model.model(shortened).vectors, vectors)
+
+
+def test_first_layers_that_are_frozen_leave_the_inputs_as_they_are(fresh, texts, pictures):
+    for name in ("clip", "composed", "colbert", "qwen2_vl"):
+        model = fresh(name, freeze_layers={"text": 1})
+        assert not model.model.keeps_states
+        items = [item for item in rows_of(texts, pictures) if name != "colbert" or not item.images]
+        inputs = finished(model, items)
+        assert model.model.with_fixed_features(inputs).tensors == inputs.tensors

@@ -14,7 +14,6 @@ from vembed.model.settings import ModelSettings
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.overview import summarize_model
 from vembed.training.settings import OptimizerSettings
-from vembed.types import Item
 
 # Of each case: a tower, and what names of its frozen parameters hold where one layer is frozen.
 FROZEN = {
@@ -198,17 +197,3 @@ def test_the_optimiser_and_the_overview_know_what_is_frozen(fresh):
     assert held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     summary = summarize_model(model, "a test", ())
     assert summary.frozen_layers == ("text: embeddings and 1 of 2 layers", "vision: embeddings and 1 of 2 layers")
-
-
-def test_adapters_on_upper_layers_alone_freeze_what_is_below(fresh, texts):
-    upper = {"use_lora": True, "lora_target_modules": ("layer.1.attention.self.query", "layer.1.output.dense")}
-    for name in ("bert", "colbert"):
-        model = fresh(name, **upper)
-        assert [bottom.words() for bottom in model.model.bottoms.values()] == ["text: embeddings and 1 of 2 layers"]
-        inputs = model.processor.finish(model.processor.prepare([Item(text=text) for text in texts], "document"))
-        assert "text_states" in model.model.with_fixed_features(inputs).tensors
-        assert fresh(name, use_lora=True).model.bottoms == {}
-    embedded = {"use_lora": True, "lora_target_modules": ("patch_embeddings.projection", "layers.1.attention.q_proj")}
-    assert fresh("vit", **embedded).model.bottoms == {}
-    for name in ("convnext", "qwen2_vl"):
-        assert fresh(name, use_lora=True).model.bottoms == {}

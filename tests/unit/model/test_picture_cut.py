@@ -44,7 +44,7 @@ def assert_states_change_nothing(model, items):
     model.model.train()
     inputs = finished(model, items)
     cut = model.model.with_fixed_features(inputs)
-    assert "image_states" in cut.tensors
+    assert "picture_states" in cut.tensors
     assert not any(ragged.values.requires_grad for ragged in cut.tensors.values())
     (vectors, gradients), (expected, expected_gradients) = embed(model, cut), embed(model, inputs)
     assert torch.allclose(vectors, expected, atol=1e-6)
@@ -111,8 +111,8 @@ def test_pixels_are_not_kept_and_rows_own_the_tokens_of_their_pictures(fresh, te
     assert {"pixel_values", "pixel_attention_mask"} <= inputs.tensors.keys() - cut.tensors.keys()
     assert all(ragged.values.numel() == 0 for name, ragged in cut.tensors.items() if ".pixel_" in name)
     counts = inputs.tensors["image_tokens"].values.sum(dim=1)
-    assert cut.tensors["image_states"].counts.tolist() == counts.tolist()
-    assert cut.tensors["image_states"].values.shape == (int(counts.sum()), 24)
+    assert cut.tensors["picture_states"].counts.tolist() == counts.tolist()
+    assert cut.tensors["picture_states"].values.shape == (int(counts.sum()), 24)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "llava_onevision", "colqwen2"])
@@ -134,12 +134,12 @@ def test_other_states_give_other_embeddings(fresh, texts, pictures):
     for name, parts in (("qwen2_vl", 1), ("colqwen3", 3)):
         model = fresh(name, **FROZEN)
         cut = model.model.with_fixed_features(finished(model, rows_of(texts, pictures)))
-        states = cut.tensors["image_states"]
+        states = cut.tensors["picture_states"]
         assert states.values.shape[1] == parts * 24
         for part in range(parts):
             wrong = states.values.clone()
             wrong[:, part * 24 : (part + 1) * 24] += 0.5
-            other = type(cut)(cut.num_rows, {**cut.tensors, "image_states": Ragged(wrong, states.counts)})
+            other = type(cut)(cut.num_rows, {**cut.tensors, "picture_states": Ragged(wrong, states.counts)})
             difference = (model.model(other).vectors - model.model(cut).vectors).abs().flatten(1).amax(dim=1)
             assert (difference[1:4] > 1e-3).all()
             assert (difference[[0, 4]] < 1e-6).all()
@@ -153,7 +153,6 @@ def test_a_tower_that_learns_and_inputs_without_pictures_are_left_alone(fresh, t
             assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
         frozen = fresh(name, **FROZEN)
         inputs = finished(frozen, rows_of(texts, pictures))
-        assert frozen.model.with_fixed_features(inputs, of_layers=False).tensors == inputs.tensors
         for items in ([], [Item(text=texts[0])]):
             inputs = finished(frozen, items)
             assert frozen.model.with_fixed_features(inputs).tensors == inputs.tensors
@@ -202,7 +201,7 @@ def test_trying_moves_no_random_state(fresh, texts, pictures):
     inputs = finished(model, rows_of(texts, pictures))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    assert "image_states" in model.model.with_fixed_features(inputs).tensors
+    assert "picture_states" in model.model.with_fixed_features(inputs).tensors
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -226,7 +225,7 @@ def test_a_copy_goes_on_from_the_states_of_the_model_and_the_model_from_those_of
     whole = model.model(inputs).vectors
     copied = frozen_copy(model.model)
     states = copied.with_fixed_features(inputs)
-    assert "image_states" in states.tensors
+    assert "picture_states" in states.tensors
     assert torch.allclose(model.model(states).vectors, whole, atol=1e-6)
     assert torch.allclose(copied(model.model.with_fixed_features(inputs)).vectors, whole, atol=1e-6)
     assert not {id(module) for module in copied.modules()} & {id(module) for module in model.model.modules()}

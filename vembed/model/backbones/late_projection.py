@@ -16,7 +16,7 @@ from vembed.model.backbones.late_interaction import START_TEMPERATURE, LateInter
 from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vlm_generic import VlmModel
-from vembed.model.base import disable_kv_cache, unit_vectors
+from vembed.model.base import FEATURES, disable_kv_cache, unit_vectors
 from vembed.model.files import ModelFolders
 from vembed.model.late_files import projection_files
 from vembed.model.parameters import Part
@@ -28,7 +28,6 @@ from vembed.types import Embeddings, Inputs, Ragged
 
 DEFAULT_WIDTH = 128  # as in ColBERT
 _INLINE = "linear.weight"
-_MASKS = ("attention_mask", "scored")
 
 
 class LateTextModel(LateInteractionModel):
@@ -65,35 +64,26 @@ class LateTextModel(LateInteractionModel):
         """The text encoder, at the root of a checkpoint."""
         return {"": self.backbone}
 
-    @property
-    def takes_features(self) -> bool:
-        """It does: `encode_tokens` goes on from what the encoder gave for each token."""
-        return True
-
-    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *scored: Tensor) -> Tensor:
-        """What the encoder makes of each token, [texts, tokens, width]; zero where it is neither read nor scored."""
-        hidden: Tensor = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return hidden.masked_fill(~(attention_mask.bool() | scored[0]).unsqueeze(-1), 0)
-
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
         """Every token's vector, projected."""
         return self._encode(inputs, self.heads)
 
     @property
     def keeps_states(self) -> bool:
-        """Whether there is something to keep of what frozen layers give: of each token, by a frozen encoder, too."""
-        return bool(self.bottoms or self.frozen)
+        """Whether there is something to keep: of each token, by a frozen encoder."""
+        return "text" in self.frozen
 
-    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
-        """Finished inputs with what frozen layers give for each token in the place of texts.
+    def with_fixed_features(self, inputs: Inputs) -> Inputs:
+        """Finished inputs with what a frozen encoder gives for each token in the place of the tokens; no graph.
 
-        of_layers: nothing is replaced without it, since a frozen encoder gives as much as any of its layers.
+        `forward` gives the same for both inputs.
         """
-        if not of_layers or inputs.num_rows == 0:
+        if not self.keeps_states or inputs.num_rows == 0:
             return inputs
-        fixed = super().with_fixed_features(inputs)
-        masks = {name: inputs.tensors[name] for name in _MASKS}  # which say of the vectors what is scored
-        return replace(fixed, tensors={**fixed.tensors, **masks})
+        with torch.no_grad():
+            features = Ragged(self._hidden(inputs), inputs.tensors["attention_mask"].counts)
+        masks = {name: ragged for name, ragged in inputs.tensors.items() if name != "input_ids"}
+        return replace(inputs, tensors={**masks, FEATURES["text"]: features})
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """As forward, but without a projection that is new."""
@@ -110,15 +100,16 @@ class LateTextModel(LateInteractionModel):
         return self.heads.states()
 
     def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
-        hidden = self._features("text", inputs)
-        assert hidden is not None
-        return token_vectors(hidden.values, inputs.tensors["attention_mask"].values.bool(), heads, self.spec)
+        mask = inputs.tensors["attention_mask"].values.bool()
+        return token_vectors(self._hidden(inputs), mask, heads, self.spec)
 
-    def _read(self, tower: Tower, inputs: Inputs) -> dict[str, Ragged]:
-        return super()._read(tower, inputs) if "input_ids" in inputs.tensors else {}
-
-    def _tensors_read(self, tower: Tower) -> tuple[str, ...]:
-        return ("input_ids", *_MASKS)
+    def _hidden(self, inputs: Inputs) -> Tensor:
+        """What the encoder makes of each token, [texts, tokens, width], made now or given."""
+        if FEATURES["text"] in inputs.tensors:
+            return inputs.tensors[FEATURES["text"]].values
+        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
+        hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
 
 
 class LateVlmModel(VlmModel):

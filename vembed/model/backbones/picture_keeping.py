@@ -23,11 +23,11 @@ class PictureKeepingModel(BaseEmbeddingModel):
         """Whether there is something to keep of what frozen parts give: of pictures, under a frozen vision tower."""
         return "vision" in self.frozen
 
-    def with_fixed_features(self, inputs: Inputs, *, of_layers: bool = True) -> Inputs:
+    def with_fixed_features(self, inputs: Inputs) -> Inputs:
         """Finished inputs with what enters the language model in the place of pictures, if the vision tower is frozen.
 
-        of_layers: nothing is replaced without it. `forward` gives the same for both inputs.
+        `forward` gives the same for both inputs.
         """
-        if not of_layers or not self.keeps_states or inputs.num_rows == 0:
+        if not self.keeps_states or inputs.num_rows == 0:
             return inputs
         return self.pictures.take(self.real_states, inputs)
