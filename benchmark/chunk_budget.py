@@ -100,8 +100,8 @@ def work(options: argparse.Namespace, mode: str, folder: str) -> None:
     from vembed.losses.factory import LossFactory
     from vembed.losses.settings import LossSettings
     from vembed.model.modeling import VisualRetrievalModel
-    from vembed.training.chunks import cut_side
     from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+    from vembed.training.step.chunks import cut_side
     from vembed.utils.memory import MIB, peak_memory_mib, reset_peak_memory, used_memory_bytes
 
     torch.set_num_threads(1)

@@ -18,8 +18,8 @@ import PIL.Image
 import torch
 from transformers import CLIPImageProcessor
 
+from vembed.data.batches.loader import TrainingLoader
 from vembed.data.dataset import load_datasets
-from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
 from vembed.model.processors.auto import TowerProcessor
 from vembed.model.processors.pictures import TransformersImages

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.config import Config
+from vembed.data.batches.loader import TrainingLoader
 from vembed.data.classes import class_keys
-from vembed.data.loader import TrainingLoader
 from vembed.data.validation import BadSamples
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
-from vembed.losses.teaching import compares_scores, row_needs
+from vembed.losses.teacher_needs import compares_scores, row_needs
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.dpo import Reference
@@ -24,13 +24,13 @@ from vembed.training.loop import Engine
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.plan import make_plan, rows_per_batch
 from vembed.training.precision import Precision, choose_precision, settle_dtypes
-from vembed.training.run_data import RunData, check_every_set_teaches, read_run_data
-from vembed.training.run_folder import RunFolder
+from vembed.training.run.data import RunData, check_every_set_teaches, read_run_data
+from vembed.training.run.folder import RunFolder
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session
 from vembed.training.settings import Part
-from vembed.training.sizing import check_limit_of_states
 from vembed.training.state import Metrics
+from vembed.training.step.sizing import check_limit_of_states
 from vembed.training.teacher import (
     StandIn,
     TeacherModel,

@@ -14,25 +14,25 @@ from pathlib import Path
 
 from vembed.assembly import Loaded, assemble, assemble_apart, evaluation_of, features_of, load, with_features
 from vembed.config import TRAIN, Config, load_config
+from vembed.data.batches.workers import resolve_num_workers
 from vembed.data.settings import DataEntry
-from vembed.data.split import save_split
+from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
-from vembed.data.workers import resolve_num_workers
 from vembed.errors import DataError, UsageError
-from vembed.losses.teaching import measuring_needs
-from vembed.training.checkpoint import Checkpoints, RunFacts
-from vembed.training.grad_check import GradCheck, check_gradients
-from vembed.training.measure import Measurement, measure
-from vembed.training.overview import Overview
+from vembed.losses.teacher_needs import measuring_needs
 from vembed.training.plan import rows_per_batch
 from vembed.training.precision import choose_precision
-from vembed.training.run_folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
-from vembed.training.run_report import ReportSettings, RunReport, report_run
+from vembed.training.run.checkpoint import Checkpoints, RunFacts
+from vembed.training.run.folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
+from vembed.training.run.report import ReportSettings, RunReport, report_run
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.teacher import (
     teacher_items,
 )
+from vembed.training.trials.grad_check import GradCheck, check_gradients
+from vembed.training.trials.measure import Measurement, measure
+from vembed.training.trials.overview import Overview
 from vembed.utils.files import disk_errors
 from vembed.utils.logging import configure_logging
 

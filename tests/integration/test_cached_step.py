@@ -21,7 +21,7 @@ from tests.pictures import make_picture
 from tests.targets import make_targets
 from tests.tiny.towers import tiny_timm
 from tests.tiny.vision import tiny_convnext
-from vembed.data.augment import image_transform
+from vembed.data.batches.augment import image_transform
 from vembed.data.hashing import content_hash
 from vembed.errors import VembedError
 from vembed.grad_cache.cachex import functional
@@ -33,8 +33,8 @@ from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
-from vembed.training.chunks import cut_side
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.step.chunks import cut_side
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
 from vembed.utils import memory, onednn
 

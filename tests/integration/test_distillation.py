@@ -13,7 +13,7 @@ from tests import tiny
 from tests.pictures import write_jsonl, write_pairs
 from tests.runs import read_bytes, read_lines
 from vembed.config import load_config
-from vembed.data.blocks import BlockLoader
+from vembed.data.batches.blocks import BlockLoader
 from vembed.data.collators.default import Collator
 from vembed.data.dataset import load_datasets
 from vembed.entrypoints.evaluate import evaluate

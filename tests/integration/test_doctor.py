@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests.pictures import write_pairs
 from vembed.cli import app
-from vembed.model.fusion_registry import FusionRegistry
+from vembed.model.vectors.fusion_registry import FusionRegistry
 
 BATCH_MEAN = "text + image - text.mean(dim=0)"  # as batch norm without running statistics
 OTHER_NUMBERS = "text + image + torch.from_numpy(numpy.random.rand(*text.shape)).to(text)"  # none of torch's own
@@ -43,8 +43,8 @@ def plugin(tmp_path, monkeypatch):
 
     def module(name, formula):
         code = (
-            "import numpy\nimport torch\nfrom vembed.model.fusion import Fusion\n"
-            "from vembed.model.fusion_registry import FusionRegistry\n"
+            "import numpy\nimport torch\nfrom vembed.model.vectors.fusion import Fusion\n"
+            "from vembed.model.vectors.fusion_registry import FusionRegistry\n"
             f"@FusionRegistry.decorator({name!r})\nclass Own(Fusion):\n"
             f"    def forward(self, text, image):\n        return {formula}\n"
         )

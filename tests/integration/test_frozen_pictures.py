@@ -19,8 +19,8 @@ from vembed.errors import ConfigError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
+from vembed.model.backbones.kept_pictures import PictureCut
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.model.picture_cut import PictureCut
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer

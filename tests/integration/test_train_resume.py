@@ -15,8 +15,8 @@ from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
-from vembed.training import sizing
 from vembed.training.state import Best
+from vembed.training.step import sizing
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.losses.teaching import compares_scores, distills, has_teacher, row_needs, teaching_problems
-from vembed.model.fusion_registry import unknown_fusion
+from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, row_needs, teaching_problems
 from vembed.model.settings import ModelSettings
+from vembed.model.vectors.fusion_registry import unknown_fusion
 from vembed.training.settings import TrainingSettings
 from vembed.utils.settings import Section
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vembed.data.components import readable_examples
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.splits.components import readable_examples
 
 
 def class_keys(datasets: Sequence[VisualRetrievalDataset]) -> list[int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vembed.data.fields.pictures import PictureReader
 from vembed.data.loading import Rows, has_column, load_rows
-from vembed.data.pictures import PictureReader
 from vembed.data.records import FIELDS, RowReader, check_column_mapping
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.errors import ConfigError, DataError

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vembed.data.cells import is_absent, kind_of, parse_list
-from vembed.data.embeddings import read_embeddings
+from vembed.data.fields.cells import is_absent, kind_of, parse_list
+from vembed.data.fields.embeddings import read_embeddings
+from vembed.data.fields.pictures import PictureReader
+from vembed.data.fields.scores import read_scores, refuse_unread
 from vembed.data.hashing import text_hash
-from vembed.data.pictures import PictureReader
-from vembed.data.scores import read_scores, refuse_unread
 from vembed.errors import ConfigError, DataError
 from vembed.registry import nearest_names
 from vembed.types import Example, ImageSource, Item, RowEmbeddings, RowNeeds

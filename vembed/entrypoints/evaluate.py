@@ -17,8 +17,8 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.tables import basis_rows, comparison_rows, text_table
 from vembed.trainer import report_settings
-from vembed.training.run_facts import setting_lines
-from vembed.training.run_report import ReportSettings, held_out_data, load_untuned, model_title, report_run
+from vembed.training.run.facts import setting_lines
+from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, model_title, report_run
 
 MODEL = "model"
 

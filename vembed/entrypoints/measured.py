@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vembed.config import Config, Purpose, load_config
 from vembed.errors import UsageError
-from vembed.training.run_folder import RunFolder
+from vembed.training.run.folder import RunFolder
 
 Overrides = Mapping[str, object] | Sequence[str]
 

@@ -7,7 +7,7 @@ from vembed.entrypoints.config import show
 from vembed.evaluation.findings import reading_notes
 from vembed.evaluation.tables import comparison_rows, text_table
 from vembed.trainer import Trainer, TrainResult
-from vembed.training.run_report import RunReport
+from vembed.training.run.report import RunReport
 
 
 def train(config: Config) -> TrainResult:

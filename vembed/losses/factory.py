@@ -8,13 +8,13 @@ from functools import partial
 from torch import Tensor
 
 from vembed.errors import ConfigError
-from vembed.losses.classes import ClassWeights
+from vembed.losses.class_weights import ClassWeights
 from vembed.losses.functions.distillation import distilled
 from vembed.losses.functions.mrl import Cut, matryoshka
 from vembed.losses.objective import LossFunction, Objective, ScoreView, Teacher
 from vembed.losses.registry import Loss, LossRegistry
 from vembed.losses.settings import ClassSettings, LossSettings
-from vembed.losses.teaching import compares_scores, distills, has_teacher, teaching_problems
+from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, teaching_problems
 from vembed.scoring import Scorer, ScorerRegistry, cosine, maxsim
 from vembed.types import Targets
 from vembed.utils.settings import Section

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import take_rows
-from vembed.losses.named import row_numbers
+from vembed.losses.named_documents import row_numbers
 from vembed.types import Ragged, Targets
 
 NO_GROUP = -1

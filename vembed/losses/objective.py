@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vembed.errors import DataError
 from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
-from vembed.losses.classes import ClassCentres, ClassWeights
+from vembed.losses.class_weights import ClassCentres, ClassWeights
 from vembed.scoring import Scorer, at_least_float32, inner_product_vectors
 from vembed.types import Embeddings, Targets
 

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
-from vembed.model.adapted import is_adapter, merged_state
-from vembed.model.bottom import Bottom
-from vembed.model.files import ModelFolders
-from vembed.model.fusion import Fusion
-from vembed.model.fusion_registry import SUM, FusionRegistry
-from vembed.model.parameters import ParameterInfo, Part, layer_numbers
-from vembed.model.pooling import pool
-from vembed.model.recomputing import enable_checkpointing
-from vembed.model.rows import merged, one_vector_per_row, unit_vectors
-from vembed.model.sentence_folder import JsonFiles, sentence_files, tower_spec
+from vembed.model.adapters.layers import is_adapter, merged_state
+from vembed.model.folder.find import ModelFolders
+from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files, tower_spec
+from vembed.model.network.frozen_layers import Bottom
+from vembed.model.network.gradient_checkpointing import enable_checkpointing
+from vembed.model.network.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import Modality, ModelSpec
+from vembed.model.vectors.fusion import Fusion
+from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
+from vembed.model.vectors.pooling import pool
+from vembed.model.vectors.rows import merged, one_vector_per_row, unit_vectors
 from vembed.types import Embeddings, Inputs, Ragged
 
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]

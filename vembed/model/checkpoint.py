@@ -11,19 +11,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vembed.errors import CheckpointError
-from vembed.model.adapted import adapted_layers
-from vembed.model.adapter_base import AdapterBase, note_base, plain_folder, read_base, write_base
-from vembed.model.adapter_files import whole_layers, write_adapters
+from vembed.model.adapters.base_model import AdapterBase, note_base, plain_folder, read_base, write_base
+from vembed.model.adapters.files import whole_layers, write_adapters
+from vembed.model.adapters.layers import adapted_layers
 from vembed.model.backbones.layers import WEIGHTS_FILE
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
-from vembed.model.files import HEADS_FILE, SPEC_FILE, ModelFolders, read_json, weights_folder
-from vembed.model.fusion_registry import SUM
+from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, ModelFolders, read_json, weights_folder
+from vembed.model.folder.sentence_transformers import model_path, refusing
 from vembed.model.processors.base import ItemProcessor
-from vembed.model.sentence_folder import model_path, refusing
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+from vembed.model.vectors.fusion_registry import SUM
 from vembed.version import __version__
 
 _PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")

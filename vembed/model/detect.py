@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from vembed.errors import ModelError
-from vembed.model.adapter_base import read_base
-from vembed.model.facts import ModelFacts, read_facts
+from vembed.model.adapters.base_model import read_base
 from vembed.model.families.composed import describe_composed
 from vembed.model.families.family import Family
+from vembed.model.families.refusals import setting_problems
 from vembed.model.families.registry import family_for, family_named, family_of_mode, hub_id
-from vembed.model.files import SPEC_FILE, config_folder, read_json
-from vembed.model.honour import setting_problems
+from vembed.model.folder.facts import ModelFacts, read_facts
+from vembed.model.folder.find import SPEC_FILE, config_folder, read_json
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

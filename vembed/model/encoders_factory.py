@@ -16,7 +16,7 @@ from torch import Tensor
 from vembed.errors import ModelError
 from vembed.model.detect import detect
 from vembed.model.families.registry import family_named, hub_id
-from vembed.model.files import weights_folder
+from vembed.model.folder.find import weights_folder
 from vembed.model.items import Picture
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings, Tower

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 from vembed.errors import CheckpointError
-from vembed.model.adapter_base import plain_folder, read_base
-from vembed.model.base_names import name_as_in
+from vembed.model.adapters.base_model import plain_folder, read_base
 from vembed.model.checkpoint import ModelSource
 from vembed.model.families.registry import hub_id
-from vembed.model.files import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
+from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
+from vembed.model.folder.weight_names import name_as_in
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 

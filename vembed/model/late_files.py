@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vembed.model.sentence_layers import TOKENS, layer_config
+from vembed.model.folder.sentence_layers import TOKENS, layer_config
 from vembed.model.spec import LateInteraction, ModelSpec
 
 JsonFiles = dict[str, Any]  # path inside the folder -> JSON

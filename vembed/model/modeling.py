@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from vembed.errors import ModelError
-from vembed.model.adapted import adapted_layers
-from vembed.model.adapter_base import AdapterBase
-from vembed.model.adapter_files import load_adapters
-from vembed.model.adapters import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
+from vembed.model.adapters.base_model import AdapterBase
+from vembed.model.adapters.files import load_adapters
+from vembed.model.adapters.layers import adapted_layers
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.checkpoint import (
     ModelSource,
@@ -22,12 +21,13 @@ from vembed.model.checkpoint import (
     read_layers,
     write_checkpoint,
 )
-from vembed.model.compilation import compile_towers
 from vembed.model.detect import detect
-from vembed.model.dtypes import join_dtypes
 from vembed.model.encoding import EncodeOptions, Features, encode_items
-from vembed.model.family_parts import MODEL_CLASSES
+from vembed.model.families.parts import MODEL_CLASSES
 from vembed.model.items import Picture, image_source
+from vembed.model.learning.compilation import compile_towers
+from vembed.model.learning.dtypes import join_dtypes
+from vembed.model.learning.lora import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.registry import ProcessorRegistry
 from vembed.model.settings import ModelSettings

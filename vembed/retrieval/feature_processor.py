@@ -12,7 +12,7 @@ from torch import Tensor
 from vembed.data.hashing import content_hash, image_hash, mixed_hash
 from vembed.errors import ModelError
 from vembed.model.base import FEATURES
-from vembed.model.files import ModelFolders
+from vembed.model.folder.find import ModelFolders
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vembed.data.cells import is_absent, kind_of
+from vembed.data.fields.cells import is_absent, kind_of
+from vembed.data.fields.pictures import PictureReader
 from vembed.data.loading import load_rows
-from vembed.data.pictures import PictureReader
 from vembed.data.settings import DataEntry
 from vembed.errors import DataError
 from vembed.types import ImageSource, Item

@@ -16,12 +16,12 @@ import torch
 
 from vembed.grad_cache.cachex.functional import ChunkedSide
 from vembed.grad_cache.cachex.tree_utils import concat_rows, map_tensors
-from vembed.model.adapted import without_idle_adapters
+from vembed.model.adapters.layers import without_idle_adapters
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.compilation import compile_towers, is_compiled
+from vembed.model.learning.compilation import compile_towers, is_compiled
 from vembed.scoring import at_least_float32
 from vembed.training.rng import rng_unmoved
-from vembed.training.tensors import checksum, named_parameters
+from vembed.training.run.tensors import checksum, named_parameters
 from vembed.types import Embeddings
 
 

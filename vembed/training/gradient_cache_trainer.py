@@ -17,10 +17,10 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
 from vembed.training.dpo import Reference
-from vembed.training.ranks import JoinedBatch, join_ranks
-from vembed.training.sizing import StepParts, settle
+from vembed.training.step.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
+from vembed.training.step.ranks import JoinedBatch, join_ranks
+from vembed.training.step.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
 from vembed.utils.memory import GIB, HeapTrimmer, trimmed_heap

@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from vembed.data.loader import LoaderState, TrainingLoader
+from vembed.data.batches.loader import LoaderState, TrainingLoader
 from vembed.errors import DataError, NotFiniteError
 from vembed.grad_cache.cachex.functional import LossScale
 from vembed.losses.objective import limit_scale, scale_of

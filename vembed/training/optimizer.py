@@ -16,9 +16,9 @@ import torch
 from torch.nn import Parameter
 
 from vembed.errors import ConfigError
-from vembed.losses.classes import ClassWeights
+from vembed.losses.class_weights import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.parameters import ParameterInfo
+from vembed.model.network.parameters import ParameterInfo
 from vembed.training.settings import GroupPart, OptimizerSettings, Part
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from vembed.data.loader import TrainingLoader
+from vembed.data.batches.loader import TrainingLoader
 from vembed.errors import ConfigError, DataError
 from vembed.training.settings import TrainingSettings
 

@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from vembed.errors import ConfigError
-from vembed.model.adapters import has_adapters
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.dtypes import has_low_weights, hold_learning_in_float32
+from vembed.model.learning.dtypes import has_low_weights, hold_learning_in_float32
+from vembed.model.learning.lora import has_adapters
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
 

@@ -8,23 +8,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from vembed.data.loader import TrainingLoader
+from vembed.data.batches.loader import TrainingLoader
 from vembed.data.summary import summarize
 from vembed.errors import DataError, Interrupted, NotFiniteError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
-from vembed.training.checkpoint import Checkpoints
 from vembed.training.interrupts import StopRequested, stop_signal
 from vembed.training.loop import Engine, Milestones, fit, save_once
-from vembed.training.memory import estimate_memory
 from vembed.training.optimizer import GroupSummary
-from vembed.training.overview import Overview, summarize_model
 from vembed.training.plan import Plan
-from vembed.training.run_data import RunData
-from vembed.training.run_folder import checkpoint_step
+from vembed.training.run.checkpoint import Checkpoints
+from vembed.training.run.data import RunData
+from vembed.training.run.folder import checkpoint_step
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
+from vembed.training.step.memory import estimate_memory
+from vembed.training.trials.overview import Overview, summarize_model
 from vembed.training.versions import versions
 from vembed.utils.memory import reset_peak_memory
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vembed.data.loader import LoaderState
+from vembed.data.batches.loader import LoaderState
 
 Metrics = Mapping[str, Mapping[str, float]]  # data set -> metric -> value
 

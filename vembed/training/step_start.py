@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vembed.data.loader import LoaderState
+from vembed.data.batches.loader import LoaderState
 from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.state import TrainState
 

@@ -27,8 +27,8 @@ from vembed.losses.objective import Teacher, scale_of
 from vembed.losses.settings import LossSettings
 from vembed.model.detect import detect
 from vembed.model.families.registry import hub_id
-from vembed.model.files import weights_folder
-from vembed.model.fingerprint import reading_fingerprint
+from vembed.model.folder.find import weights_folder
+from vembed.model.folder.fingerprint import reading_fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -37,7 +37,7 @@ from vembed.retrieval.vector_store import VectorStore
 from vembed.scoring import get_scorer
 from vembed.training.frozen_features import ItemSides, items_of_rows
 from vembed.training.rng import rng_unmoved
-from vembed.training.run_data import Datasets
+from vembed.training.run.data import Datasets
 from vembed.types import Batch, Embeddings, Item, Side, Sides
 from vembed.utils.files import atomic_file, disk_errors, user_cache
 from vembed.version import __version__

@@ -7,9 +7,9 @@ from torch import nn
 from tests.cases import CASES
 from tests.unit.model.test_contract import EVERY, embed, shake, variant
 from vembed.grad_cache.cachex.functional import ChunkedSide
-from vembed.model.adapted import adapted_layers
-from vembed.model.adapters import has_adapters
-from vembed.model.compilation import is_compiled
+from vembed.model.adapters.layers import adapted_layers
+from vembed.model.learning.compilation import is_compiled
+from vembed.model.learning.lora import has_adapters
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.dpo import Reference, frozen_copy

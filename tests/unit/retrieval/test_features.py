@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.pictures import make_picture
-from vembed.data.augment import image_transform
+from vembed.data.batches.augment import image_transform
 from vembed.data.hashing import content_hash
 from vembed.errors import DataError, ModelError
 from vembed.model.modeling import VisualRetrievalModel

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.pictures import write_jsonl, write_pairs
+from vembed.data.batches.loader import TrainingLoader
 from vembed.data.dataset import load_datasets
-from vembed.data.loader import TrainingLoader
 from vembed.data.settings import DataSettings
 from vembed.errors import NotFiniteError
 from vembed.grad_cache.settings import GradCacheSettings

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vembed.data.embeddings import stack_embeddings
+from vembed.data.fields.embeddings import stack_embeddings
 from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
 from vembed.types import Batch, Embeddings, HeldItem, ItemRows, LoadedExample, Ragged, Sides, Targets

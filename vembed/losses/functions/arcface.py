@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vembed.losses.classes import ClassCentres
+from vembed.losses.class_examples import class_examples, cosine_view, example_mask_strips
+from vembed.losses.class_weights import ClassCentres
 from vembed.losses.contrasts import NOTHING
-from vembed.losses.examples import class_examples, cosine_view, example_mask_strips
 from vembed.losses.masks import Masks
 from vembed.losses.settings import ArcFaceSettings
 from vembed.losses.strips import sum_over_strips

@@ -8,7 +8,7 @@ Hadsell, Chopra and LeCun 2006, https://doi.org/10.1109/CVPR.2006.100.
 from torch import Tensor
 from torch.nn import functional
 
-from vembed.losses.graded import graded_pairs
+from vembed.losses.graded_pairs import graded_pairs
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import ContrastiveSettings
 from vembed.types import Targets

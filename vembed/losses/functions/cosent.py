@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vembed.losses.contrasts import NOTHING, Candidates, contrasts
-from vembed.losses.graded import graded_pairs
+from vembed.losses.graded_pairs import graded_pairs
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import CoSENTSettings

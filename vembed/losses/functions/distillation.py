@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vembed.errors import DataError
 from vembed.losses.functions.margin_mse import mean_square_of_margins
-from vembed.losses.graded import GradedPairs, graded_pairs
+from vembed.losses.graded_pairs import GradedPairs, graded_pairs
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import LossFunction, ScoreView
 from vembed.losses.settings import LossSettings

@@ -12,8 +12,8 @@ Kim, Kim, Cho and Kwak 2020, https://arxiv.org/abs/2003.13911.
 import torch
 from torch import Tensor
 
-from vembed.losses.classes import ClassCentres
-from vembed.losses.examples import class_examples, class_mask_strips, cosine_view
+from vembed.losses.class_examples import class_examples, class_mask_strips, cosine_view
+from vembed.losses.class_weights import ClassCentres
 from vembed.losses.masks import Masks
 from vembed.losses.settings import ProxyAnchorSettings
 from vembed.losses.strips import sum_over_strips

@@ -8,15 +8,15 @@ import transformers
 from torch import Tensor, nn
 
 from vembed.errors import ModelError
-from vembed.model.adapter_base import plain_folder
+from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import TextTower, pooled_width
 from vembed.model.backbones.vision import EXPONENT, IMAGE_TENSORS, VisionTower, load_vision_tower, vision_sentence_files
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
-from vembed.model.files import ModelFolders, read_json
-from vembed.model.parameters import Part
-from vembed.model.sentence_folder import JsonFiles, modules_folder
+from vembed.model.folder.find import ModelFolders, read_json
+from vembed.model.folder.sentence_transformers import JsonFiles, modules_folder
+from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 

@@ -18,9 +18,9 @@ from vembed.model.backbones.vision import (
     vision_sentence_files,
 )
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.files import ModelFolders
-from vembed.model.parameters import Part
-from vembed.model.sentence_folder import JsonFiles, tower_spec
+from vembed.model.folder.find import ModelFolders
+from vembed.model.folder.sentence_transformers import JsonFiles, tower_spec
+from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vembed.errors import ModelError
-from vembed.model.sentence_layers import width_after
+from vembed.model.folder.sentence_layers import width_after
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LayerSpec
 

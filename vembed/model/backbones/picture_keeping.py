@@ -4,8 +4,8 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from vembed.model.backbones.kept_pictures import PictureCut
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.picture_cut import PictureCut
 from vembed.types import Inputs
 
 

@@ -11,11 +11,11 @@ import transformers
 from safetensors import SafetensorError
 
 from vembed.errors import ModelError
-from vembed.model.adapted import merge_adapters
-from vembed.model.adapter_base import AdapterBase, base_folder, read_base
-from vembed.model.adapter_files import read_adapters
-from vembed.model.backbones.precision import FOUR_BIT, check_attention, weight_options
-from vembed.model.files import ADAPTER_CONFIG, read_json
+from vembed.model.adapters.base_model import AdapterBase, base_folder, read_base
+from vembed.model.adapters.files import read_adapters
+from vembed.model.adapters.layers import merge_adapters
+from vembed.model.backbones.weight_options import FOUR_BIT, check_attention, weight_options
+from vembed.model.folder.find import ADAPTER_CONFIG, read_json
 from vembed.model.settings import ModelSettings
 
 Backbone = Any  # transformers is untyped here

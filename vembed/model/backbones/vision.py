@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vembed.errors import ModelError
-from vembed.model.adapter_base import plain_folder
+from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import fitted, interpolation, refuse_odd_size, refuse_unreadable_size
 from vembed.model.base import pool
 from vembed.model.families.vision import VISION
-from vembed.model.files import HEADS_FILE, read_json
-from vembed.model.image_tokens import LeadingTokens, leading_tokens
-from vembed.model.pooling import GEM_EXPONENT
-from vembed.model.sentence_folder import JsonFiles, sentence_files
+from vembed.model.folder.find import HEADS_FILE, read_json
+from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec, Pooling
+from vembed.model.vectors.image_tokens import LeadingTokens, leading_tokens
+from vembed.model.vectors.pooling import GEM_EXPONENT
 
 IMAGE_TENSORS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 EXPONENT = "vision_tower.exponent"

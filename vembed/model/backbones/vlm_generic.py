@@ -11,14 +11,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vembed.errors import ModelError
-from vembed.model.adapter_base import plain_folder
+from vembed.model.adapters.base_model import plain_folder
+from vembed.model.backbones.kept_pictures import PictureCut, seam_of
 from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
 from vembed.model.base import disable_kv_cache, pool, unit_vectors
-from vembed.model.files import ModelFolders, read_json
-from vembed.model.parameters import Part, layer_numbers
-from vembed.model.picture_cut import PictureCut, seam_of
-from vembed.model.sentence_folder import JsonFiles, sentence_files
+from vembed.model.folder.find import ModelFolders, read_json
+from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files
+from vembed.model.network.parameters import Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs

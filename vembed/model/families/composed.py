@@ -1,9 +1,9 @@
 """Composed models: any text tower and any vision tower, joined by new projection heads."""
 
 from vembed.errors import ModelError
-from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling
+from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling, describe_dual, num_patches
-from vembed.model.files import read_json
+from vembed.model.folder.facts import Json, ModelFacts
+from vembed.model.folder.find import read_json
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

@@ -6,7 +6,7 @@ A model that is new to the package is one file: a Family, and the class that its
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from vembed.model.facts import ModelFacts
+from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec, Pooling
 

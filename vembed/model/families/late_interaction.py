@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Literal
 
 from vembed.errors import ModelError
-from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.text import TEXT
 from vembed.model.families.towers import text_limit
 from vembed.model.families.vlm import VLM_GENERIC
-from vembed.model.late_folder import LateFolder, is_stanford, read_stanford
+from vembed.model.folder.facts import Json, ModelFacts
+from vembed.model.folder.multi_vector import LateFolder, is_stanford, read_stanford
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
@@ -225,8 +225,8 @@ LATE_INTERACTION = Family(
     name="late_interaction",
     preset="colpali",
     towers=("text", "vision"),
-    model="vembed.model.backbones.late_interaction:LateInteractionModel",
-    processor="vembed.model.processors.late_interaction:LateProcessor",
+    model="vembed.model.late_interaction.tokens:LateInteractionModel",
+    processor="vembed.model.late_interaction.processor:LateProcessor",
     describe=_describe,
     architectures=_NATIVE | _TEXT | _VLM,
     claim=_claim,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from vembed.errors import ConfigError, ModelError
-from vembed.model.facts import ModelFacts
 from vembed.model.families.composed import COMPOSED
 from vembed.model.families.dual import CLIP, SIGLIP
 from vembed.model.families.family import Family
@@ -11,6 +10,7 @@ from vembed.model.families.late_interaction import LATE_INTERACTION
 from vembed.model.families.text import TEXT
 from vembed.model.families.vision import VISION
 from vembed.model.families.vlm import QWEN3_VL, VLM_GENERIC
+from vembed.model.folder.facts import ModelFacts
 from vembed.registry import nearest_names
 
 _FAMILIES: dict[str, Family] = {}

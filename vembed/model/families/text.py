@@ -1,10 +1,10 @@
 """Text encoders: BERT and its kin, and language models that were trained to embed."""
 
 from vembed.errors import ModelError
-from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
-from vembed.model.families.known_texts import LINES, known_text, with_recipe, words_of
+from vembed.model.families.text_recipes import LINES, known_text, with_recipe, words_of
 from vembed.model.families.towers import PROCESSOR, check_pooling, describe_text
+from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

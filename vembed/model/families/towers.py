@@ -3,10 +3,10 @@
 from typing import Literal
 
 from vembed.errors import ModelError
-from vembed.model.facts import Json, ModelFacts
 from vembed.model.families.family import Architecture
-from vembed.model.files import read_json
-from vembed.model.sentence_folder import SentenceFolder
+from vembed.model.folder.facts import Json, ModelFacts
+from vembed.model.folder.find import read_json
+from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 

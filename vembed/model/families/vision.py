@@ -1,12 +1,12 @@
 """Vision encoders."""
 
 from vembed.errors import ModelError
-from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_patches, describe_vision, num_patches
-from vembed.model.image_tokens import leading_tokens
+from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+from vembed.model.vectors.image_tokens import leading_tokens
 
 _CLS = Architecture("cls")
 _OWN = Architecture("own")

@@ -8,10 +8,10 @@ import unicodedata
 from pathlib import PurePath
 
 from vembed.errors import ModelError
-from vembed.model.facts import ModelFacts
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import refuse_layers, sentence_of
-from vembed.model.sentence_folder import SentenceFolder
+from vembed.model.folder.facts import ModelFacts
+from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

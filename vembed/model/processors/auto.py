@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
-from vembed.model.files import ModelFolders, read_json
+from vembed.model.folder.find import ModelFolders, read_json
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.naflex import NaflexImages
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages

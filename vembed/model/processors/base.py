@@ -16,7 +16,7 @@ from torch import Tensor
 from vembed.data.hashing import content_hash
 from vembed.data.images import read_image
 from vembed.errors import DataError, ModelError
-from vembed.model.files import ModelFolders
+from vembed.model.folder.find import ModelFolders
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, EncodedItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Side

@@ -16,7 +16,7 @@ from vembed.data.images import read_image
 from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor, refuse_own_code
 from vembed.model.backbones.vlm_generic import IMAGE_TOKENS
-from vembed.model.files import ModelFolders
+from vembed.model.folder.find import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.conversation import Conversation, common_ending
 from vembed.model.processors.picture_parts import PictureParts

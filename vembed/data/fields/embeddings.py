@@ -1,0 +1,87 @@
+"""The embeddings of a teacher that a row brings: one vector for its query and one for each of its documents."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vembed.data.fields.cells import is_absent, kind_of
+from vembed.errors import DataError
+from vembed.types import RowEmbeddings
+
+Cell = Any  # Any: whatever a file holds
+
+
+def read_embeddings(cells: Mapping[str, Cell], counts: Mapping[str, int], where: Mapping[str, str]) -> RowEmbeddings:
+    """The embeddings in the cells, by field in the order query, positives, negatives.
+
+    counts: how many each field has; one may stand alone, without a list around it. where: what messages call a field.
+    Raises DataError for what is missing, no finite numbers, of another number than it should be, or of several widths.
+    """
+    parts = [_vectors(cells.get(field), count, where[field]) for field, count in counts.items() if count]
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        raise DataError(f"{next(iter(where.values()))}: the row's embeddings are of several widths: {sorted(widths)}")
+    vectors = np.concatenate(parts)
+    return RowEmbeddings(vectors[0], vectors[1:])
+
+
+def _vectors(cell: Cell, count: int, where: str) -> NDArray[np.float32]:
+    """Float32 [count, dim]."""
+    if is_absent(cell):
+        raise DataError(f"{where}: is missing; teacher_embeddings: true goes by an embedding of everything in a row")
+    table = _numbers(_parsed(cell, where), where)
+    table = table[None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.shape[1] == 0:
+        shape = " x ".join(map(str, table.shape))
+        raise DataError(f"{where}: an embedding is a list of numbers, and several are a list of those, not {shape}")
+    if len(table) != count:
+        raise DataError(f"{where}: has {len(table)} embeddings for {count} items; give one each")
+    if not np.isfinite(table).all():
+        raise DataError(f"{where}: holds NaN or infinite numbers")
+    return table
+
+
+def _parsed(cell: Cell, where: str) -> Cell:
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        raise DataError(f"{where}: should be a list of numbers, but is {kind_of(cell)}") from None
+
+
+def _numbers(cell: Cell, where: str) -> NDArray[np.float32]:
+    if not isinstance(cell, list | tuple | np.ndarray):
+        raise DataError(f"{where}: should be a list of numbers, but is {kind_of(cell)}")
+    try:
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as that
+            return np.array([list(row) if isinstance(row, np.ndarray) else row for row in cell], np.float32)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: should be a list of numbers, or a list of such lists of one length") from None
+
+
+def stack_embeddings(
+    rows: Sequence[RowEmbeddings], columns: Sequence[Sequence[int]], origins: Sequence[str]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Float32 [queries, dim] and [documents, dim] of a batch. columns: of each row's documents, in their order.
+
+    A document of several rows has the embedding of the first. Raises DataError when rows differ in width.
+    """
+    widths = [row.query.shape[0] for row in rows]
+    for width, origin in zip(widths, origins, strict=True):
+        if width != widths[0]:
+            raise DataError(f"{origin}: its embeddings have {width} numbers, those of {origins[0]} {widths[0]}")
+    documents = np.zeros((1 + max(column for row in columns for column in row), widths[0]), np.float32)
+    for column, vector in reversed(list(_by_column(rows, columns))):
+        documents[column] = vector
+    return np.stack([row.query for row in rows]), documents
+
+
+def _by_column(
+    rows: Sequence[RowEmbeddings], columns: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for row, own in zip(rows, columns, strict=True):
+        yield from zip(own, row.documents, strict=True)

@@ -1,0 +1,113 @@
+"""Which rows hang together because they share a group, a text or a picture, so that no split may part them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.hashing import image_hash, mixed_hash, text_hash
+from vembed.data.splits.duplicates import file_keys
+from vembed.errors import DataError
+from vembed.types import Example, Item
+
+_MISSING = -1
+
+
+@dataclass(frozen=True)
+class Components:
+    """Rows are numbered through all data sets.
+
+    labels: int64 [rows], the component of each row, -1 for a row that cannot be read. keys: int64 [components], the
+    smallest content key in it, which does not depend on the order of rows or data sets.
+    """
+
+    labels: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+
+def find_components(datasets: Sequence[VisualRetrievalDataset]) -> Components:
+    """The connected components of all rows of all data sets.
+
+    Rows are connected by an equal group, an equal text, or an equal picture among query and positives. The text of an
+    item that has a picture too (a composed query such as "in red") does not connect.
+    """
+    rows, keys = _row_keys(datasets)
+    num_rows = sum(len(dataset) for dataset in datasets)
+    roots = _connected(rows, keys, num_rows)
+    smallest = np.full(num_rows, np.iinfo(np.int64).max)
+    np.minimum.at(smallest, roots[rows], keys)
+    readable = np.zeros(num_rows, bool)
+    readable[rows] = True
+    found, labels = np.unique(roots[readable], return_inverse=True)
+    all_labels = np.full(num_rows, _MISSING, np.int64)
+    all_labels[readable] = labels
+    return Components(all_labels, smallest[found])
+
+
+def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers and content keys, int64 [pairs] each, sorted by key."""
+    rows: list[int] = []
+    keys: list[int] = []
+    file_rows: list[int] = []
+    files: list[str] = []
+    for row, example in readable_examples(datasets):
+        for key in _keys_of(example):
+            rows.append(row)
+            keys.append(key)
+        for path in _files_of(example):
+            file_rows.append(row)
+            files.append(path)
+    key_of = file_keys(files)
+    all_rows = np.array(rows + file_rows, np.int64)
+    all_keys = np.array(keys + [mixed_hash("image", key_of[path]) for path in files], np.int64)
+    order = np.argsort(all_keys, kind="stable")
+    return all_rows[order], all_keys[order]
+
+
+def readable_examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[int, Example]]:
+    """Row number and example of the rows that can be read; check_dataset and the loader report the others."""
+    places = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
+    for row, (dataset, index) in enumerate(places):
+        try:
+            example = dataset[index]
+        except DataError:
+            continue
+        yield row, example
+
+
+def _keys_of(example: Example) -> Iterator[int]:
+    if example.group is not None:
+        yield mixed_hash("group", example.group)
+    for item in _sides(example):
+        if item.text is not None and not item.images:
+            yield mixed_hash("text", text_hash(item.text))
+        for source in item.images:
+            if source.path is None:
+                yield mixed_hash("image", image_hash(source))
+
+
+def _files_of(example: Example) -> Iterator[str]:
+    return (source.path for item in _sides(example) for source in item.images if source.path is not None)
+
+
+def _sides(example: Example) -> tuple[Item, ...]:
+    return (example.query, *example.positives)
+
+
+def _connected(rows: NDArray[np.int64], keys: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+    """The root row of each row, int64 [rows]: union-find over neighbours with an equal key."""
+    parents = list(range(num_rows))
+    same = np.flatnonzero(keys[1:] == keys[:-1])
+    for one, other in zip(rows[same].tolist(), rows[same + 1].tolist(), strict=True):
+        first, second = _root(parents, one), _root(parents, other)
+        parents[max(first, second)] = min(first, second)
+    return np.array([_root(parents, row) for row in range(num_rows)], np.int64)
+
+
+def _root(parents: list[int], row: int) -> int:
+    while parents[row] != row:
+        parents[row] = parents[parents[row]]
+        row = parents[row]
+    return row

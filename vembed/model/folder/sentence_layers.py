@@ -1,0 +1,92 @@
+"""The layers between pooling and embedding in a sentence-transformers folder: how their files are read, and written."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vembed.errors import ModelError
+from vembed.model.folder.find import read_json
+from vembed.model.spec import LayerSpec
+
+Json = dict[str, Any]  # Any: JSON
+
+LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm", "Normalize": "normalize", "Dropout": "dropout"}
+KIND_OF_LAYER = {layer: kind for kind, layer in LAYER_KINDS.items()}
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "Mish", "Softsign", "LeakyReLU", "ELU")
+VECTOR = "sentence_embedding"
+TOKENS = "token_embeddings"
+
+
+def read_layer(folder: Path, kind: str, path: str, works_on: str = VECTOR) -> LayerSpec:
+    """One module of modules.json that follows the pooling, or the encoder where there is a vector per token (works_on
+    TOKENS). Raises ModelError when it cannot be expressed here."""
+    file = folder / path / "config.json"
+    config: Json = read_json(file) or {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, works_on):
+            able = "the pooled vector" if works_on == VECTOR else works_on
+            raise ModelError(f"{file}: {kind} works on {config[key]}; only layers on {able} are supported")
+    if kind == "Normalize":
+        return LayerSpec(kind="normalize", path=path)
+    if not config:
+        raise ModelError(f"{file} is missing; modules.json says that {kind} is described there")
+    try:
+        return _layer(kind, path, config, file)
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ModelError(f"{file} does not describe a {kind} layer: {type(error).__name__} {error}") from error
+
+
+def layer_config(layer: LayerSpec) -> Json:
+    """The config.json of a layer."""
+    if layer.kind == "normalize":
+        return {}
+    if layer.kind == "dropout":
+        return {"dropout": layer.probability}
+    if layer.kind == "layer_norm":
+        return {"dimension": layer.outputs}
+    module = "linear" if layer.activation == "Identity" else "activation"
+    config = {
+        "in_features": layer.inputs,
+        "out_features": layer.outputs,
+        "bias": layer.bias,
+        "activation_function": f"torch.nn.modules.{module}.{layer.activation}",
+    }
+    return config | ({"use_residual": True} if layer.residual else {})
+
+
+def width_after(width: int, layers: Sequence[LayerSpec], folder: Path) -> int:
+    """How wide vectors of that width are after the layers. Raises ModelError when a layer takes other vectors."""
+    for layer in layers:
+        if layer.inputs not in (0, width):
+            raise ModelError(
+                f"{folder / layer.path / 'config.json'} takes vectors of {layer.inputs} numbers; what comes before"
+                f" gives {width}"
+            )
+        width = layer.outputs or width
+    return width
+
+
+def _layer(kind: str, path: str, config: Json, file: Path) -> LayerSpec:
+    if kind == "Dropout":
+        return LayerSpec(kind="dropout", path=path, probability=config["dropout"])
+    if kind == "LayerNorm":
+        return LayerSpec(kind="layer_norm", path=path, inputs=config["dimension"], outputs=config["dimension"])
+    return LayerSpec(
+        kind="dense",
+        path=path,
+        inputs=config["in_features"],
+        outputs=config["out_features"],
+        bias=config.get("bias", True),
+        activation=_activation(config, file),
+        residual=config.get("use_residual", False),
+    )
+
+
+def _activation(config: Json, file: Path) -> str:
+    name = str(config.get("activation_function", "torch.nn.Tanh"))
+    own = name.rsplit(".", 1)[-1]
+    if not name.startswith("torch.nn.") or own not in ACTIVATIONS:
+        raise ModelError(f"{file}: activation_function {name} is not supported; known are: {', '.join(ACTIVATIONS)}")
+    return own

@@ -1,0 +1,134 @@
+"""transformers' own late-interaction models: ColPali, ColQwen2 and ColModernVBERT."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from vembed.model.backbones.kept_pictures import PictureCut, seam_of
+from vembed.model.backbones.picture_keeping import PictureKeepingModel
+from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.base import disable_kv_cache
+from vembed.model.folder.find import ModelFolders
+from vembed.model.folder.sentence_transformers import JsonFiles
+from vembed.model.late_files import retrieval_files
+from vembed.model.late_interaction.tokens import LateInteractionModel, TokenVectors
+from vembed.model.network.parameters import Part
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import LateInteraction, ModelSpec
+from vembed.types import Inputs, Ragged
+
+
+class LateRetrievalModel(PictureKeepingModel, LateInteractionModel):
+    """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
+
+    has_towers_apart: ClassVar[bool] = False
+    parts: ClassVar[Mapping[str, Part]] = {
+        "backbone.vlm.vis": "vision",
+        "backbone.vlm.multi_modal_projector": "vision",
+        "backbone.vlm.connector": "vision",
+        "backbone.": "text",
+    }
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
+        super().__init__(spec)
+        self.backbone = backbone
+        # ColQwen2 asks the vision model itself.
+        by_itself = _late(spec).architecture == "colqwen2"
+        seam = (backbone.vlm.visual, "forward") if by_itself else seam_of(backbone.vlm)
+        self.pictures = PictureCut(backbone.vlm, seam)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":
+        """The model in `folders.text`."""
+        assert folders.text is not None
+        loader = getattr(transformers, _CLASSES[_late(spec).architecture])
+        backbone = load_backbone(folders.text, settings, loader=loader)
+        disable_kv_cache(backbone)
+        return cls(spec, backbone)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's vector."""
+        return int(self.backbone.config.embedding_dim)
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """The language model and the vision model, without projections."""
+        parts = dict(self.backbone.vlm.named_children())
+        text = next(parts[name] for name in ("language_model", "text_model") if name in parts)
+        vision = next(parts[name] for name in ("vision_tower", "vision_model", "visual") if name in parts)
+        return {"text": text, "vision": vision}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The whole model, at the root of a checkpoint."""
+        return {"": self.backbone}
+
+    def takes_adapter(self, name: str) -> bool:
+        """Whether a layer gets an adapter by default: the language model's do, as these models were trained."""
+        return name.startswith("backbone.vlm.") and self._part(name) == "text"
+
+    def learns_whole(self, name: str) -> bool:
+        """The projection to token vectors does, beside adapters."""
+        return not name.startswith("backbone.vlm.")
+
+    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
+        """Text and image sequences of all rows in one pass."""
+        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
+        with self.pictures.given(inputs) as whole:
+            images = _IMAGE_INPUTS[_late(self.spec).architecture](whole.tensors, ids)
+            output = self.backbone(input_ids=ids, attention_mask=mask, **images)
+        return TokenVectors(output.embeddings, mask.bool())
+
+    def real_states(self, inputs: Inputs) -> Tensor:
+        """The vectors of the tokens of all rows, [tokens, dim]."""
+        tokens = self.encode_tokens(inputs)
+        return tokens.vectors[tokens.mask]
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The files of a MultiVectorEncoder."""
+        config = self.backbone.config.vlm_config
+        in_text = _late(self.spec).architecture == "colpali"  # its processor makes room for a picture in every text
+        return retrieval_files(self.spec, int(config.text_config.num_image_tokens) if in_text else 0)
+
+
+def _colpali_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
+    """token_type_ids of zeros: every token sees every other, as in training."""
+    inputs = {"token_type_ids": torch.zeros_like(input_ids)}
+    if "pixel_values" in tensors and len(tensors["pixel_values"].values):
+        inputs["pixel_values"] = tensors["pixel_values"].values
+    return inputs
+
+
+def _colqwen2_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
+    """The patches of each image padded to the most, [images, patches, numbers], which the model cuts again."""
+    if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
+        return {}
+    grids = tensors["image_grid_thw"].values
+    patches = torch.split(tensors["pixel_values"].values, grids.prod(dim=1).tolist())
+    return {"pixel_values": nn.utils.rnn.pad_sequence(list(patches), batch_first=True), "image_grid_thw": grids}
+
+
+def _colmodernvbert_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
+    """All tiles as if they were of one row: the model takes them in order."""
+    if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
+        return {}
+    return {name: tensors[name].values[None] for name in ("pixel_values", "pixel_attention_mask")}
+
+
+_CLASSES = {
+    "colpali": "ColPaliForRetrieval",
+    "colqwen2": "ColQwen2ForRetrieval",
+    "colmodernvbert": "ColModernVBertForRetrieval",
+}
+_IMAGE_INPUTS: Mapping[str, Any] = {  # Any: all three have the same signature
+    "colpali": _colpali_inputs,
+    "colqwen2": _colqwen2_inputs,
+    "colmodernvbert": _colmodernvbert_inputs,
+}
+
+
+def _late(spec: ModelSpec) -> LateInteraction:
+    assert spec.late is not None
+    return spec.late

@@ -1,0 +1,231 @@
+"""ColBERT and ColQwen: a text encoder or vision-language model whose token vectors are projected to a small width."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vembed.errors import ModelError
+from vembed.model.adapters.base_model import plain_folder
+from vembed.model.backbones.auto import encoder_loader
+from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
+from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.backbones.vlm_generic import VlmModel
+from vembed.model.base import FEATURES, disable_kv_cache, unit_vectors
+from vembed.model.folder.find import ModelFolders
+from vembed.model.folder.sentence_layers import width_after
+from vembed.model.folder.sentence_transformers import JsonFiles, modules_folder
+from vembed.model.late_files import projection_files
+from vembed.model.late_interaction.tokens import START_TEMPERATURE, LateInteractionModel, TokenRows, TokenVectors
+from vembed.model.network.parameters import Part
+from vembed.model.settings import ModelSettings, Tower
+from vembed.model.spec import LayerSpec, ModelSpec
+from vembed.types import Embeddings, Inputs, Ragged
+
+DEFAULT_WIDTH = 128  # as in ColBERT
+_INLINE = "linear.weight"
+
+
+class LateTextModel(LateInteractionModel):
+    """BERT, ModernBERT or another text encoder, with the projection of its checkpoint or a new one."""
+
+    parts: ClassVar[Mapping[str, Part]] = {"backbone.": "text", "heads.": "heads"}
+
+    def __init__(self, spec: ModelSpec, backbone: Backbone, heads: VectorLayers, *, has_new_heads: bool) -> None:
+        super().__init__(spec, has_new_heads=has_new_heads)
+        self.backbone = backbone
+        self.heads = heads
+        self._dim = width_after(int(backbone.config.hidden_size), heads.specs, Path())
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateTextModel":
+        """The encoder in `folders.text`, with the layers of its spec; without any, with a new projection."""
+        assert folders.text is not None
+        loader = encoder_loader(plain_folder(folders.text, settings))
+        backbone = load_backbone(folders.text, settings, loader=loader)
+        disable_kv_cache(backbone)
+        spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), settings, seed=seed)
+        return cls(spec, backbone, heads, has_new_heads=is_new)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's vector."""
+        return self._dim
+
+    def towers(self) -> dict[Tower, nn.Module]:
+        """The text encoder, without the projection."""
+        return {"text": self.backbone}
+
+    def backbones(self) -> dict[str, Backbone]:
+        """The text encoder, at the root of a checkpoint."""
+        return {"": self.backbone}
+
+    def encode_tokens(self, inputs: Inputs) -> TokenVectors:
+        """Every token's vector, projected."""
+        return self._encode(inputs, self.heads)
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether there is something to keep: of each token, by a frozen encoder."""
+        return "text" in self.frozen
+
+    def with_fixed_features(self, inputs: Inputs) -> Inputs:
+        """Finished inputs with what a frozen encoder gives for each token in the place of the tokens; no graph.
+
+        `forward` gives the same for both inputs.
+        """
+        if not self.keeps_states or inputs.num_rows == 0:
+            return inputs
+        with torch.no_grad():
+            features = Ragged(self._hidden(inputs), inputs.tensors["attention_mask"].counts)
+        masks = {name: ragged for name, ragged in inputs.tensors.items() if name != "input_ids"}
+        return replace(inputs, tensors={**masks, FEATURES["text"]: features})
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without a projection that is new."""
+        if not self.has_new_heads:
+            return self.forward(inputs)
+        return self.rows_of(inputs, self._encode(inputs, nn.Identity()))
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The files of a MultiVectorEncoder."""
+        return projection_files(self.spec)
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the projection, by its subfolder."""
+        return self.heads.states()
+
+    def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
+        mask = inputs.tensors["attention_mask"].values.bool()
+        return token_vectors(self._hidden(inputs), mask, heads, self.spec)
+
+    def _hidden(self, inputs: Inputs) -> Tensor:
+        """What the encoder makes of each token, [texts, tokens, width], made now or given."""
+        if FEATURES["text"] in inputs.tensors:
+            return inputs.tensors[FEATURES["text"]].values
+        ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
+        hidden: Tensor = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden
+
+
+class LateVlmModel(VlmModel):
+    """A vision-language model by its chat template, with the projection of its checkpoint or a new one."""
+
+    parts: ClassVar[Mapping[str, Part]] = {"heads.": "heads"}
+    start_temperature: ClassVar[float] = START_TEMPERATURE
+    tensors_beside: ClassVar[tuple[str, ...]] = ("scored", "is_document")
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        backbone: Backbone,
+        unused: Mapping[str, Tensor] | None = None,
+        *,
+        heads: VectorLayers,
+        is_new: bool,
+    ) -> None:
+        super().__init__(spec, backbone, unused)
+        self.heads = heads
+        self.has_new_heads = is_new
+        self.rows_of = TokenRows(spec)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateVlmModel":
+        """The model in `folders.text`, with the layers of its spec; without any, with a new projection."""
+        assert folders.text is not None
+        plain = VlmModel.load(spec, folders, settings, seed)
+        spec, heads, is_new = projection(spec, folders.text, plain.dim, settings, seed=seed)
+        return cls(spec, plain.backbone, plain.language_head, heads=heads, is_new=is_new)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token's vector."""
+        return width_after(super().dim, self.heads.specs, Path())
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, tokens, dim] of finished inputs."""
+        return self._embed(inputs, self.heads)
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without a projection that is new."""
+        return self._embed(inputs, nn.Identity() if self.has_new_heads else self.heads)
+
+    def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of the projection, by its subfolder."""
+        return self.heads.states()
+
+    def sentence_files(self, subfolder: str) -> JsonFiles:
+        """The files of a MultiVectorEncoder that renders the chat template."""
+        return projection_files(self.spec, super().sentence_files(subfolder)["sentence_bert_config.json"])
+
+    def _embed(self, inputs: Inputs, heads: nn.Module) -> Embeddings:
+        if inputs.num_rows == 0:
+            return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
+        states = self.token_states(inputs)
+        return self.rows_of(inputs, token_vectors(states.hidden, states.mask, heads, self.spec))
+
+
+def token_vectors(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpec) -> TokenVectors:
+    """Hidden states [sequences, tokens, width] projected, of length 1 if the spec says so. mask: their real tokens."""
+    vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
+    return TokenVectors(unit_vectors(vectors) if spec.normalize else vectors, mask)
+
+
+def projection(
+    spec: ModelSpec, folder: Path, width: int, settings: ModelSettings, *, seed: int
+) -> tuple[ModelSpec, VectorLayers, bool]:
+    """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
+    if spec.layers:
+        inline = _inline_weight(folder) if len(spec.layers) == 1 else None
+        if inline is None:
+            return spec, load_layers(spec.layers, modules_folder(folder), width, settings), False
+        heads = new_projection(spec.layers, seed)
+        _load_inline(heads, inline, folder)
+        return spec, heads, False
+    spec = with_new_projection(spec, width)
+    return spec, new_projection(spec.layers, seed), True
+
+
+def with_new_projection(spec: ModelSpec, width: int) -> ModelSpec:
+    """The spec with one linear layer after an encoder of that width."""
+    dim = spec.projection_dim or DEFAULT_WIDTH
+    layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
+    return spec.model_copy(update={"layers": (layer,), "projection_dim": dim})
+
+
+def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
+    """The layers with orthogonal weights drawn from `seed`, so that a new projection keeps angles as far as it can."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        heads = VectorLayers(layers)
+    for layer in heads:
+        assert isinstance(layer, DenseLayer)
+        with torch.no_grad():
+            nn.init.orthogonal_(layer.linear.weight, generator=generator)
+    return heads
+
+
+def _inline_weight(folder: Path) -> Tensor | None:
+    """The projection that ColBERT's authors save among the encoder's weights; None in other folders."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file() or (folder / "modules.json").is_file():
+        return None
+    with safe_open(path, "pt") as weights:
+        found: Tensor | None = weights.get_tensor(_INLINE) if _INLINE in weights.keys() else None  # noqa: SIM118
+        return found
+
+
+def _load_inline(heads: VectorLayers, weight: Tensor, folder: Path) -> None:
+    (layer,) = heads
+    assert isinstance(layer, DenseLayer)
+    if weight.shape != layer.linear.weight.shape:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: {_INLINE} is {tuple(weight.shape)}; config.json and artifact.metadata say"
+            f" {tuple(layer.linear.weight.shape)}"
+        )
+    with torch.no_grad():
+        layer.linear.weight.copy_(weight)

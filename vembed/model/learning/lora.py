@@ -1,0 +1,194 @@
+"""LoRA, DoRA and rsLoRA adapters on the towers' layers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from vembed.errors import ModelError
+from vembed.model.adapters.files import inject, whole_layers
+from vembed.model.adapters.layers import ADAPTER, adapted_layers, is_adapter
+from vembed.model.backbones.pretrained import Backbone
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.settings import ModelSettings, Tower
+from vembed.registry import nearest_names
+
+_ADAPTABLE = (nn.Linear, nn.Conv2d)
+DEFAULT_RANK = 16
+DEFAULT_ALPHA = 32.0
+
+
+def add_adapters(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
+    """Put an adapter beside the layers that the model's class declares (usually every linear layer of the towers that
+    learn), or beside the layers that are named.
+
+    Pretrained weights of those towers stop learning, except projections outside the networks (CLIP's), which are as
+    small as a head and go on learning at their tower's rate. Raises ModelError for names that fit no layer.
+    """
+    layers = dict(_learning_layers(model))
+    chosen = _choose(model, layers, settings.lora_target_modules)
+    projections = [layer for name, layer in _projections(model, layers) if name not in chosen]
+    for _, backbone in _roots(model):
+        backbone.requires_grad_(False)
+    for prefix, backbone in _roots(model):
+        names = [name.removeprefix(prefix) for name in chosen if name.startswith(prefix)]
+        if names:
+            _inject(backbone, names, settings, seed)
+    for projection in projections:
+        projection.requires_grad_(True)
+
+
+def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> None:
+    """Let the adapters that a model was loaded with learn on, and what else learned beside them.
+
+    Raises ModelError for settings that ask for other adapters than these.
+    """
+    projections = [layer for _, layer in _projections(model, dict(_learning_layers(model)))]
+    for backbone in model.backbones().values():
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(is_adapter(name))
+        for name in whole_layers(backbone, with_statistics=False):
+            backbone.get_submodule(name).requires_grad_(True)
+    for projection in projections:
+        projection.requires_grad_(True)
+    problems = [problem for backbone in model.backbones().values() for problem in _differences(backbone, settings)]
+    if problems:
+        raise ModelError("\n".join(dict.fromkeys(problems)))
+
+
+def freeze_what_is_idle(model: BaseEmbeddingModel) -> None:
+    """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
+    learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    done = learning | model.frozen | model.bottoms.keys()
+    model.freeze([tower for tower in model.towers() if tower not in done])
+
+
+def has_adapters(model: BaseEmbeddingModel) -> bool:
+    """Whether any layer of the model carries an adapter."""
+    return any(True for backbone in model.backbones().values() for _ in adapted_layers(backbone))
+
+
+def _differences(backbone: Backbone, settings: ModelSettings) -> Iterator[str]:
+    """What the settings ask of the adapters and these are not."""
+    names = [name for name, _ in adapted_layers(backbone)]
+    if not names:
+        return
+    config = backbone.peft_config[ADAPTER]
+    for key, asked, own in (
+        ("lora_r", settings.lora_r, config.r),
+        ("lora_alpha", settings.lora_alpha, config.lora_alpha),
+        ("use_dora", settings.use_dora or None, config.use_dora),
+        ("use_rslora", settings.use_rslora or None, config.use_rslora),
+    ):
+        if asked is not None and asked != own:
+            yield f"{key} {asked}: the adapter that goes on learning has {own}; take {key} out, or set adapter: merge"
+    targets = settings.lora_target_modules or ()
+    unfit = [name for name in names if targets and not any(_fits(name, target) for target in targets)]
+    absent = [target for target in targets if not any(_fits(name, target) for name in names)]
+    if unfit or absent:
+        yield (
+            f"lora_target_modules: the adapter that goes on learning is on {len(names)} layers, such as {names[0]};"
+            " take lora_target_modules out, or set adapter: merge"
+        )
+
+
+def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of the backbones whose weights learn, but for those that nn.MultiheadAttention reads without calling."""
+    inside_attention = tuple(
+        name + "." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
+    )
+    roots = tuple(prefix for prefix, _ in _roots(model))
+    frozen = _frozen_names(model)
+    for name, module in model.named_modules():
+        if not name.startswith(roots) or name.startswith(inside_attention) or not isinstance(module, _ADAPTABLE):
+            continue
+        quantised = not module.weight.is_floating_point()  # which cannot need a gradient itself
+        if module.weight.requires_grad or (quantised and not f"{name}.weight".startswith(frozen)):
+            yield name, module
+
+
+def _frozen_names(model: BaseEmbeddingModel) -> tuple[str, ...]:
+    """How the names of what is frozen begin: of whole towers, and of parameters below the layers that learn."""
+    prefixes = _tower_prefixes(model)
+    towers = [prefix for tower, prefix in prefixes.items() if tower in model.frozen]
+    return (
+        *towers,
+        *(prefixes[tower] + name for tower, bottom in model.bottoms.items() for name, _ in bottom.parameters()),
+    )
+
+
+def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:
+    if targets is not None:
+        return _named(layers, targets)
+    inside = tuple(_tower_prefixes(model).values())
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name.startswith(inside)]
+    for tower, prefix in _tower_prefixes(model).items():
+        if tower not in model.frozen and not any(name.startswith(prefix) for name in linear):
+            raise ModelError(
+                f"use_lora: the {tower} tower ({type(model.towers()[tower]).__name__}) has no linear layers to put"
+                f" adapters on; name others with lora_target_modules, freeze: [{tower}], or tune without adapters"
+            )
+    chosen = [name for name in linear if model.takes_adapter(name)]
+    if not chosen:
+        raise ModelError("use_lora: no layer that learns takes adapters by default; name some with lora_target_modules")
+    return chosen
+
+
+def _named(layers: dict[str, nn.Module], targets: Sequence[str]) -> list[str]:
+    matches = {target: [name for name in layers if _fits(name, target)] for target in targets}
+    unknown = [target for target, names in matches.items() if not names]
+    if unknown:
+        endings = sorted({end for name in layers for end in (_ending(name, 1), _ending(name, 2))})
+        near = [name for target in unknown for name in nearest_names(target, endings, limit=3)] or endings[:8]
+        raise ModelError(
+            f"lora_target_modules: no layer that learns is called {', '.join(map(repr, unknown))}; "
+            f"near or possible are: {', '.join(near)}"
+        )
+    return [name for name in layers if any(name in names for names in matches.values())]
+
+
+def _ending(name: str, num_parts: int) -> str:
+    return ".".join(name.split(".")[-num_parts:])
+
+
+def _fits(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _projections(model: BaseEmbeddingModel, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Layers of the backbones outside the towers' networks ("backbone.text_projection") that learn whole."""
+    inside = tuple(_tower_prefixes(model).values())
+    for name, layer in layers.items():
+        if not name.startswith(inside) and model.learns_whole(name):
+            yield name, layer
+
+
+def _inject(backbone: nn.Module, names: list[str], settings: ModelSettings, seed: int) -> None:
+    import peft  # noqa: PLC0415 (slow, and only runs with adapters need it)
+
+    config = peft.LoraConfig(
+        r=settings.lora_r or DEFAULT_RANK,
+        lora_alpha=settings.lora_alpha or DEFAULT_ALPHA,
+        lora_dropout=settings.lora_dropout,
+        use_dora=settings.use_dora,
+        use_rslora=settings.use_rslora,
+        target_modules=names,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject(backbone, config)
+    unasked = {name for name, _ in adapted_layers(backbone)} ^ set(names)
+    assert not unasked, f"adapters are missing or on other layers: {sorted(unasked)[:4]}"
+
+
+def _roots(model: BaseEmbeddingModel) -> list[tuple[str, nn.Module]]:
+    return [(_module_name(model, backbone) + ".", backbone) for backbone in model.backbones().values()]
+
+
+def _tower_prefixes(model: BaseEmbeddingModel) -> dict[Tower, str]:
+    return {tower: _module_name(model, network) + "." for tower, network in model.towers().items()}
+
+
+def _module_name(model: nn.Module, wanted: nn.Module) -> str:
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(wanted)]

@@ -1,0 +1,38 @@
+"""Fusions by name: how a row's text vector and image vector become one. Imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from vembed.registry import Registry, nearest_names
+
+if TYPE_CHECKING:
+    from vembed.model.vectors.fusion import Fusion
+
+SUM = "sum"
+"""No module: the normalised sum of the two unit vectors, which every other fusion starts as."""
+
+FusionRegistry: "Registry[type[Fusion]]" = Registry("fusion")
+for _name, _class in (("gated", "GatedFusion"), ("mlp", "MlpFusion"), ("attention", "AttentionFusion")):
+    FusionRegistry.register_lazy(_name, f"vembed.model.vectors.fusion:{_class}")
+
+
+def fusion_names() -> list[str]:
+    """What the setting `fusion` may say.
+
+    >>> fusion_names()
+    ['attention', 'gated', 'mlp', 'sum']
+    """
+    return sorted([SUM, *FusionRegistry.list()])
+
+
+def unknown_fusion(name: str) -> str | None:
+    """What is wrong with a name that no fusion has, with the nearest that one has; None for a known name.
+
+    >>> unknown_fusion("gatd")
+    "there is no fusion 'gatd'; did you mean gated? Known: attention, gated, mlp, sum"
+    """
+    known = fusion_names()
+    if name in known:
+        return None
+    near = nearest_names(name, known)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no fusion {name!r}{hint} Known: {', '.join(known)}"

@@ -1,0 +1,113 @@
+"""The data of a run: what is trained on, what chooses the best weights, what is reported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vembed.data.dataset import VisualRetrievalDataset, load_datasets
+from vembed.data.settings import DataSettings, DataSource
+from vembed.data.splits.split import Split, load_split, split_validation
+from vembed.data.validation import check_dataset
+from vembed.errors import ConfigError
+from vembed.model.base import FUSION_PREFIX, BaseEmbeddingModel
+from vembed.types import RowNeeds
+
+Datasets = Sequence[VisualRetrievalDataset]
+_BOTH = "m"  # the letter of rows with text and image
+_PARTS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Data sets by role. `split` is set where validation rows were split off the training data."""
+
+    train: Datasets
+    validation: Datasets
+    test: Datasets
+    split: Split | None
+
+    @property
+    def roles(self) -> Mapping[str, Datasets]:
+        """Role -> data sets."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Role -> data set -> rows."""
+        return {role: {one.name: len(one) for one in sets} for role, sets in self.roles.items()}
+
+
+def read_run_data(
+    settings: DataSettings, *, seed: int, saved_split: Path | None = None, needs: RowNeeds | None = None
+) -> RunData:
+    """All data of a run, its rows checked. `saved_split`: the split of the run that is continued.
+
+    needs: what the loss needs of every row that is trained on.
+
+    Raises ConfigError without data_path, DataError for data that cannot be used.
+    """
+    if settings.data_path is None:
+        raise ConfigError("data_path is missing: name the training data")
+    everything = load_datasets(settings.data_path, settings, needs=needs)
+    _check_query_images(settings, everything)
+    _check_image_cache(settings, everything)
+    measured = RowNeeds(scores_say_relevance=needs is None or needs.scores_say_relevance)
+    test = _load(settings.test_data_path, settings, measured)
+    for dataset in (*everything, *test):
+        check_dataset(dataset, settings)
+    if settings.val_data_path is not None:
+        validation = _load(settings.val_data_path, settings, measured)
+        for dataset in validation:
+            check_dataset(dataset, settings)
+        return RunData(everything, validation, test, None)
+    if saved_split is not None and saved_split.exists():
+        split = load_split(saved_split, everything)
+    else:
+        split = split_validation(everything, settings.val_fraction, seed)
+    return RunData(split.train, split.validation, test, split)
+
+
+def _check_query_images(settings: DataSettings, datasets: Datasets) -> None:
+    if settings.query_image_as_negative and all(dataset.mode != "m2i" for dataset in datasets):
+        modes = ", ".join(sorted({dataset.mode for dataset in datasets}))
+        raise ConfigError(
+            f"query_image_as_negative: has an effect only with retrieval_mode m2i (text and image ask for an image);"
+            f" the training data is {modes}"
+        )
+
+
+def _check_image_cache(settings: DataSettings, datasets: Datasets) -> None:
+    if settings.image_host_cache != "uint8" and all(dataset.mode == "t2t" for dataset in datasets):
+        raise ConfigError(
+            f"image_host_cache: {settings.image_host_cache} has no effect: the training data has no images"
+            " (retrieval_mode t2t); take it out"
+        )
+
+
+def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
+    """Refuse a training set of which nothing but the temperature could learn, and a new fusion that no set would teach.
+
+    Raises ConfigError.
+    """
+    learning = {
+        "fusion" if info.name.startswith(FUSION_PREFIX) else info.part
+        for info in model.parameter_infos()
+        if info.parameter.requires_grad
+    }
+    if model.has_new_fusion and not any(_BOTH in dataset.mode for dataset in data.train):
+        raise ConfigError(
+            f"fusion: {model.spec.fusion} would stay the sum that it starts as: no training set has rows of text and"
+            " image (retrieval_mode m2i, m2t, ...); take it out, or add one"
+        )
+    for dataset in data.train:
+        parts = {part for letter in dataset.mode.split("2") for part in _PARTS[letter]}
+        fused = {"fusion"} if _BOTH in dataset.mode else set()
+        if not learning & {*parts, *fused, "heads"}:
+            raise ConfigError(
+                f"data set {dataset.name} ({dataset.mode}) teaches nothing: its {' and '.join(sorted(parts))} tower"
+                f"{'s are' if len(parts) > 1 else ' is'} frozen"
+            )
+
+
+def _load(source: DataSource | None, settings: DataSettings, needs: RowNeeds) -> list[VisualRetrievalDataset]:
+    return [] if source is None else load_datasets(source, settings, needs=needs)

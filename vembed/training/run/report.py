@@ -1,0 +1,147 @@
+"""The report of a finished run: base and tuned model on its test sets, else on its validation sets.
+
+Everything is read from the run's folder and its settings, so that a report can be written again at any time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vembed.data.dataset import VisualRetrievalDataset, load_datasets
+from vembed.data.settings import DataSettings
+from vembed.data.splits.split import load_split, split_validation
+from vembed.errors import DataError, UsageError
+from vembed.evaluation.bases import as_base
+from vembed.evaluation.comparison import BASE, TUNED, Candidate, Comparison, measure_models
+from vembed.evaluation.relevance import RetrievalSet, retrieval_set
+from vembed.evaluation.report import ReportContent, ReportPaths, write_report
+from vembed.evaluation.settings import EvaluationSettings
+from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.settings import ModelSettings
+from vembed.training.frozen_features import FrozenFeatures, items_of_sets
+from vembed.training.run.facts import read_run_facts, setting_lines
+from vembed.training.run.folder import RunFolder
+from vembed.types import RowNeeds
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a report needs to know of a run's config. config_text: as `Config.yaml_text` gives it, to be shown.
+
+    needs: of the rows that are measured on. features: where those of frozen towers are kept, None where they are not.
+    """
+
+    model: ModelSettings
+    data: DataSettings
+    evaluation: EvaluationSettings
+    seed: int
+    device: torch.device
+    config_text: str
+    needs: RowNeeds
+    features: FrozenFeatures | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Data sets to measure on, and their role in the run: "test", or "validation" when they chose the checkpoint."""
+
+    role: str
+    datasets: Sequence[VisualRetrievalDataset]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What was measured, and where it is written, if it is."""
+
+    role: str
+    comparison: Comparison
+    paths: ReportPaths | None
+
+
+def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) -> RunReport:
+    """Measure the base model and `final/`, and write the report into `folder` (None: nowhere).
+
+    Raises UsageError when the run has not finished, DataError when its data has gone.
+    """
+    if not run.final.is_dir():
+        raise UsageError(
+            f"{run.path} has no {run.final.name}/, so its training has not finished; go on with"
+            " resume_from_checkpoint: latest, or evaluate one of its checkpoints with test_data_path"
+        )
+    held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
+    sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
+    candidates = (
+        Candidate(BASE, lambda: _fed(load_untuned(settings), settings, sets), as_base),
+        Candidate(TUNED, lambda: _fed(_load_final(run, settings), settings, sets)),
+    )
+    comparison = measure_models(sets, candidates, settings.evaluation)
+    content = _content(run, settings, held_out.role, comparison)
+    paths = None if folder is None else write_report(folder, content)
+    return RunReport(held_out.role, comparison, paths)
+
+
+def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_split: Path | None = None) -> HeldOut:
+    """The test sets, else the validation sets, else the rows that are (or would be) split off for validation.
+
+    Raises DataError when there is nothing to measure on, or when the data has changed since the split was saved.
+    """
+    if settings.test_data_path is not None:
+        return HeldOut("test", load_datasets(settings.test_data_path, settings, needs=needs))
+    if settings.val_data_path is not None:
+        return HeldOut("validation", load_datasets(settings.val_data_path, settings, needs=needs))
+    if settings.data_path is None or not settings.val_fraction:
+        raise DataError("there is no data to measure on; name it with test_data_path")
+    everything = load_datasets(settings.data_path, settings, needs=needs)
+    if saved_split is not None and saved_split.exists():
+        return HeldOut("validation", load_split(saved_split, everything).validation)
+    return HeldOut("validation", split_validation(everything, settings.val_fraction, seed).validation)
+
+
+def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
+    """The model as it is before training: pretrained weights, and new ones drawn from the run's seed."""
+    still = {"freeze": (), "freeze_layers": {}, "use_lora": False, "gradient_checkpointing": False}
+    model = VisualRetrievalModel.from_pretrained(None, settings.model.model_copy(update=still), seed=settings.seed)
+    return prepared(model, settings)
+
+
+def prepared(model: VisualRetrievalModel, settings: ReportSettings) -> VisualRetrievalModel:
+    """The model on its device, refusing images over the data's limit."""
+    model.model.requires_grad_(False).to(settings.device)
+    return model.with_image_limit(settings.data.max_image_pixels)
+
+
+def model_title(settings: ModelSettings) -> str:
+    """What to call a model: its name, or those of its towers, without the folders they lie in.
+
+    >>> model_title(ModelSettings(text_model_name="org/MiniLM", image_model_name="/tmp"))
+    'org/MiniLM + tmp'
+    """
+    names = (settings.model_name, settings.text_model_name, settings.image_model_name)
+    return " + ".join(Path(name).name if Path(name).exists() else name for name in names if name)
+
+
+def _load_final(run: RunFolder, settings: ReportSettings) -> VisualRetrievalModel:
+    return prepared(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
+
+
+def _fed(model: VisualRetrievalModel, settings: ReportSettings, sets: Sequence[RetrievalSet]) -> VisualRetrievalModel:
+    """The model, reading the features of its frozen towers where the run keeps them: both models have the same."""
+    return model if settings.features is None else settings.features.feed(model, items_of_sets(sets))
+
+
+def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:
+    facts = read_run_facts(run)
+    return ReportContent(
+        title=f"{model_title(settings.model)}, tuned",
+        subtitle=facts.summary,
+        comparison=comparison,
+        headline=settings.evaluation.best_metric,
+        role=role,
+        facts=facts.tables,
+        history=facts.history,
+        config=setting_lines(settings.config_text),
+        gallery_size=settings.evaluation.gallery_size,
+        meta={"run": str(run.path), **facts.meta},
+    )

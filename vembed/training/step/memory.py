@@ -1,0 +1,256 @@
+"""An estimate of a run's peak memory before it trains, from its sizes and a forward of one and of two rows.
+
+Peak = what the process holds already + weights + what a reference holds of its own + gradients + AdamW's moments +
+activations of the chunks whose graphs are alive at once + working memory + the batch's inputs + its embeddings and
+scores. Every row of a chunk is padded to the same length, so activations are linear in rows, and two measurements give
+those of any chunk: of the one that holds the longest row, which is padded most. Working memory (a chunk's gradients
+before they are added up, what operations need for a moment, and what the allocator keeps) is a rule of thumb that
+benchmark/memory_estimate.py checks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vembed.grad_cache.cachex.functional import num_retained
+from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.losses.class_weights import ClassWeights
+from vembed.losses.strips import MOST_SCORES
+from vembed.model.base import BaseEmbeddingModel
+from vembed.training.dpo import Reference
+from vembed.training.precision import Precision
+from vembed.training.rng import rng_unmoved
+from vembed.training.step.chunks import MADE, Cut, Side, cut_side, retain_of
+from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
+from vembed.utils.memory import GIB, MIB, HeapTrimmer, used_memory_bytes
+
+# The scores, their softmax in both directions, and the gradient of each.
+_NUM_SCORE_MATRICES = 6
+Encode = Callable[[Side], object]
+WORKING_SHARE = 0.35  # of the activations
+# Of the inputs of checkpointed layers: what the heap of a CPU holds between them, until it is tidied.
+_CHECKPOINTED_SHARE = 8
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what takes them, in the order in which they are shown."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total_mib(self) -> float:
+        """The peak."""
+        return sum(self.parts.values()) / MIB
+
+
+def estimate_memory(
+    model: BaseEmbeddingModel,
+    processor: Processor,
+    batch: Batch,
+    *,
+    settings: GradCacheSettings,
+    precision: Precision,
+    reference: Reference | None = None,
+    classes: ClassWeights | None = None,
+) -> MemoryEstimate:
+    """The peak of training on batches like `batch`. To be called with the model on its device, before training.
+
+    settings: without `auto`. reference: what the objective compares with; classes: the weights that it learns; both on
+    the same device.
+    """
+    device = precision.device
+    of_classes = [] if classes is None else [classes.weight]
+    weights = _num_bytes([*model.parameters(), *model.buffers(), *of_classes])
+    held = 0 if reference is None else reference.num_bytes(model)
+    used = used_memory_bytes(device)
+    learning = learning_bytes(model, classes)
+    sides = (batch.queries, batch.documents)
+
+    def finished(rows: Side) -> Inputs:
+        inputs = rows if isinstance(rows, Inputs) else processor.prepare(rows.items, rows.side)
+        return processor.finish(move(inputs, device))
+
+    def encode(rows: Side) -> object:
+        with precision.autocast():
+            return model(finished(rows))
+
+    cuts = [cut_side(side, processor, settings) for side in sides]
+    kept = held_bytes([chunk_graphs(model, encode, cut, processor) for cut in cuts], retain_of(settings))
+    return MemoryEstimate(
+        {
+            "process": max(0, used - weights - held) if device.type == "cpu" else 0,
+            "weights": weights,
+            "reference": held,
+            "gradients": learning,
+            "AdamW": 2 * learning,
+            "activations": kept,
+            "frozen towers' output": _state_bytes(model, finished, cuts, processor, settings, reference),
+            "working memory": learning + working_bytes(model, device, kept),
+            "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
+            "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
+        }
+    )
+
+
+def _state_bytes(
+    model: BaseEmbeddingModel,
+    finished: Callable[[Side], Inputs],
+    cuts: Sequence[Cut],
+    processor: Processor,
+    settings: GradCacheSettings,
+    reference: Reference | None,
+) -> int:
+    """What is kept of what frozen towers give for tokens, by the largest row of each side. finished: a row's inputs.
+
+    Of chunks that keep their graphs nothing is, unless a reference encodes them first.
+    """
+    num_chunks = sum(len(cut.rows) for cut in cuts)
+    if not model.keeps_states or num_chunks == len(cuts):
+        return 0
+    kept = num_retained(num_chunks, retain_of(settings)) if reference is None else 0
+    total = 0
+    for cut in cuts:
+        row = take_rows(largest_first(cut.side, processor), 0, 1)
+        tensors = model.with_fixed_features(finished(row)).tensors
+        total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
+    return min(total * (num_chunks - kept) // num_chunks, round(settings.gradient_cache_states_gib * GIB))
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """Bytes that the graph of a chunk holds: of its first row, and of each further one."""
+
+    first: int
+    further: int
+
+    def of(self, num_rows: int) -> int:
+        """A chunk of so many rows."""
+        return self.first + (num_rows - 1) * self.further if num_rows else 0
+
+
+def graph_size(model: BaseEmbeddingModel, encode: Encode, rows: Side) -> GraphSize:
+    """The graph of a chunk of rows like the first two."""
+
+    def kept(num_rows: int) -> int:
+        with _count_saved(model) as saved:
+            encode(take_rows(rows, 0, num_rows))
+        return sum(saved.values())
+
+    with rng_unmoved(), _training_mode(model), torch.compiler.set_stance("force_eager"):
+        one = kept(1)
+        return GraphSize(one, kept(2) - one if rows.num_rows > 1 else one)
+
+
+def chunk_graphs(model: BaseEmbeddingModel, encode: Encode, cut: Cut, processor: Processor) -> list[int]:
+    """Bytes of the graph of each chunk, in order.
+
+    Chunks of a number of rows take them as they come, so that the largest of a batch may meet; chunks of a number of
+    tokens are those of this batch, and none is taken to be smaller than the largest.
+    """
+    if not cut.most_tokens:
+        size = graph_size(model, encode, largest_first(cut.side, processor))
+        return [size.of(len(rows)) for rows in cut.rows]
+    chunk = largest_chunk(cut, processor)
+    size = graph_size(model, encode, chunk)
+    return [size.of(chunk.num_rows)] * len(cut.rows)
+
+
+def largest_chunk(cut: Cut, processor: Processor) -> Side:
+    """The rows of the chunk with most tokens, padding counted; those that are largest first."""
+    sizes = row_sizes(cut.side, processor)
+    rows = max(cut.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max()) if len(rows) else 0)
+    return largest_first(select_rows(cut.side, torch.tensor(rows, dtype=torch.int64)), processor)
+
+
+def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:
+    """The most bytes that graphs hold at once; graphs: of each side, those of its chunks."""
+    in_order = [graph for side in graphs for graph in side]
+    if all(len(side) == 1 for side in graphs):
+        return sum(in_order)
+    return max(*in_order, sum(in_order[-num_retained(len(in_order), retain) :]))
+
+
+def working_bytes(model: BaseEmbeddingModel, device: torch.device, kept: int) -> int:
+    """What comes and goes beside graphs of `kept` bytes."""
+    if model.checkpoints_gradients and device.type == "cpu":
+        return min(HeapTrimmer.most_growth, _CHECKPOINTED_SHARE * kept)
+    return round(WORKING_SHARE * kept)
+
+
+def learning_bytes(model: BaseEmbeddingModel, classes: ClassWeights | None = None) -> int:
+    """The parameters that learn, and so their gradients. classes: weights that the loss learns."""
+    parameters = [*model.parameters(), *(() if classes is None else classes.parameters())]
+    return _num_bytes([parameter for parameter in parameters if parameter.requires_grad])
+
+
+def largest_first(side: Side, processor: Processor) -> Side:
+    """The side's rows, those that are largest first."""
+    return select_rows(side, row_sizes(side, processor).argsort(descending=True, stable=True))
+
+
+def row_sizes(side: Side, processor: Processor) -> Tensor:
+    """How large each row is, int64 [rows]: its tokens, or its slices where it is prepared already."""
+    if isinstance(side, ItemRows):
+        return torch.tensor(processor.count_tokens(side.items, side.side), dtype=torch.int64)
+    return sum((ragged.counts for ragged in side.tensors.values()), torch.zeros(side.num_rows, dtype=torch.int64))
+
+
+def _input_bytes(side: Side) -> int:
+    """What the host holds of a side: pixels or files, and tensors that are prepared already."""
+    if isinstance(side, Inputs):
+        return _num_bytes(list_tensors(side))
+    return sum(_image_bytes(image) for item in side.items for image in item.images)
+
+
+def _image_bytes(image: Mapping[str, Tensor] | ImageSource) -> int:
+    if not isinstance(image, ImageSource):
+        return _num_bytes(list(image.values()))
+    return len(image.data or b"")
+
+
+@contextmanager
+def _count_saved(model: BaseEmbeddingModel) -> Iterator[dict[int, int]]:
+    """Bytes of each distinct storage that autograd keeps in the block, parameters left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+@contextmanager
+def _training_mode(model: BaseEmbeddingModel) -> Iterator[None]:
+    was_training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
+    """float32 embeddings with their gradients, and the score matrices."""
+    queries, documents = batch.queries.num_rows, batch.documents.num_rows
+    return 4 * (2 * (queries + documents) * model.dim + _NUM_SCORE_MATRICES * queries * documents)
+
+
+def _class_scores_bytes(batch: Batch, of_classes: Sequence[Tensor]) -> int:
+    """The class weights at length 1 with their gradient, and a strip of their scores."""
+    rows = batch.queries.num_rows + batch.documents.num_rows
+    strips = [4 * _NUM_SCORE_MATRICES * min(rows * len(weight), max(MOST_SCORES, len(weight))) for weight in of_classes]
+    return 2 * _num_bytes(of_classes) + sum(strips)
+
+
+def _num_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

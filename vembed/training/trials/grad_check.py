@@ -1,0 +1,174 @@
+"""Whether the gradient cache gives a model's own gradient: plain and cached steps on a few rows, compared.
+
+Whole batch against chunks shows whether an embedding depends on the rest of its chunk, as with batch statistics. It
+says so only where nothing is drawn at random, so with dropout on it is made in eval mode; then one graph over all
+chunks against the second forward of each, in training mode, shows whether the random numbers come again.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vembed.grad_cache.settings import GradCacheSettings
+from vembed.training.session import Session
+from vembed.training.step.chunks import cut_side
+from vembed.training.step.memory import row_sizes
+from vembed.training.trials.overview import table
+from vembed.types import Batch
+
+_MOST_DIFFERENCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+_MOST_DIFFERENCE_LOW = 0.05  # of weights in float16 or bfloat16, which round at every operation
+_CHUNKS = 3  # at least, of the rows
+Gradients = Mapping[str, Mapping[str, Tensor]]  # part -> parameter -> gradient
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two gradients. parts: part of the model -> norm of the gradient, and that of the difference over it."""
+
+    title: str
+    parts: Mapping[str, tuple[float, float]]
+    difference: float
+
+
+@dataclass(frozen=True)
+class GradCheck:
+    """What was compared, on what, and the most that the relative difference may be."""
+
+    settings: GradCacheSettings
+    num_rows: tuple[int, int]
+    num_chunks: tuple[int, int]
+    dtype: torch.dtype
+    most_difference: float
+    comparisons: Sequence[Comparison]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gradients are equal to rounding, and not zero."""
+        return all(
+            comparison.difference <= self.most_difference and any(norm > 0 for norm, _ in comparison.parts.values())
+            for comparison in self.comparisons
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The findings in words."""
+        tokens = self.settings.gradient_cache_chunk_tokens
+        chunk = f"{tokens:,} tokens" if tokens else f"{self.settings.gradient_cache_chunk_size} rows"
+        yield f"batch         {self.num_rows[0]} queries, {self.num_rows[1]} documents"
+        yield f"chunk         {chunk}: {self.num_chunks[0]} of queries, {self.num_chunks[1]} of documents"
+        yield f"weights       {str(self.dtype).removeprefix('torch.')}, computed without autocast"
+        for comparison in self.comparisons:
+            yield ""
+            yield comparison.title
+            rows = [(part, f"{norm:.3e}", f"{share:.1e}") for part, (norm, share) in comparison.parts.items()]
+            yield from table([("part", "gradient", "relative difference"), *rows])
+            verdict = "equal" if comparison.difference <= self.most_difference else "DIFFERENT"
+            yield f"all   {comparison.difference:.1e}, at most {self.most_difference:.0e} is rounding: {verdict}"
+        yield ""
+        yield self._verdict()
+
+    def _verdict(self) -> str:
+        if self.passed:
+            return "the cached gradient is the plain one"
+        if all(comparison.difference <= self.most_difference for comparison in self.comparisons):
+            return "there is no gradient at all: does anything learn from these rows?"
+        return (
+            "the cached gradient is not the plain one: an embedding depends on the other rows of its chunk (statistics"
+            " over the batch), or a forward is not repeated exactly; set use_gradient_cache: false, or mend the model"
+        )
+
+
+def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
+    """Compare on the first batch of each data set of the session. Trains nothing; parameters stay as they are."""
+    batches = list(session.loader.first_batches())
+    cached = _smaller_chunks(session, settings, batches[0])
+    plain = GradCacheSettings(use_gradient_cache=False)
+    model = session.model.model
+
+    def gradients(chosen: GradCacheSettings) -> Gradients:
+        torch.manual_seed(0)
+        return _gradients(session, batches, chosen)
+
+    model.train()
+    whole = gradients(plain)
+    torch.manual_seed(1)
+    drawn = _compare("", _gradients(session, batches, plain), whole).difference > 0
+    comparisons = []
+    if drawn:
+        kept = cached.model_copy(update={"gradient_cache_retain": 1.0})
+        comparisons.append(_compare("chunks again against one graph, with dropout", gradients(cached), gradients(kept)))
+        model.eval()
+        whole = gradients(plain)
+    title = "chunks against the whole batch" + (", without dropout" if drawn else "")
+    comparisons.append(_compare(title, gradients(cached), whole))
+    dtypes = {info.parameter.dtype for info in model.parameter_infos() if info.parameter.is_floating_point()}
+    dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+    cuts = [cut_side(side, session.model.processor, cached) for side in (batches[0].queries, batches[0].documents)]
+    return GradCheck(
+        cached,
+        (cuts[0].side.num_rows, cuts[1].side.num_rows),
+        (len(cuts[0].rows), len(cuts[1].rows)),
+        dtype,
+        _MOST_DIFFERENCE.get(dtype, _MOST_DIFFERENCE_LOW),
+        comparisons,
+    )
+
+
+def _smaller_chunks(session: Session, settings: GradCacheSettings, batch: Batch) -> GradCacheSettings:
+    """The user's chunks, or smaller ones of the same kind where they would hold the batch, and no graph kept."""
+    changes: dict[str, object] = {"use_gradient_cache": True, "gradient_cache_retain": 0.0}
+    sides = (batch.queries, batch.documents)
+    fewest = min(side.num_rows for side in sides)
+    size, tokens = settings.gradient_cache_chunk_size, settings.gradient_cache_chunk_tokens
+    if tokens is None:
+        most = max(1, math.ceil(fewest / _CHUNKS))
+        changes["gradient_cache_chunk_size"] = most if size == "auto" else min(size, most)
+    else:
+        sizes = [row_sizes(side, session.model.processor) for side in sides]
+        longest = max(int(size.max()) for size in sizes)
+        changes["gradient_cache_chunk_tokens"] = 2 * longest if tokens == "auto" else min(tokens, 2 * longest)
+    return settings.model_copy(update=changes)
+
+
+def _gradients(session: Session, batches: Sequence[Batch], settings: GradCacheSettings) -> Gradients:
+    trainer = session.engine.trainer.with_settings(settings, autocast=nullcontext)
+    for batch in batches:
+        trainer.step(batch)
+    parts: dict[str, dict[str, Tensor]] = {}
+    infos = session.model.model.parameter_infos()
+    named = [(str(info.part), info.name, info.parameter) for info in infos]
+    if session.objective.classes is not None:
+        named.append(("classes", "weight", session.objective.classes.weight))
+    for part, name, parameter in named:
+        if parameter.grad is not None:
+            parts.setdefault(part, {})[name] = parameter.grad
+            parameter.grad = None
+    return parts
+
+
+def _compare(title: str, gradients: Gradients, expected: Gradients) -> Comparison:
+    """Norm of the difference over the norm of the expected gradient, of each part and of all."""
+    names = sorted(gradients.keys() | expected.keys())
+    norms = {part: _norm(expected.get(part, {}).values()) for part in names}
+    apart = {part: _distance(gradients.get(part, {}), expected.get(part, {})) for part in names}
+    parts = {part: (norms[part], _share(apart[part], norms[part])) for part in names}
+    return Comparison(title, parts, _share(math.hypot(*apart.values()), math.hypot(*norms.values())))
+
+
+def _distance(gradients: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Norm of the difference; a gradient that is missing on one side is zero there."""
+    shared = gradients.keys() & expected.keys()
+    alone = [side[name] for side in (gradients, expected) for name in side.keys() - shared]
+    return _norm([*alone, *(gradients[name].double() - expected[name].double() for name in shared)])
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(tensor.double().norm()) for tensor in tensors))
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else (0.0 if part == 0 else math.inf)
