@@ -14,14 +14,14 @@ from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import ModelFolders
 from vembed.model.folder.sentence_transformers import JsonFiles
 from vembed.model.late_files import retrieval_files
-from vembed.model.late_interaction.tokens import LateInteractionModel, TokenVectors
+from vembed.model.late_interaction.tokens import TokenVectorModel, TokenVectors
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import LateInteraction, ModelSpec
 from vembed.types import Inputs, Ragged
 
 
-class LateRetrievalModel(PictureKeepingModel, LateInteractionModel):
+class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
     """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
 
     has_towers_apart: ClassVar[bool] = False

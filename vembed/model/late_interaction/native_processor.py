@@ -18,9 +18,8 @@ from torch import Tensor
 from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.folder.find import ModelFolders
-from vembed.model.late_interaction.processor import LateProcessor
 from vembed.model.late_interaction.token_rows import encode_texts, side_flags, skipped_ids
-from vembed.model.processors.base import MAX_IMAGE_PIXELS
+from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.texts import forget_last_call
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -130,7 +129,7 @@ _READERS: Mapping[str, type[_Reader]] = {
 }
 
 
-class LateRetrievalProcessor(LateProcessor):
+class LateRetrievalProcessor(ItemProcessor):
     """Items to `input_ids` and `attention_mask` per sequence, `pixel_values` per patch, tile or image.
 
     `scored` says which tokens become vectors, `is_document` which rows are reduced as documents are.

@@ -6,31 +6,27 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from vembed.errors import ModelError
 from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.auto import encoder_loader
-from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
+from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vlm_generic import VlmModel
-from vembed.model.base import FEATURES, disable_kv_cache, unit_vectors
+from vembed.model.base import FEATURES, disable_kv_cache
 from vembed.model.folder.find import ModelFolders
 from vembed.model.folder.sentence_layers import width_after
-from vembed.model.folder.sentence_transformers import JsonFiles, modules_folder
+from vembed.model.folder.sentence_transformers import JsonFiles
 from vembed.model.late_files import projection_files
-from vembed.model.late_interaction.tokens import START_TEMPERATURE, LateInteractionModel, TokenRows, TokenVectors
+from vembed.model.late_interaction.projection import projection, token_vectors
+from vembed.model.late_interaction.tokens import START_TEMPERATURE, TokenRows, TokenVectorModel, TokenVectors
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
-from vembed.model.spec import LayerSpec, ModelSpec
+from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Ragged
 
-DEFAULT_WIDTH = 128  # as in ColBERT
-_INLINE = "linear.weight"
 
-
-class LateTextModel(LateInteractionModel):
+class LateTextModel(TokenVectorModel):
     """BERT, ModernBERT or another text encoder, with the projection of its checkpoint or a new one."""
 
     parts: ClassVar[Mapping[str, Part]] = {"backbone.": "text", "heads.": "heads"}
@@ -167,65 +163,3 @@ class LateVlmModel(VlmModel):
             return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
         states = self.token_states(inputs)
         return self.rows_of(inputs, token_vectors(states.hidden, states.mask, heads, self.spec))
-
-
-def token_vectors(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpec) -> TokenVectors:
-    """Hidden states [sequences, tokens, width] projected, of length 1 if the spec says so. mask: their real tokens."""
-    vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
-    return TokenVectors(unit_vectors(vectors) if spec.normalize else vectors, mask)
-
-
-def projection(
-    spec: ModelSpec, folder: Path, width: int, settings: ModelSettings, *, seed: int
-) -> tuple[ModelSpec, VectorLayers, bool]:
-    """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
-    if spec.layers:
-        inline = _inline_weight(folder) if len(spec.layers) == 1 else None
-        if inline is None:
-            return spec, load_layers(spec.layers, modules_folder(folder), width, settings), False
-        heads = new_projection(spec.layers, seed)
-        _load_inline(heads, inline, folder)
-        return spec, heads, False
-    spec = with_new_projection(spec, width)
-    return spec, new_projection(spec.layers, seed), True
-
-
-def with_new_projection(spec: ModelSpec, width: int) -> ModelSpec:
-    """The spec with one linear layer after an encoder of that width."""
-    dim = spec.projection_dim or DEFAULT_WIDTH
-    layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
-    return spec.model_copy(update={"layers": (layer,), "projection_dim": dim})
-
-
-def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
-    """The layers with orthogonal weights drawn from `seed`, so that a new projection keeps angles as far as it can."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        heads = VectorLayers(layers)
-    for layer in heads:
-        assert isinstance(layer, DenseLayer)
-        with torch.no_grad():
-            nn.init.orthogonal_(layer.linear.weight, generator=generator)
-    return heads
-
-
-def _inline_weight(folder: Path) -> Tensor | None:
-    """The projection that ColBERT's authors save among the encoder's weights; None in other folders."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file() or (folder / "modules.json").is_file():
-        return None
-    with safe_open(path, "pt") as weights:
-        found: Tensor | None = weights.get_tensor(_INLINE) if _INLINE in weights.keys() else None  # noqa: SIM118
-        return found
-
-
-def _load_inline(heads: VectorLayers, weight: Tensor, folder: Path) -> None:
-    (layer,) = heads
-    assert isinstance(layer, DenseLayer)
-    if weight.shape != layer.linear.weight.shape:
-        raise ModelError(
-            f"{folder / WEIGHTS_FILE}: {_INLINE} is {tuple(weight.shape)}; config.json and artifact.metadata say"
-            f" {tuple(layer.linear.weight.shape)}"
-        )
-    with torch.no_grad():
-        layer.linear.weight.copy_(weight)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.folder.find import ModelFolders
-from vembed.model.late_interaction.processor import LateProcessor
 from vembed.model.late_interaction.token_rows import encode_texts, fill_token, side_flags, skipped_ids
 from vembed.model.processors.auto import load_tokenizer
+from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.texts import forget_last_call, let_pad, lower_case, refuse_long_prompt
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -22,7 +22,7 @@ from vembed.types import AnyItem, Inputs, Ragged, Side
 _SIDES: tuple[Side, ...] = ("query", "document")
 
 
-class LateTextProcessor(LateProcessor):
+class LateTextProcessor(ItemProcessor):
     """Items to `input_ids`, `attention_mask` and `scored` (which tokens become vectors), each per row."""
 
     token_masks = ("attention_mask", "scored")

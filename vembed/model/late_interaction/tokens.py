@@ -7,7 +7,6 @@ pad again                 -> Embeddings [rows, tokens, dim] with mask
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +14,7 @@ import torch
 from torch import Tensor
 
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.folder.find import ModelFolders
 from vembed.model.late_interaction.token_pooling import Reduction
-from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.model.vectors.rows import sums_by_row
 from vembed.types import Embeddings, Inputs
@@ -64,7 +61,7 @@ class TokenRows:
         return torch.einsum("std,sd->st", vectors, summary)
 
 
-class LateInteractionModel(BaseEmbeddingModel):
+class TokenVectorModel(BaseEmbeddingModel):
     """A model with a vector per token. A kind overrides `encode_tokens`, and what BaseEmbeddingModel asks for."""
 
     start_temperature: ClassVar[float] = START_TEMPERATURE
@@ -72,21 +69,6 @@ class LateInteractionModel(BaseEmbeddingModel):
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__(spec, has_new_heads=has_new_heads)
         self.rows_of = TokenRows(spec)
-
-    @classmethod
-    def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> BaseEmbeddingModel:
-        """The model in the folders, by its kind."""
-        # The kinds build on this module.
-        from vembed.model.late_interaction.native import LateRetrievalModel  # noqa: PLC0415
-        from vembed.model.late_interaction.projected import LateTextModel, LateVlmModel  # noqa: PLC0415
-
-        assert spec.late is not None
-        kinds: Mapping[str, type[BaseEmbeddingModel]] = {
-            "native": LateRetrievalModel,
-            "text": LateTextModel,
-            "vlm": LateVlmModel,
-        }
-        return kinds[spec.late.kind].load(spec, folders, settings, seed)
 
     @abstractmethod
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
