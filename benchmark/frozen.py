@@ -19,7 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from vembed.demo.dinov2 import write_dinov2
+from demo_dinov2 import write_dinov2
+
 from vembed.demo.files import DemoFiles, prepare
 
 IMAGE_SIZES = {"efficientnet-lite0": 64, "dinov2-small": 98}

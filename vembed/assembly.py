@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vembed.config import Config
 from vembed.data.batches.loader import TrainingLoader
-from vembed.data.classes import class_keys
+from vembed.data.splits.components import class_keys
 from vembed.data.validation import BadSamples
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set

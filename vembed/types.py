@@ -201,6 +201,9 @@ class Sides:
     documents: Embeddings
 
 
+NO_GROUP = -1  # in the place of a group's key, of a row or document without one
+
+
 @dataclass(frozen=True)
 class Targets:
     """Which document belongs to which query, as int64 keys; masks are made from them strip by strip.

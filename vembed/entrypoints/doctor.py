@@ -13,8 +13,8 @@ import torch
 from vembed.config import Config
 from vembed.trainer import Trainer
 from vembed.training.precision import choose_precision
+from vembed.training.run.compatibility import versions
 from vembed.training.trials.grad_check import GradCheck
-from vembed.training.versions import versions
 from vembed.utils.memory import GIB, free_memory_bytes
 from vembed.utils.onednn import mkl_is_slow
 

@@ -22,9 +22,7 @@ from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import take_rows
 from vembed.losses.named_documents import row_numbers
-from vembed.types import Ragged, Targets
-
-NO_GROUP = -1
+from vembed.types import NO_GROUP, Ragged, Targets
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapters.layers import is_adapter, merged_state
-from vembed.model.folder.find import ModelFolders
-from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files, tower_spec
+from vembed.model.folder.find import JsonFiles, ModelFolders
+from vembed.model.folder.sentence_transformers import sentence_files, tower_spec
 from vembed.model.network.frozen_layers import Bottom
 from vembed.model.network.gradient_checkpointing import enable_checkpointing
 from vembed.model.network.parameters import ParameterInfo, Part, layer_numbers
@@ -22,7 +22,7 @@ from vembed.model.spec import Modality, ModelSpec
 from vembed.model.vectors.fusion import Fusion
 from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
 from vembed.model.vectors.pooling import pool
-from vembed.model.vectors.rows import merged, one_vector_per_row, unit_vectors
+from vembed.model.vectors.rows import merged, one_vector_per_row, unit_vectors, widened
 from vembed.types import Embeddings, Inputs, Ragged
 
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
@@ -316,7 +316,7 @@ class BaseEmbeddingModel(nn.Module):
         for tower in FEATURES:
             features = self._features(tower, inputs)
             if features is not None:
-                encoded.append(Ragged(_widened(head(tower, features.values)), features.counts))
+                encoded.append(Ragged(widened(head(tower, features.values)), features.counts))
         if not encoded:
             assert inputs.num_rows == 0
             return Embeddings(self.logit_scale.new_zeros(0, self.dim))
@@ -352,10 +352,6 @@ def disable_kv_cache(model: nn.Module) -> None:
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "use_cache", False):
             config.use_cache = False
-
-
-def _widened(vectors: Tensor) -> Tensor:
-    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

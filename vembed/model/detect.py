@@ -7,7 +7,6 @@ the settings over it; those that the model cannot honour are refused, all at onc
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,11 +17,9 @@ from vembed.model.families.family import Family
 from vembed.model.families.refusals import setting_problems
 from vembed.model.families.registry import family_for, family_named, family_of_mode, hub_id
 from vembed.model.folder.facts import ModelFacts, read_facts
-from vembed.model.folder.find import SPEC_FILE, config_folder, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, config_folder, read_json
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-
-_Json = dict[str, Any]  # Any: JSON
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _tower(name: str, family: str) -> Detected:
     return detected
 
 
-def _saved_spec(saved: _Json, folder: Path) -> Detected:
+def _saved_spec(saved: Json, folder: Path) -> Detected:
     try:
         spec = ModelSpec.model_validate(saved["spec"])
     except (ValidationError, KeyError, TypeError) as error:

@@ -33,8 +33,7 @@ from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.training.schedule import Schedule
 from vembed.training.settings import GroupPart
-from vembed.training.state import LogWindow, Metrics, TrainState
-from vembed.training.step_start import StepStart
+from vembed.training.state import LogWindow, Metrics, StepStart, TrainState
 from vembed.types import Batch
 from vembed.utils.distributed import average_gradients
 

@@ -19,13 +19,13 @@ from vembed.training.loop import Engine, Milestones, fit, save_once
 from vembed.training.optimizer import GroupSummary
 from vembed.training.plan import Plan
 from vembed.training.run.checkpoint import Checkpoints
+from vembed.training.run.compatibility import versions
 from vembed.training.run.data import RunData
 from vembed.training.run.folder import checkpoint_step
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.step.memory import estimate_memory
 from vembed.training.trials.overview import Overview, summarize_model
-from vembed.training.versions import versions
 from vembed.utils.memory import reset_peak_memory
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-from vembed.demo import dinov2
-from vembed.demo.dinov2 import write_dinov2
+from benchmark.demo_dinov2 import _ONNX_FILE, write_dinov2
 from vembed.errors import UsageError
 from vembed.trainer import Trainer
 
@@ -50,7 +49,7 @@ def test_without_onnx_the_command_that_installs_it_is_named(tmp_path, monkeypatc
         return real(name, *arguments, **options)
 
     monkeypatch.setattr("vembed.demo.packages.package_path", lambda *_, **__: tmp_path / "file")
-    monkeypatch.setattr("vembed.demo.packages.sha256_of", lambda _: dinov2._ONNX_FILE.sha256)
+    monkeypatch.setattr("vembed.demo.packages.sha256_of", lambda _: _ONNX_FILE.sha256)
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(UsageError, match="needs the package 'onnx': make install-dinov2"):
         write_dinov2(tmp_path)
@@ -70,7 +69,7 @@ def test_the_first_layers_compute_what_the_file_computes(dinov2_folder):
     import onnx  # noqa: PLC0415
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415
 
-    file = onnx.load(dinov2._ONNX_FILE.find())
+    file = onnx.load(_ONNX_FILE.find())
     [last] = [number for number, node in enumerate(file.graph.node) if node.name == "/backbone/encoder/layer.1/Add_1"]
     output = file.graph.node[last].output[0]
     del file.graph.node[last + 1 :], file.graph.output[:]

@@ -14,9 +14,7 @@ import torch
 from vembed.data.fields.embeddings import stack_embeddings
 from vembed.data.negatives import check_negatives, with_chosen_negatives
 from vembed.errors import DataError
-from vembed.types import Batch, Embeddings, HeldItem, ItemRows, LoadedExample, Ragged, Sides, Targets
-
-_NO_GROUP = -1
+from vembed.types import NO_GROUP, Batch, Embeddings, HeldItem, ItemRows, LoadedExample, Ragged, Sides, Targets
 
 
 class Collator:
@@ -33,12 +31,12 @@ class Collator:
         chosen = [self._choose(example, epoch) for example in examples]
         documents = _Documents()
         positives = [[documents.column(item, _group(row)) for item in row.positives] for row in chosen]
-        negatives = [[documents.column(item, _NO_GROUP) for item in row.negatives] for row in chosen]
+        negatives = [[documents.column(item, NO_GROUP) for item in row.negatives] for row in chosen]
         own = [named + against for named, against in zip(positives, negatives, strict=True)]
         scored = [columns[: len(row.scores)] for columns, row in zip(own, chosen, strict=True)]
         for row, against in zip(chosen, negatives, strict=True):
             if row.query_image is not None and not _is_positive(row.query_image, row):
-                against.append(documents.column(row.query_image, _NO_GROUP))
+                against.append(documents.column(row.query_image, NO_GROUP))
         return Batch(
             queries=ItemRows(tuple(row.query for row in chosen), "query"),
             documents=ItemRows(tuple(documents.items), "document"),
@@ -74,7 +72,7 @@ class _Documents:
             self.items.append(item)
             self.groups.append([])
         column = self._columns[key]
-        if group != _NO_GROUP and group not in self.groups[column]:
+        if group != NO_GROUP and group not in self.groups[column]:
             self.groups[column].append(group)
         return column
 
@@ -89,7 +87,7 @@ def _targets(
     return Targets(
         query_groups=_keys([_group(row) for row in examples]),
         query_hashes=_keys([row.query.content_hash for row in examples]),
-        document_groups=_keys([groups[0] if groups else _NO_GROUP for groups in documents.groups]),
+        document_groups=_keys([groups[0] if groups else NO_GROUP for groups in documents.groups]),
         document_hashes=_keys([item.content_hash for item in documents.items]),
         positives=_ragged(positives),
         negatives=_ragged(negatives),
@@ -129,7 +127,7 @@ def _is_positive(item: HeldItem, row: LoadedExample) -> bool:
 
 
 def _group(example: LoadedExample) -> int:
-    return _NO_GROUP if example.group is None else example.group
+    return NO_GROUP if example.group is None else example.group
 
 
 def _keys(values: Sequence[int]) -> torch.Tensor:

@@ -111,3 +111,11 @@ def _root(parents: list[int], row: int) -> int:
         parents[row] = parents[parents[row]]
         row = parents[row]
     return row
+
+
+def class_keys(datasets: Sequence[VisualRetrievalDataset]) -> list[int]:
+    """The classes of training data: the distinct groups of all rows that can be read, ascending.
+
+    Every row is read once; no picture is opened.
+    """
+    return sorted({example.group for _, example in readable_examples(datasets) if example.group is not None})

@@ -14,8 +14,8 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import TextTower, pooled_width
 from vembed.model.backbones.vision import EXPONENT, IMAGE_TENSORS, VisionTower, load_vision_tower, vision_sentence_files
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
-from vembed.model.folder.find import ModelFolders, read_json
-from vembed.model.folder.sentence_transformers import JsonFiles, modules_folder
+from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
+from vembed.model.folder.sentence_transformers import modules_folder
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

@@ -18,8 +18,8 @@ from vembed.model.backbones.vision import (
     vision_sentence_files,
 )
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.folder.find import ModelFolders
-from vembed.model.folder.sentence_transformers import JsonFiles, tower_spec
+from vembed.model.folder.find import JsonFiles, ModelFolders
+from vembed.model.folder.sentence_transformers import tower_spec
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

@@ -10,8 +10,7 @@ from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import fitted, interpolation, refuse_odd_size, refuse_unreadable_size
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.folder.find import ModelFolders
-from vembed.model.folder.sentence_transformers import JsonFiles
+from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

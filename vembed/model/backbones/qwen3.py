@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from vembed.model.backbones.vlm_generic import VlmModel
 from vembed.model.families.vlm import instruction
-from vembed.model.folder.sentence_transformers import JsonFiles
+from vembed.model.folder.find import JsonFiles
 
 
 class Qwen3VLEmbeddingModel(VlmModel):

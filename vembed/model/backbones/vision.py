@@ -20,8 +20,8 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import fitted, interpolation, refuse_odd_size, refuse_unreadable_size
 from vembed.model.base import pool
 from vembed.model.families.vision import VISION
-from vembed.model.folder.find import HEADS_FILE, read_json
-from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files
+from vembed.model.folder.find import HEADS_FILE, JsonFiles, read_json
+from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec, Pooling
 from vembed.model.vectors.image_tokens import LeadingTokens, leading_tokens

@@ -16,8 +16,8 @@ from vembed.model.backbones.kept_pictures import PictureCut, seam_of
 from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
 from vembed.model.base import disable_kv_cache, pool, unit_vectors
-from vembed.model.folder.find import ModelFolders, read_json
-from vembed.model.folder.sentence_transformers import JsonFiles, sentence_files
+from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
+from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.network.parameters import Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

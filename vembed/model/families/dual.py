@@ -4,8 +4,8 @@ from typing import Literal
 
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling, describe_dual, num_patches
-from vembed.model.folder.facts import Json, ModelFacts
-from vembed.model.folder.find import read_json
+from vembed.model.folder.facts import ModelFacts
+from vembed.model.folder.find import Json, read_json
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 

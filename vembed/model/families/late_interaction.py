@@ -8,7 +8,8 @@ from vembed.model.families.family import Architecture, Family
 from vembed.model.families.text import TEXT
 from vembed.model.families.towers import text_limit
 from vembed.model.families.vlm import VLM_GENERIC
-from vembed.model.folder.facts import Json, ModelFacts
+from vembed.model.folder.facts import ModelFacts
+from vembed.model.folder.find import Json
 from vembed.model.folder.multi_vector import LateFolder, is_stanford, read_stanford
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec

@@ -4,8 +4,8 @@ from typing import Literal
 
 from vembed.errors import ModelError
 from vembed.model.families.family import Architecture
-from vembed.model.folder.facts import Json, ModelFacts
-from vembed.model.folder.find import read_json
+from vembed.model.folder.facts import ModelFacts
+from vembed.model.folder.find import Json, read_json
 from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

@@ -2,13 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import SPEC_FILE, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, read_json
 from vembed.model.folder.sentence_transformers import SentenceFolder, read_sentence_folder
-
-Json = dict[str, Any]  # Any: config.json
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from typing import Any
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.settings import ModelSettings
 
+Json = dict[str, Any]  # Any: JSON
+JsonFiles = dict[str, Any]  # path inside the folder -> JSON
+
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
 STANFORD_FILE = "artifact.metadata"  # of the ColBERT checkpoints of its authors

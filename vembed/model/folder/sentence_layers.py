@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import read_json
+from vembed.model.folder.find import Json, read_json
 from vembed.model.spec import LayerSpec
-
-Json = dict[str, Any]  # Any: JSON
 
 LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm", "Normalize": "normalize", "Dropout": "dropout"}
 KIND_OF_LAYER = {layer: kind for kind, layer in LAYER_KINDS.items()}

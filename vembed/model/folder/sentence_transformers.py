@@ -6,13 +6,10 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import SPEC_FILE, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, JsonFiles, read_json
 from vembed.model.folder.multi_vector import LateFolder, is_late, pylate_prompts, read_late_folder
 from vembed.model.folder.sentence_layers import KIND_OF_LAYER, LAYER_KINDS, layer_config, read_layer
 from vembed.model.spec import LayerSpec, ModelSpec, Pooling
-
-Json = dict[str, Any]  # Any: JSON
-JsonFiles = dict[str, Any]  # path inside the folder -> JSON
 
 # Pooling by the name that sentence-transformers has for it, in the order in which it puts several side by side.
 _POOLING_OF_MODE = {

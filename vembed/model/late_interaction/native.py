@@ -11,9 +11,8 @@ from vembed.model.backbones.kept_pictures import PictureCut, seam_of
 from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.base import disable_kv_cache
-from vembed.model.folder.find import ModelFolders
-from vembed.model.folder.sentence_transformers import JsonFiles
-from vembed.model.late_files import retrieval_files
+from vembed.model.folder.find import JsonFiles, ModelFolders
+from vembed.model.folder.multi_vector import retrieval_files
 from vembed.model.late_interaction.tokens import TokenVectorModel, TokenVectors
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower

@@ -14,10 +14,9 @@ from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vlm_generic import VlmModel
 from vembed.model.base import FEATURES, disable_kv_cache
-from vembed.model.folder.find import ModelFolders
+from vembed.model.folder.find import JsonFiles, ModelFolders
+from vembed.model.folder.multi_vector import projection_files
 from vembed.model.folder.sentence_layers import width_after
-from vembed.model.folder.sentence_transformers import JsonFiles
-from vembed.model.late_files import projection_files
 from vembed.model.late_interaction.projection import projection, token_vectors
 from vembed.model.late_interaction.tokens import START_TEMPERATURE, TokenRows, TokenVectorModel, TokenVectors
 from vembed.model.network.parameters import Part

@@ -16,7 +16,7 @@ from torch import Tensor
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.late_interaction.token_pooling import Reduction
 from vembed.model.spec import ModelSpec
-from vembed.model.vectors.rows import sums_by_row
+from vembed.model.vectors.rows import sums_by_row, widened
 from vembed.types import Embeddings, Inputs
 
 START_TEMPERATURE = 1.0  # scores are sums over a query's tokens, as ColBERT was trained with
@@ -40,7 +40,7 @@ class TokenRows:
     def __call__(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
         """The vectors of each row's tokens that are scored, those of documents reduced."""
         scored = inputs.tensors["scored"]
-        vectors = _widened(tokens.vectors)[scored.values]  # [all tokens, dim]
+        vectors = widened(tokens.vectors)[scored.values]  # [all tokens, dim]
         lengths = sums_by_row(scored.values.sum(dim=1), scored.counts)  # [rows]
         if self._reduction is None:
             return _padded(vectors, lengths)
@@ -87,7 +87,3 @@ def _padded(vectors: Tensor, lengths: Tensor) -> Embeddings:
     mask = torch.arange(most, device=lengths.device) < lengths[:, None]  # [rows, tokens]
     rows = vectors.new_zeros(*mask.shape, vectors.shape[1])
     return Embeddings(rows.masked_scatter(mask[:, :, None], vectors), mask)
-
-
-def _widened(vectors: Tensor) -> Tensor:
-    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors

@@ -14,6 +14,11 @@ def unit_vectors(vectors: Tensor) -> Tensor:
     return functional.normalize(vectors, dim=-1)
 
 
+def widened(vectors: Tensor) -> Tensor:
+    """Vectors in float32 where they are of 16 bits, else as they are."""
+    return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
+
+
 def one_vector_per_row(encoded: list[Ragged], normalize: bool, fusion: Fusion | None) -> Tensor:
     """Slices of one or two modalities, [slices, dim] each, to one vector per row [rows, dim]."""
     if len(encoded) == 1 and all(count == 1 for count in encoded[0].counts.tolist()):

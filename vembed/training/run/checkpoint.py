@@ -29,7 +29,7 @@ from vembed.model.learning.lora import has_adapters
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.rng import capture_rng, restore_rng
-from vembed.training.run.compatibility import check_same_run
+from vembed.training.run.compatibility import check_same_run, versions
 from vembed.training.run.folder import RunFolder, checkpoint_step
 from vembed.training.run.tensors import (
     Named,
@@ -40,7 +40,6 @@ from vembed.training.run.tensors import (
     with_prefix,
 )
 from vembed.training.state import Best, TrainState
-from vembed.training.versions import versions
 from vembed.utils.files import atomic_folder
 
 _log = logging.getLogger(__name__)

@@ -1,9 +1,15 @@
-"""Which settings may differ between a checkpoint and the run that continues it."""
+"""What a run was made with, and which settings may differ between a checkpoint and the run that continues it."""
 
+import platform
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors
+import torch
+import transformers
+
 from vembed.errors import ConfigError
+from vembed.version import __version__
 
 # They decide what is written, shown or measured beside the training, how fast it is, or at what it stops; not what is
 # learned of the rows so far.
@@ -33,6 +39,18 @@ _FREE = frozenset(
         "feature_cache_dir",
     }
 )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers of a run."""
+    return {
+        "vembed": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": safetensors.__version__,
+        "platform": platform.platform(),
+    }
 
 
 def check_same_run(

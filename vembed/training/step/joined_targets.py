@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import concat_rows
-from vembed.losses.masks import NO_GROUP
 from vembed.losses.named_documents import every_two, row_numbers
-from vembed.types import Ragged, Targets
+from vembed.types import NO_GROUP, Ragged, Targets
 
 
 def join_targets(parts: Sequence[Targets]) -> tuple[Targets, Tensor]:
