@@ -36,7 +36,7 @@ from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.step.chunks import cut_side
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
-from vembed.utils import memory, onednn
+from vembed.utils import memory
 
 SIGLIP = pytest.param("siglip", marks=pytest.mark.slow)  # to the step it is what CLIP is
 FAMILIES = ["clip", SIGLIP, "bert", "dinov2", "timm", "composed"]
@@ -353,28 +353,6 @@ def test_in_float32_the_gradients_are_equal_to_rounding(folders):
     for chunk_size in (1, 3, 7):
         for retain in (None, 0.4):
             assert_gradients_equal(step_gradients(pair, batch, chunk_size, retain)[1], expected)
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch comes without oneDNN")
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_quicker_kernels_stay_within_rounding(folders, monkeypatch, gradient_checkpointing):
-    """Where the processor has them; elsewhere this test makes them be used. A temperature of 0.01 magnifies most."""
-    monkeypatch.setattr(onednn, "mkl_is_slow", lambda: True)
-    pair = load(folders, "clip", gradient_checkpointing=gradient_checkpointing)
-    pair.model.train(gradient_checkpointing)  # which is idle in eval mode
-    for module in pair.model.modules():
-        if "dropout" in vars(module):
-            module.dropout = 0.0
-    pair.model.float()
-    pair.model.set_temperature(0.01)
-    batch = make_batch(pair)
-    taken = []
-    linear = onednn._linear
-    monkeypatch.setattr(onednn, "_linear", lambda *tensors: taken.append(len(tensors)) or linear(*tensors))
-    _, expected = graph_gradients(pair, batch, ALL)
-    assert not taken
-    assert_gradients_equal(step_gradients(pair, batch, 3, 0.5)[1], expected)
-    assert len(taken) > (300 if gradient_checkpointing else 200)
 
 
 def test_under_checkpointing_every_graph_that_fits_is_kept(folders):

@@ -16,7 +16,6 @@ from vembed.training.precision import choose_precision
 from vembed.training.run.compatibility import versions
 from vembed.training.trials.grad_check import GradCheck
 from vembed.utils.memory import GIB, free_memory_bytes
-from vembed.utils.onednn import mkl_is_slow
 
 # What an extra brings, by a module that says whether it is there.
 _EXTRAS = {
@@ -50,7 +49,6 @@ def _facts(config: Config | None) -> Iterator[tuple[str, str]]:
     yield "device", str(device)
     yield "free memory", f"{free_memory_bytes(device) / GIB:.1f} GiB"
     yield "threads", str(torch.get_num_threads())
-    yield "linear layers", "oneDNN in forwards" if mkl_is_slow() else "as torch chooses"
     for extra, module in _EXTRAS.items():
         missing = f"not there: pip install 'vembed-factory[{extra}]'"
         yield f"extra {extra}", "there" if importlib.util.find_spec(module) else missing

@@ -56,7 +56,6 @@ class BaseEmbeddingModel(nn.Module):
         self.has_own_scale = False
         self.train_batch_norm = False
         self.checkpoints_gradients = False
-        self.recomputes_by_torch = False  # some tower does, with torch's own kernels alone
         self.frozen: frozenset[Tower] = frozenset()
         self.bottoms: dict[Tower, Bottom] = {}
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.start_temperature)]))
@@ -257,7 +256,7 @@ class BaseEmbeddingModel(nn.Module):
         self.checkpoints_gradients = True
         for tower, module in self.towers().items():
             if tower not in self.frozen:
-                self.recomputes_by_torch |= not enable_checkpointing(module, tower)
+                enable_checkpointing(module, tower)
 
     def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
         """The weights of one of the backbones as transformers knows them, adapters merged in."""

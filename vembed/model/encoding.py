@@ -22,7 +22,6 @@ from vembed.model.base import BaseEmbeddingModel, unit_vectors
 from vembed.model.processors.base import MAX_THREADS, ItemProcessor
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
-from vembed.utils.onednn import quick_linear
 
 Features = Literal["model", "tower", "slice"]
 
@@ -87,7 +86,7 @@ def _encode(
     for rows, window in _prepared(processor, items, options):
         for batch in groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size):
             inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
-            with torch.inference_mode(), quick_linear():
+            with torch.inference_mode():
                 embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
             places = torch.tensor([rows[number] for number in batch])
             parts.append(_Part(places, map_tensors(_float32_on_cpu, embeddings)))

@@ -24,7 +24,6 @@ from vembed.training.step.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
 from vembed.utils.memory import GIB, HeapTrimmer, trimmed_heap
-from vembed.utils.onednn import quick_linear
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
@@ -228,9 +227,8 @@ class GradientCacheTrainer:
         if trim is not None:
             trim()
         inputs = self._processor.finish(move(reader(chunk), self._device))
-        by_torch = torch.is_grad_enabled() and model.recomputes_by_torch  # which must find the same kernels again
         comes_again = not torch.is_grad_enabled()  # a chunk that keeps its graph does not
-        with self._autocast(), nullcontext() if by_torch else quick_linear():
+        with self._autocast():
             has_room = not model.keeps_states or (comes_again and reader.has_room)
             fixed = model.with_fixed_features(inputs) if has_room else inputs
             if comes_again:

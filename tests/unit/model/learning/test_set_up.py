@@ -122,7 +122,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(name, lora, fresh, item
     difference = math.sqrt(sum((expected[key] - found[key]).square().sum().item() for key in expected))
     assert difference / total < 1e-5
     assert calls, "nothing was recomputed"
-    assert checkpointed.model.recomputes_by_torch == (name in ("timm", "composed"))
 
 
 def _count_checkpoints(model: nn.Module) -> list[int]:
