@@ -1,21 +1,33 @@
-"""What softmax losses read of all scores: the positives, and per row and column what the negatives add up to.
+"""What softmax losses read of all scores: the positive pairs, and a log-sum-exp of each row and each column.
 
-A softmax loss compares a positive's score with the log-sum-exp of negatives: along the query's row, along the
-document's column, or both. So all it needs is
+A softmax loss compares a positive's score with the log-sum-exp of what stands against it, its candidates: mostly the
+negatives in the query's row, in the document's column, or both; for some losses positives too. So of the whole matrix
+it needs no more than
 
-    the scores of the positive pairs                   [pairs]
-    log sum exp (and sum) of the negatives of a row    [queries]
-    log sum exp (and sum) of those of a column         [documents]
+    raw = scorer(queries, documents)                               # [queries, documents]
+    s = scale * raw + bias
+    l = (s + added).masked_fill(~candidate, -inf)                  # added: 0, or what hardness weighting puts there
+    pairs.scores      = s[positive]                                # [pairs]
+    by_query.log_sum  = l.logsumexp(dim=1)                         # [queries]
+    by_query.total    = s.masked_fill(~candidate, 0).sum(dim=1)    # [queries]    for label smoothing
+    by_query.count    = candidate.sum(dim=1)                       # [queries]    for label smoothing
 
-which `contrasts` makes in one sweep over strips of rows; a column's log-sum-exp grows from strip to strip. Where rows
-fall into a few large classes, pairs would be as many as scores: then they are not kept, and `vembed.losses.softmax`
-makes them strip by strip in a sweep of its own. Whatever
-differentiable function of these a loss is, its gradient with respect to a score is then known from the score alone,
+and by_document's, [documents], which are the same along dim=0. `contrasts` makes them in one sweep over strips (blocks
+of rows, `vembed.losses.strips`); a column's log-sum-exp grows from strip to strip. Where rows fall into a few large
+classes, pairs would be as many as scores: then they are not kept, and `vembed.losses.softmax` makes them strip by strip
+in a sweep of its own.
 
-    d/d s_qd = w_qd ( a_q exp(s_qd - row_q) + b_d exp(s_qd - column_d) + ... )
+Whatever differentiable function L of these a loss is, its gradient with respect to a score is known from that score and
+the sums alone, so that a second sweep forms it. With a, t the gradients of L by by_query's log_sum and total [queries],
+b, u those by by_document's [documents], and p that by the pairs' scores [pairs],
 
-with a, b the gradients of the row's and column's log-sum-exps, so that a second sweep over the strips forms it. The
-idea of keeping sums and making scores anew is that of FlashAttention, Dao et al. 2022, https://arxiv.org/abs/2205.14135.
+    g = a[:, None] * exp(l - by_query.log_sum[:, None]) + b * exp(l - by_document.log_sum)
+    g = g + (t[:, None] + u) * candidate
+    g[positive] += p                                               # dL/ds, [queries, documents]
+    dL/draw = scale * g;    dL/dscale = (g * raw).sum();    dL/dbias = g.sum()
+
+The idea of keeping sums and making scores anew is that of FlashAttention, Dao et al. 2022,
+https://arxiv.org/abs/2205.14135.
 """
 
 from collections.abc import Callable
@@ -33,18 +45,18 @@ from vembed.losses.strips import ScoreStrips, is_small, masked_real, strip_rows,
 
 # Positive pairs that are kept at most; more are made anew, strip by strip.
 PAIRS_KEPT = 2**20
-# The log of a sum of nothing: far below any score, but finite, so that no gradient is NaN.
+# The log of a sum of nothing: far below any score, but finite, since -inf - -inf is NaN, in the gradient too.
 NOTHING = -1e30
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What stands against the positives in a strip: bool [rows, documents], and what is added to the scores there.
+    """What stands against the positives in a strip, and what is added to its scores in the log-sum-exp.
 
-    added: [rows, documents] without gradient, or None.
+    chosen: bool [rows, documents]. added: [rows, documents] without gradient, or None for 0.
     """
 
-    negative: Tensor
+    chosen: Tensor
     added: Tensor | None = None
 
 
@@ -54,9 +66,9 @@ Choose = Callable[[Tensor, Masks], Candidates]
 
 @dataclass(frozen=True)
 class Against:
-    """What stands against each row or column: [queries] or [documents] each.
+    """What the candidates of each anchor add up to; anchors are all queries, or all documents: [anchors] each.
 
-    log_sum: of the negatives' scores, NOTHING without any. total: their sum. count: how many they are (float).
+    log_sum: log-sum-exp of the candidates' scores, NOTHING without any. total: their sum. count: how many (float).
     """
 
     log_sum: Tensor
@@ -64,12 +76,12 @@ class Against:
     count: Tensor
 
     def __add__(self, other: "Against") -> "Against":
-        """What stands in either."""
+        """The sums over the candidates of both."""
         log_sum = torch.logaddexp(self.log_sum, other.log_sum)
         return Against(log_sum, self.total + other.total, self.count + other.count)
 
     def at(self, numbers: Tensor) -> "Against":
-        """The rows or columns with these numbers."""
+        """The sums of the anchors with these numbers, int64 [pairs]: [pairs] each."""
         return Against(self.log_sum[numbers], self.total[numbers], self.count[numbers])
 
 
@@ -84,9 +96,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Contrasts:
-    """The positive pairs of a batch, None where they are too many to keep, and what stands against both sides.
+    """The positive pairs of a batch, None where they are too many to keep, and the candidates' sums for both sides.
 
-    per_query, per_document: how many positives each has, int64 [queries] and [documents].
+    per_query, per_document: the number of positives of each, int64 [queries] and [documents].
     """
 
     view: ScoreView
@@ -111,12 +123,24 @@ def contrasts(
     columns: bool = True,
     totals: bool = False,
 ) -> Contrasts:
-    """The contrasts of a batch; what is not asked for, columns or totals, may be nothing and 0."""
+    """The contrasts of a batch; sums that are not asked for may be those of no candidate: NOTHING, 0 and 0.
+
+    choose: the candidates of a strip. columns: by_document is wanted. totals: the totals and counts are.
+
+    >>> from vembed.scoring import dot
+    >>> from vembed.types import Embeddings
+    >>> diagonal = torch.eye(2).bool()
+    >>> queries, documents = torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.eye(2)  # so these are the scores as well
+    >>> view = ScoreView(Embeddings(queries), Embeddings(documents), dot, torch.ones(1))
+    >>> found = contrasts(view, lambda _rows: iter([Masks(diagonal, torch.ones_like(diagonal), ~diagonal)]))
+    >>> found.pairs.scores, found.by_query.log_sum, found.by_document.log_sum
+    (tensor([3., 2.]), tensor([1., 0.]), tensor([0., 1.]))
+    """
     if is_small(view):
         return _dense_contrasts(view, masks, choose, totals=totals)
     plan = _Plan(view, masks, choose, columns, totals)
     sums = _Sums(*_StripContrasts.apply(*strip_vectors(view), view.scale, view.bias, plan))
-    kept = len(sums.queries) == int(sums.per_query.sum())
+    kept = len(sums.queries) == int(sums.per_query.sum())  # pairs are kept all or not at all
     return Contrasts(
         view,
         masks,
@@ -129,7 +153,10 @@ def contrasts(
 
 
 class _Sums(NamedTuple):
-    """What one sweep gives. No pairs where they are more than are kept."""
+    """`Contrasts` as plain tensors, which is what autograd takes. No pairs where they are more than are kept.
+
+    queries (ascending), documents, scores: [pairs]. row_*, per_query: [queries]. column_*, per_document: [documents].
+    """
 
     queries: Tensor
     documents: Tensor
@@ -146,6 +173,8 @@ class _Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class _Plan:
+    """The arguments of `contrasts`, for both sweeps."""
+
     view: ScoreView
     masks: MaskStrips
     choose: Choose
@@ -154,36 +183,42 @@ class _Plan:
 
 
 def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, totals: bool) -> Contrasts:
-    raw = view.scorer(view.queries, view.documents)
-    kinds = masked_real(next(masks(max(1, num_rows(view.queries)))), view)
+    raw = view.scorer(view.queries, view.documents)  # [queries, documents]
+    kinds = masked_real(next(masks(max(1, num_rows(view.queries)))), view)  # one strip of all rows
+    # What is a candidate is a decision, and what is added to it a constant: no gradient goes that way.
     candidates = choose(raw.detach(), kinds)
     scores = view.shifted(raw)
     logits = scores if candidates.added is None else scores + candidates.added
     queries, documents = kinds.positive.nonzero(as_tuple=True)
-    negative = candidates.negative
+    chosen = candidates.chosen
     return Contrasts(
         view,
         masks,
-        Pairs(queries, documents, scores[queries, documents]),
-        _against(scores, logits, negative, totals=totals),
-        _against(scores.T, logits.T, negative.T, totals=totals),
+        Pairs(queries, documents, scores[queries, documents]),  # [pairs] each
+        _against(scores, logits, chosen, totals=totals),
+        _against(scores.T, logits.T, chosen.T, totals=totals),
         kinds.positive.sum(dim=1),
         kinds.positive.sum(dim=0),
     )
 
 
-def _against(scores: Tensor, logits: Tensor, negative: Tensor, *, totals: bool) -> Against:
-    """Along the rows of [anchors, others] tensors."""
-    some = negative.any(dim=1)
-    kept = logits.masked_fill(~negative, float("-inf"))
-    log_sum = kept.masked_fill(~some[:, None], 0).logsumexp(dim=1)
-    total = scores.masked_fill(~negative, 0).sum(dim=1) if totals else torch.zeros_like(log_sum)
-    count = negative.sum(dim=1).to(scores.dtype) if totals else torch.zeros_like(log_sum)
+def _against(scores: Tensor, logits: Tensor, chosen: Tensor, *, totals: bool) -> Against:
+    """The sums along each row of tensors [anchors, others]. logits: the scores with what is added to them."""
+    some = chosen.any(dim=1)  # [anchors]
+    kept = logits.masked_fill(~chosen, float("-inf"))
+    # The log-sum-exp of a row of -inf has a gradient of NaN, even where its value is not used: such rows are zeros.
+    log_sum = kept.masked_fill(~some[:, None], 0).logsumexp(dim=1)  # [anchors]
+    total = scores.masked_fill(~chosen, 0).sum(dim=1) if totals else torch.zeros_like(log_sum)
+    count = chosen.sum(dim=1).to(scores.dtype) if totals else torch.zeros_like(log_sum)
     return Against(torch.where(some, log_sum, NOTHING), total, count)
 
 
 class _StripContrasts(torch.autograd.Function):
-    """(queries, documents, scale [1], bias [1] or None, plan) -> `_Sums`."""
+    """(queries [queries, ..., dim], documents [documents, ..., dim], scale [1], bias [1] or None, plan) -> `_Sums`.
+
+    The scores are made twice, in `forward` and in `backward`, and are never held but for one strip. The formulas are at
+    the head of this file.
+    """
 
     @staticmethod
     def forward(
@@ -195,9 +230,8 @@ class _StripContrasts(torch.autograd.Function):
         plan: _Plan,
     ) -> tuple[Tensor, ...]:
         sweep = _Sweep(plan, scale, bias)
-        for strip, masks in zip(
-            ScoreStrips(plan.view, queries, documents, learn=False), plan.masks(strip_rows(plan.view)), strict=True
-        ):
+        strips = ScoreStrips(plan.view, queries, documents, requires_grad=False)
+        for strip, masks in zip(strips, plan.masks(strip_rows(plan.view)), strict=True):
             sweep.add(strip.start, strip.scores, masked_real(masks, plan.view))
         sums = sweep.sums()
         ctx.plan, ctx.has_bias = plan, bias is not None
@@ -215,29 +249,34 @@ class _StripContrasts(torch.autograd.Function):
         ctx: Any,  # Any: as above
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        of = _Sums(*gradients)
+        grad = _Sums(*gradients)  # of what `forward` gave, each in the place of what it is the gradient of
         plan: _Plan = ctx.plan
         queries, documents, scale, bias, pair_queries, pair_documents, row_log_sum, column_log_sum = ctx.saved_tensors
-        strips = ScoreStrips(plan.view, queries, documents, learn=True)
-        of_scale, of_bias = torch.zeros_like(scale), torch.zeros_like(scale)
+        strips = ScoreStrips(plan.view, queries, documents, requires_grad=True)
+        grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(scale)
         rows = strip_rows(plan.view)
-        starts = torch.arange(0, len(queries) + rows, rows, device=scale.device)
+        # Pairs are in order of queries: those of strip number i are bounds[i] to bounds[i + 1]. One search for all
+        # strips, since each answer that Python reads waits for the device.
+        starts = torch.arange(0, len(queries) + rows, rows, device=scale.device)  # [strips + 1]
         bounds: list[int] = torch.searchsorted(pair_queries, starts).tolist()
         for number, (strip, masks) in enumerate(zip(strips, plan.masks(rows), strict=True)):
             part = slice(strip.start, strip.start + len(strip.scores))
             candidates = plan.choose(strip.scores, masked_real(masks, plan.view))
-            logits = _logits(strip.scores, candidates, scale, bias)
-            gradient = (logits - row_log_sum[part, None]).exp_().mul_(of.row_log_sum[part, None])
+            logits = _logits(strip.scores, candidates, scale, bias)  # [rows, documents]
+            # exp(logit - log_sum) is the softmax among the candidates, and 0 for the rest. In place where it can
+            # be: what has the size of a strip is what a sweep's memory is made of.
+            grad_scores = (logits - row_log_sum[part, None]).exp_().mul_(grad.row_log_sum[part, None])
             if plan.columns:
-                gradient += logits.sub_(column_log_sum).exp_().mul_(of.column_log_sum)
+                grad_scores += logits.sub_(column_log_sum).exp_().mul_(grad.column_log_sum)
             if plan.totals:
-                gradient += (of.row_total[part, None] + of.column_total) * candidates.negative
+                grad_scores += (grad.row_total[part, None] + grad.column_total) * candidates.chosen
             pairs = slice(bounds[number], bounds[number + 1])
-            gradient[pair_queries[pairs] - strip.start, pair_documents[pairs]] += of.scores[pairs]
-            of_bias += gradient.sum()
-            of_scale += torch.dot(gradient.flatten(), strip.scores.flatten())
-            strip.pull(gradient.mul_(scale))
-        return *strips.gradients, of_scale, of_bias if ctx.has_bias else None, None
+            # A pair stands in the list once, so that += by numbers loses nothing.
+            grad_scores[pair_queries[pairs] - strip.start, pair_documents[pairs]] += grad.scores[pairs]
+            grad_bias += grad_scores.sum()
+            grad_scale += torch.dot(grad_scores.flatten(), strip.scores.flatten())
+            strip.backward(grad_scores.mul_(scale))
+        return *strips.gradients, grad_scale, grad_bias if ctx.has_bias else None, None
 
 
 def _logits(raw: Tensor, candidates: Candidates, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -247,48 +286,49 @@ def _logits(raw: Tensor, candidates: Candidates, scale: Tensor, bias: Tensor | N
         logits += bias
     if candidates.added is not None:
         logits += candidates.added
-    return logits.masked_fill_(~candidates.negative, float("-inf"))
+    return logits.masked_fill_(~candidates.chosen, float("-inf"))
 
 
 class _Sweep:
     """Adds up the sums of a batch, strip by strip.
 
-    What stays has its room from the beginning: room made between the passing ones of each strip would leave the heap
-    full of holes of their size.
+    What stays is allocated before the first strip: small tensors that stay, allocated between the large ones that each
+    strip frees again, would fragment the heap.
     """
 
     def __init__(self, plan: _Plan, scale: Tensor, bias: Tensor | None) -> None:
         self._plan, self._scale, self._bias = plan, scale, bias
         num_queries, num_documents = num_rows(plan.view.queries), num_rows(plan.view.documents)
         self._pairs = _Pairs(num_queries, scale)
-        self._row_log_sum, self._row_total, self._row_count = scale.new_zeros(3, num_queries)
-        self._column_log_sum = scale.new_full((num_documents,), float("-inf"))
-        self._column_total, self._column_count = scale.new_zeros(2, num_documents)
+        self._row_log_sum, self._row_total, self._row_count = scale.new_zeros(3, num_queries)  # [queries] each
+        self._column_log_sum = scale.new_full((num_documents,), float("-inf"))  # the log of no sum yet
+        self._column_total, self._column_count = scale.new_zeros(2, num_documents)  # [documents] each
         self._per_query = torch.zeros(num_queries, dtype=torch.int64, device=scale.device)
         self._per_document = torch.zeros(num_documents, dtype=torch.int64, device=scale.device)
 
     def add(self, start: int, raw: Tensor, masks: Masks) -> None:
-        """The strip of scores [rows, documents] from query `start` on."""
+        """Add the strip of raw scores [rows, documents] from query `start` on."""
         candidates = self._plan.choose(raw, masks)
-        rows = slice(start, start + len(raw))
+        rows = slice(start, start + len(raw))  # whole rows: their sums are final, while those of columns go on growing
         self._per_query[rows] = masks.positive.sum(dim=1)
         self._per_document += masks.positive.sum(dim=0)
         if self._pairs.has_room(int(self._per_query[rows].sum())):
             queries, documents = masks.positive.nonzero(as_tuple=True)
             self._pairs.add(queries + start, documents, self._shifted(raw[queries, documents]))
-        logits = _logits(raw, candidates, self._scale, self._bias)
+        logits = _logits(raw, candidates, self._scale, self._bias)  # [rows, documents]
         self._row_log_sum[rows] = logits.logsumexp(dim=1)
         if self._plan.columns:
             torch.logaddexp(self._column_log_sum, logits.logsumexp(dim=0), out=self._column_log_sum)
         if self._plan.totals:
-            negative = candidates.negative
-            totals = self._shifted(raw).masked_fill_(~negative, 0)
-            self._row_total[rows], self._row_count[rows] = totals.sum(dim=1), negative.sum(dim=1)
+            chosen = candidates.chosen
+            totals = self._shifted(raw).masked_fill_(~chosen, 0)
+            self._row_total[rows], self._row_count[rows] = totals.sum(dim=1), chosen.sum(dim=1)
             self._column_total += totals.sum(dim=0)
-            self._column_count += negative.sum(dim=0)
+            self._column_count += chosen.sum(dim=0)
 
     def sums(self) -> _Sums:
-        """What all strips add up to."""
+        """The sums over all strips."""
+        # Anchors without a candidate have -inf so far, from which backward cannot take differences.
         row_log_sum, column_log_sum = (side.clamp(min=NOTHING) for side in (self._row_log_sum, self._column_log_sum))
         rows = (row_log_sum, self._row_total.clone(), self._row_count.clone())
         columns = (column_log_sum, self._column_total.clone(), self._column_count.clone())
@@ -300,29 +340,29 @@ class _Sweep:
 
 
 class _Pairs:
-    """The positive pairs so far, in room that doubles when it is full; none, once they were more than are kept.
+    """The positive pairs so far, in buffers that double when they are full; none, once they were more than are kept.
 
-    like: a tensor of the scores' dtype.
+    size: pairs that fit in at first. like: a tensor of the scores' dtype.
     """
 
-    def __init__(self, room: int, like: Tensor) -> None:
-        self._numbers = torch.empty(2, room, dtype=torch.int64, device=like.device)
-        self._scores = like.new_empty(room)
+    def __init__(self, size: int, like: Tensor) -> None:
+        self._numbers = torch.empty(2, size, dtype=torch.int64, device=like.device)  # of queries, of documents
+        self._scores = like.new_empty(size)
         self._length = 0
         self._too_many = False
 
     def has_room(self, more: int) -> bool:
-        """Whether so many more are to be added. Too many once, all are forgotten."""
+        """Whether so many more are to be added. Where they would be too many, all are forgotten, and no more taken."""
         if not self._too_many and self._length + more > PAIRS_KEPT:
             self._too_many, self._length = True, 0
             self._numbers, self._scores = self._numbers[:, :0], self._scores[:0]
         return not self._too_many
 
     def add(self, queries: Tensor, documents: Tensor, scores: Tensor) -> None:
-        """Pairs [pairs] that come after those so far."""
+        """Add pairs, [pairs] each, that come after those so far."""
         end = self._length + len(scores)
         if end > len(self._scores):
-            more = max(end, 2 * len(self._scores)) - len(self._scores)
+            more = max(end, 2 * len(self._scores)) - len(self._scores)  # doubling copies each pair about once
             self._numbers = torch.nn.functional.pad(self._numbers, (0, more))
             self._scores = torch.nn.functional.pad(self._scores, (0, more))
         new = slice(self._length, end)

@@ -1,6 +1,7 @@
 """Which documents are a query's positives, and which count at all: bool masks made from keys, strip by strip.
 
-For a query and a document the first rule that applies decides:
+Keys are int64 numbers of the rows' contents (hashes) and groups (`vembed.types.Targets`); a strip is a block of whole
+rows of the masks [queries, documents]. For a query and a document the first rule that applies decides:
 
 1. an explicit positive of the query is a positive;
 2. an explicit negative of the query is a negative;
@@ -9,6 +10,18 @@ For a query and a document the first rule that applies decides:
    query, or of a query with the same content or group (a caption's other image is never a negative);
 5. the query's own content is ignored;
 6. all others are negatives; where explicit negatives are private, those of other queries are ignored instead.
+
+The same for query q and document d, rule by rule (what has no group is in nobody's):
+
+    alike = {p for p in queries if content[p] == content[q] or group[p] == group[q]}        # q among them
+    if d in positives[q]:                                                     positive
+    elif d in negatives[q]:                                                   negative (explicit)
+    elif content[d] in ignored[q]:                                            ignored
+    elif group[d] == group[q]:                                                positive
+    elif content[d] in (content[e] for p in alike for e in positives[p]):     positive
+    elif content[d] == content[q]:                                            ignored
+    elif private and d is in some negatives and in no positives:              ignored
+    else:                                                                     negative
 
 Among themselves, queries are each other's negatives unless they share content, group or a positive, and documents are
 unless they share content, group or a query. Rules that no key of the batch can meet cost nothing.
@@ -27,9 +40,9 @@ from vembed.types import NO_GROUP, Ragged, Targets
 
 @dataclass(frozen=True)
 class Masks:
-    """Bool [queries, documents] for the queries from number `start` on.
+    """Bool [rows, documents] each, for the queries from number `start` on.
 
-    `positive`; `explicit`, the negatives that the query's row names; `valid`, neither of which is ignored.
+    positive; explicit: the negatives that the query's row names; valid: all that is not ignored, these among it.
     """
 
     positive: Tensor
@@ -39,7 +52,7 @@ class Masks:
 
     @property
     def negative(self) -> Tensor:
-        """Bool [queries, documents]: valid, and no positive."""
+        """Bool [rows, documents]: valid, and no positive."""
         return self.valid & ~self.positive
 
 
@@ -50,9 +63,13 @@ MaskStrips = Callable[[int], Iterator[Masks]]  # rows per strip -> the masks of 
 class _Keys:
     """The keys of a batch, ready for comparison, and which rules they can meet.
 
-    hashes: [contents], sorted and distinct; contents: [documents], each document's place there. pair_*: [pairs], the
-    query's number and keys and the document's content of all explicit positive pairs. grouped: a query has a group.
-    repeated: content of queries or documents stands twice. itself: a query's content stands among the documents.
+    Contents are numbered: content number i has the hash `hashes[i]`, and the document d the content number
+    `contents[d]`. What is asked of a document is so asked once for each distinct content.
+
+    hashes: [contents], ascending. contents: [documents]. pair_*: [pairs], of all explicit positive pairs the query's
+    number, its hash and group, and the document's content number. has_groups: a query has a group. has_repeats: two
+    queries or two documents have one content, or two rows name one positive. has_own: a query's content is also a
+    document's.
     """
 
     targets: Targets
@@ -62,71 +79,90 @@ class _Keys:
     pair_hashes: Tensor
     pair_groups: Tensor
     pair_contents: Tensor
-    grouped: bool
-    repeated: bool
-    itself: bool
+    has_groups: bool
+    has_repeats: bool
+    has_own: bool
 
 
 def dense_masks(targets: Targets, *, private_negatives: bool = False) -> Masks:
-    """The masks of all queries at once."""
+    """The masks of all queries at once.
+
+    Two captions of a group, a positive document of each, and the first caption's own content as a third document:
+
+    >>> key = torch.tensor
+    >>> positives, negatives = Ragged(key([0, 1]), key([1, 1])), Ragged(key([0])[:0], key([0, 0]))
+    >>> targets = Targets(key([7, 7]), key([1, 2]), key([-1, -1, -1]), key([11, 12, 1]), positives, negatives)
+    >>> masks = dense_masks(targets)
+    >>> masks.positive  # rule 4
+    tensor([[ True,  True, False],
+            [ True,  True, False]])
+    >>> masks.negative  # rules 5 and 6
+    tensor([[False, False, False],
+            [False, False,  True]])
+    """
     return next(mask_strips(targets, max(1, len(targets.query_hashes)), private_negatives=private_negatives))
 
 
 def mask_strips(targets: Targets, rows: int, *, private_negatives: bool = False) -> Iterator[Masks]:
-    """The masks of `rows` queries after the other, the last strip perhaps smaller."""
+    """The masks of the queries, `rows` of them at a time, the last strip perhaps smaller."""
     keys = _keys(targets)
     private = _private_columns(targets) if private_negatives else None
     for start, stop in _ranges(len(targets.query_hashes), rows):
-        yield _strip(keys, private, start, stop)
+        yield _strip_masks(keys, private, start, stop)
 
 
 def query_mask_strips(targets: Targets, rows: int) -> Iterator[Masks]:
-    """The masks [queries, queries] of `rows` queries after the other, queries in the place of documents."""
+    """The masks [rows, queries] of `rows` queries at a time, all queries in the place of documents; no positives."""
     keys = _keys(targets)
     hashes, groups = targets.query_hashes, targets.query_groups
     for start, stop in _ranges(len(hashes), rows):
-        alike = _equal_keys(hashes, groups, start, stop)
-        if keys.grouped or keys.repeated:
+        alike = _equal_keys(hashes, groups, start, stop)  # [rows, queries]
+        if keys.has_groups or keys.has_repeats:
             contents = _contents_of_positives(keys, hashes[start:stop, None], groups[start:stop, None])
-            alike |= _sum_by(contents[:, keys.pair_contents], keys.pair_queries, len(hashes))
-        yield _without_positives(alike, start)
+            shared = contents[:, keys.pair_contents]  # [rows, pairs]: the pair's document is a positive of the row too
+            alike |= _any_by(shared, keys.pair_queries, len(hashes))
+        yield _all_but(alike, start)
 
 
 def document_mask_strips(targets: Targets, rows: int) -> Iterator[Masks]:
-    """The masks [documents, documents] of `rows` documents after the other, documents in the place of queries."""
+    """The masks [rows, documents] of `rows` documents at a time, documents in the place of queries; no positives."""
     keys = _keys(targets)
     hashes, groups = targets.document_hashes, targets.document_groups
     for start, stop in _ranges(len(hashes), rows):
-        alike = _equal_keys(hashes, groups, start, stop)
-        asked = keys.contents[start:stop, None] == keys.pair_contents  # [strip, pairs]
-        queries = _sum_by(asked, keys.pair_queries, len(targets.query_hashes))
-        shared = _sum_by(queries[:, keys.pair_queries], keys.pair_contents, len(keys.hashes))
-        yield _without_positives(alike | shared.index_select(1, keys.contents), start)
+        alike = _equal_keys(hashes, groups, start, stop)  # [rows, documents]
+        # From a document to the queries that it is a positive of, and from these to all of their positives.
+        asked = keys.contents[start:stop, None] == keys.pair_contents  # [rows, pairs]
+        queries = _any_by(asked, keys.pair_queries, len(targets.query_hashes))  # [rows, queries]
+        shared = _any_by(queries[:, keys.pair_queries], keys.pair_contents, len(keys.hashes))  # [rows, contents]
+        yield _all_but(alike | shared.index_select(1, keys.contents), start)
 
 
-def _strip(keys: _Keys, private: Tensor | None, start: int, stop: int) -> Masks:
+def _strip_masks(keys: _Keys, private: Tensor | None, start: int, stop: int) -> Masks:
+    """The masks of the queries from number `start` to `stop` (not included), by the rules in their order."""
     targets, num_documents = keys.targets, len(keys.contents)
-    hashes = targets.query_hashes[start:stop, None]
-    groups = targets.query_groups[start:stop, None]
-    positive = _named_columns(take_rows(targets.positives, start, stop), num_documents)
+    hashes = targets.query_hashes[start:stop, None]  # [rows, 1]
+    groups = targets.query_groups[start:stop, None]  # [rows, 1]
+    positive = _named_columns(take_rows(targets.positives, start, stop), num_documents)  # [rows, documents]
     explicit = _named_columns(take_rows(targets.negatives, start, stop), num_documents) & ~positive
-    left_out = _ignored(keys, start, stop)
-    if keys.grouped or keys.repeated:
-        alike = _contents_of_positives(keys, hashes, groups).index_select(1, keys.contents)
+    # A rule that no key can meet leaves None instead of a mask of False: a mask is as large as the scores.
+    ignored = _ignored_by_rows(keys, start, stop)
+    if keys.has_groups or keys.has_repeats:  # else rule 4 finds explicit positives only
+        alike = _contents_of_positives(keys, hashes, groups).index_select(1, keys.contents)  # [rows, documents]
         alike |= (groups == targets.document_groups) & (groups != NO_GROUP)
-        positive |= alike & ~explicit if left_out is None else alike & ~explicit & ~left_out
-    if keys.itself:
+        positive |= alike & ~explicit if ignored is None else alike & ~explicit & ~ignored
+    # From here on what is ignored gives way to what is positive or explicit, in the last line.
+    if keys.has_own:
         own = hashes == targets.document_hashes
-        left_out = own if left_out is None else left_out | own
+        ignored = own if ignored is None else ignored | own
     if private is not None:
-        left_out = private.expand_as(positive) if left_out is None else left_out | private
-    valid = torch.ones_like(positive) if left_out is None else positive | explicit | ~left_out
+        ignored = private.expand_as(positive) if ignored is None else ignored | private
+    valid = torch.ones_like(positive) if ignored is None else positive | explicit | ~ignored
     return Masks(positive, valid, explicit, start)
 
 
 def _keys(targets: Targets) -> _Keys:
-    columns = targets.positives.values
-    queries = row_numbers(targets.positives)
+    columns = targets.positives.values  # [pairs]
+    queries = row_numbers(targets.positives)  # [pairs]
     hashes, contents = torch.unique(targets.document_hashes, return_inverse=True)
     distinct_queries = torch.unique(targets.query_hashes)
     distinct = len(distinct_queries) == len(targets.query_hashes) and len(hashes) == len(contents)
@@ -138,28 +174,32 @@ def _keys(targets: Targets) -> _Keys:
         pair_hashes=targets.query_hashes[queries],
         pair_groups=targets.query_groups[queries],
         pair_contents=contents[columns],
-        grouped=bool((targets.query_groups != NO_GROUP).any()),
-        repeated=not distinct or bool((torch.bincount(columns) > 1).any()),
-        itself=bool(torch.isin(distinct_queries, hashes).any()),
+        has_groups=bool((targets.query_groups != NO_GROUP).any()),
+        has_repeats=not distinct or bool((torch.bincount(columns) > 1).any()),
+        has_own=bool(torch.isin(distinct_queries, hashes).any()),
     )
 
 
 def _contents_of_positives(keys: _Keys, hashes: Tensor, groups: Tensor) -> Tensor:
-    """Bool [strip, contents]: is a positive's content for a query with this hash or group [strip, 1]."""
-    sharing = (hashes == keys.pair_hashes) | ((groups == keys.pair_groups) & (groups != NO_GROUP))
-    return _sum_by(sharing, keys.pair_contents, len(keys.hashes))
+    """Bool [rows, contents]: a positive of some query with the same hash or group has the content.
+
+    hashes, groups: [rows, 1], of the rows' queries.
+    """
+    sharing = (hashes == keys.pair_hashes) | ((groups == keys.pair_groups) & (groups != NO_GROUP))  # [rows, pairs]
+    return _any_by(sharing, keys.pair_contents, len(keys.hashes))
 
 
-def _ignored(keys: _Keys, start: int, stop: int) -> Tensor | None:
-    """Bool [strip, documents]: the row names this content in `ignore`; None when no row of the batch names any."""
+def _ignored_by_rows(keys: _Keys, start: int, stop: int) -> Tensor | None:
+    """Bool [rows, documents]: the row names this content in `ignore`; None when no row of the batch names any."""
     ignored = keys.targets.ignored
     if ignored is None or len(ignored.values) == 0:
         return None
     rows = take_rows(ignored, start, stop)
+    # The content number of each hash that rows name; of one that no document has, the search gives another's.
     places = torch.searchsorted(keys.hashes, rows.values).clamp(max=len(keys.hashes) - 1)
-    found = keys.hashes[places] == rows.values
+    found = keys.hashes[places] == rows.values  # [named hashes]
     named = torch.zeros(len(rows.counts), len(keys.hashes), dtype=torch.bool, device=keys.hashes.device)
-    named[row_numbers(rows)[found], places[found]] = True
+    named[row_numbers(rows)[found], places[found]] = True  # [rows, contents]
     return named.index_select(1, keys.contents)
 
 
@@ -172,23 +212,28 @@ def _private_columns(targets: Targets) -> Tensor:
 
 
 def _equal_keys(hashes: Tensor, groups: Tensor, start: int, stop: int) -> Tensor:
-    """Bool [strip, rows]: rows of one side with the same content (each row with itself) or group."""
+    """Bool [rows, all rows]: of one side, with the same content (each row with itself) or group."""
     same_group = (groups[start:stop, None] == groups) & (groups != NO_GROUP)
     return (hashes[start:stop, None] == hashes) | same_group
 
 
-def _without_positives(alike: Tensor, start: int) -> Masks:
+def _all_but(alike: Tensor, start: int) -> Masks:
+    """Masks in which all is a negative but what is alike, which is ignored."""
     none = torch.zeros_like(alike)
     return Masks(none, ~alike, none, start)
 
 
 def _ranges(length: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Where strips start and stop; no rows are one strip."""
+    """Where strips start and stop. No rows are one strip of none, so that there is a first one to take."""
     return ((start, min(start + rows, length)) for start in range(0, max(length, 1), rows))
 
 
-def _sum_by(flags: Tensor, numbers: Tensor, length: int) -> Tensor:
-    """Bool [strip, length]: whether any of the flags [strip, entries] with this number [entries] is set."""
+def _any_by(flags: Tensor, numbers: Tensor, length: int) -> Tensor:
+    """Bool [rows, length]: at number n whether any of the flags [rows, entries] is set whose number [entries] is n.
+
+    >>> _any_by(torch.tensor([[True, False, False]]), torch.tensor([2, 2, 0]), 3)
+    tensor([[False, False,  True]])
+    """
     counts = torch.zeros(len(flags), length, dtype=torch.int32, device=flags.device)
     return counts.index_add_(1, numbers, flags.int()) > 0
 
