@@ -8,6 +8,16 @@ the embeddings. So (Gao, Zhang, Han and Callan 2021, https://arxiv.org/abs/2101.
 3. every chunk is embedded again under its noted random state, now with a graph, and its part of the cache is passed
    back through it. Then its graph is freed.
 
+For one side, that is
+
+    for chunk in chunks:                                             # move 1
+        chunk.state = random state
+        with torch.no_grad(): chunk.leaf = encode(chunk.inputs)      # [rows, dim]
+        chunk.leaf.requires_grad_()
+    loss_function(torch.cat([chunk.leaf for chunk in chunks])).backward()    # move 2: fills chunk.leaf.grad, the cache
+    for chunk in chunks:                                             # move 3
+        with chunk.state: encode(chunk.inputs).backward(chunk.leaf.grad)
+
 Parameters that only the loss reads (a temperature) get their gradient in move 2. When every side is one chunk there is
 nothing to save, and one forward with a graph does: the plain step.
 
@@ -52,7 +62,7 @@ class ChunkedSide:
 
 @dataclass(frozen=True)
 class _CachedChunk:
-    """A chunk's embeddings as leaves, whose gradient is the cache, and `outputs`: how to have them with a graph."""
+    """A chunk's embeddings as leaves, whose gradient is the cache, and `outputs`, which gives them with a graph."""
 
     embeddings: Any  # Any: a tree, as above
     outputs: Callable[[], list[Tensor]]
@@ -70,12 +80,19 @@ def cached_backward(
     The loss is a scalar over the whole batch; it gets its embeddings in float32 (float64 stays). Its value comes back
     detached and unscaled; `loss_scale`, a factor or a function such as `GradScaler.scale`, acts on the gradient alone.
     retain: the share of all chunks, from 0 to 1, that keep their graphs: the last ones, and one in any case.
+
+    >>> weight = torch.tensor(2.0, requires_grad=True)
+    >>> side = ChunkedSide(lambda inputs: inputs * weight, torch.tensor([1.0, 2.0, 3.0]), chunk_size=1)
+    >>> cached_backward([side], lambda embeddings: embeddings.sum() ** 2)  # (6 weight) ** 2
+    tensor(144.)
+    >>> weight.grad  # 2 (6 weight) 6
+    tensor(144.)
     """
     embeddings, pass_back = embed_sides(sides, retain)
     loss = loss_function(*embeddings)
-    del embeddings
+    del embeddings  # the loss's graph holds what it needs of them; the rest is freed before its backward
     torch.autograd.backward(loss_scale(loss) if callable(loss_scale) else loss * loss_scale)
-    loss = loss.detach()
+    loss = loss.detach()  # lets go of the loss's graph before move 3 makes others
     pass_back()
     return loss
 
@@ -88,20 +105,22 @@ def embed_sides(sides: Sequence[ChunkedSide], retain: float = 0.0) -> tuple[list
     """
     chunks = [side.chunks() for side in sides]
     if all(len(parts) == 1 for parts in chunks):
-        return [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)], _nothing
+        embeddings = [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
+        return embeddings, _no_move_3
     cached = _embed_all(sides, chunks, num_retained(sum(map(len, chunks)), retain))
-    joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]
+    joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]  # [rows, dim] of each side
     waiting = [chunk for side in cached for chunk in side]
 
     def pass_back() -> None:
-        while waiting:  # those with a graph first, which are the last
+        # Those with a graph first, which are the last; taken off the list, so that each one's graph is freed after it.
+        while waiting:
             _pass_back(waiting.pop())
 
     return joined, pass_back
 
 
-def _nothing() -> None:
-    """What is left to do when embeddings have their graph."""
+def _no_move_3() -> None:
+    """Embeddings with their own graph pass the gradient on by themselves, in the backward of the loss."""
 
 
 def embed_for_replay(encode: Callable[[Any], Any], inputs: Any) -> tuple[Any, Callable[[Any], None]]:
@@ -139,6 +158,7 @@ def _embed_all(
     sides: Sequence[ChunkedSide], chunks: Sequence[Sequence[Any]], num_with_graph: int
 ) -> list[list[_CachedChunk]]:
     """The chunks of each side, embedded in order, the last `num_with_graph` of all of them with a graph."""
+    # Counted over the sides one after the other, so that the last ones are those of the last side.
     num_without = sum(map(len, chunks)) - num_with_graph
     cached: list[list[_CachedChunk]] = []
     for side, parts in zip(sides, chunks, strict=True):
@@ -149,6 +169,7 @@ def _embed_all(
 
 
 def _embed(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
+    """The chunk's embeddings without a graph; its `outputs` embeds it again, with one."""
     random = RandContext(*list_tensors(inputs))
     with torch.no_grad():
         embeddings = as_leaves(encode(inputs))
@@ -156,13 +177,14 @@ def _embed(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
     torch.clear_autocast_cache()
 
     def outputs() -> list[Tensor]:
-        with random:
+        with random:  # the dropout of the first time, without which the cache is not this graph's gradient
             return list_tensors(at_least_float32(encode(inputs)))
 
     return _CachedChunk(embeddings, outputs)
 
 
 def _embed_with_graph(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk:
+    """The chunk's embeddings; its `outputs` are those very ones, with the graph that they kept."""
     embeddings = at_least_float32(encode(inputs))
     outputs = list_tensors(embeddings)
     return _CachedChunk(as_leaves(embeddings), lambda: outputs)

@@ -1,9 +1,15 @@
 """Rows of nested tensors: count them, cut them, join them, move them.
 
-A tree is a tensor, one of the values of `vembed.types` (Inputs, ItemRows, Ragged, Embeddings), or a mapping, list,
-tuple or dataclass of trees. The first axis of a tensor is rows; a Ragged's slices go wherever their row goes; the items
-of ItemRows are rows, and no tensor that they hold is mapped or moved. Anything that is no tensor (None, a number, a
-string) belongs to all rows and is carried along.
+A tree (JAX's pytree) is a tensor, one of the values of `vembed.types` (Inputs, ItemRows, Ragged, Embeddings), or a
+mapping, list, tuple or dataclass of trees. The first axis of a tensor is rows, with two exceptions:
+
+    Ragged      values [slices, ...], of which row r owns the next counts[r]; they go wherever their row goes
+    ItemRows    its items are rows, and no tensor that they hold is mapped or moved
+
+Anything that is no tensor (None, a number, a string) belongs to all rows and is carried along. Of a Ragged, rows are
+
+    ends = counts.cumsum(0);  starts = ends - counts
+    torch.cat([values[starts[row] : ends[row]] for row in rows]), counts[rows]
 
 Nothing is guessed from the names of keys, and nothing but rows is cut: columns of padding stay, because only the
 model's processor knows which columns are padding.
@@ -66,7 +72,7 @@ def concat_rows(trees: Sequence[Tree]) -> Tree:
     Embeddings [rows, tokens, dim] with differing token counts are padded with zeros at the end, and masked. All other
     tensors must agree beyond their first axis: padding them is the business of the processor that made them.
     """
-    first = trees[0]
+    first = trees[0]  # the form of all: which kind of tree stands at each place
     if isinstance(first, Tensor):
         return cast(Tree, _concat_tensors(cast(Sequence[Tensor], trees)))
     if isinstance(first, Embeddings):
@@ -78,7 +84,7 @@ def concat_rows(trees: Sequence[Tree]) -> Tree:
     if _is_branch(first):
         parts = zip(*(_children(tree) for tree in trees), strict=True)
         return _rebuild(first, [concat_rows(part) for part in parts])
-    if any(tree != first for tree in trees):
+    if any(tree != first for tree in trees):  # one value has to speak for all rows
         raise UsageError(f"values without rows must be equal to be joined, but are {list(trees)}")
     return first
 
@@ -95,8 +101,8 @@ def token_rows(embeddings: Embeddings) -> list[Tensor]:
 
 
 def pad_token_rows(rows: Sequence[Tensor]) -> Embeddings:
-    """Rows of vectors [tokens, dim], each with as many tokens as it has, as [rows, tokens, dim] with their mask."""
-    return concat_rows([Embeddings(row[None]) for row in rows])
+    """Rows of vectors [tokens, dim] with differing token counts, padded to [rows, tokens, dim], with their mask."""
+    return concat_rows([Embeddings(row[None]) for row in rows])  # each [1, tokens, dim]
 
 
 def ragged_tokens(embeddings: Embeddings) -> Ragged:
@@ -108,16 +114,21 @@ def ragged_tokens(embeddings: Embeddings) -> Ragged:
     vectors, mask = embeddings.vectors, embeddings.mask
     if mask is None:
         mask = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-    return Ragged(vectors[mask], mask.sum(dim=1))
+    return Ragged(vectors[mask], mask.sum(dim=1))  # [real tokens, dim], in order of rows
 
 
 def pad_tokens(tokens: Ragged) -> Embeddings:
-    """What `ragged_tokens` was given: [rows, tokens, dim], zeros after each row's own, and the mask."""
+    """The inverse of `ragged_tokens`: [rows, tokens, dim], zeros after each row's own tokens, and the mask.
+
+    >>> pad_tokens(Ragged(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([2, 1]))).vectors.squeeze(-1)
+    tensor([[1., 2.],
+            [3., 0.]])
+    """
     counts = tokens.counts
     longest = max([1, *counts.tolist()])
-    mask = torch.arange(longest, device=counts.device) < counts[:, None]
-    vectors = tokens.values.new_zeros(*mask.shape, tokens.values.shape[-1])
-    vectors[mask] = tokens.values
+    mask = torch.arange(longest, device=counts.device) < counts[:, None]  # [rows, tokens]
+    vectors = tokens.values.new_zeros(*mask.shape, tokens.values.shape[-1])  # [rows, tokens, dim]
+    vectors[mask] = tokens.values  # both are in order of rows
     return Embeddings(vectors, mask)
 
 
@@ -140,7 +151,7 @@ def at_least_float32(tree: Tree) -> Tree:
 
 
 def as_leaves(tree: Tree) -> Tree:
-    """The tree cut off its graph, in at least float32, its floating tensors ready to take a gradient."""
+    """The tree detached from its graph, in at least float32, its floating tensors as leaves that take a gradient."""
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
@@ -163,12 +174,14 @@ def move(tree: Tree, device: torch.device | str) -> Tree:
 
 
 def _is_branch(tree: object) -> bool:
-    if isinstance(tree, ItemRows):
+    """Whether a tree has children, rather than being a leaf: a tensor, ItemRows, or what has no rows."""
+    if isinstance(tree, ItemRows):  # a dataclass, but its tensors are pictures, whose first axis is no rows
         return False
     return isinstance(tree, Mapping | list | tuple) or (is_dataclass(tree) and not isinstance(tree, type))
 
 
 def _children(tree: object) -> list[Any]:  # Any: a tree holds whatever its owner put in
+    """The children of a branch, in the order in which `_rebuild` takes them."""
     if isinstance(tree, Mapping):
         return list(tree.values())
     if isinstance(tree, list | tuple):
@@ -180,7 +193,7 @@ def _rebuild(tree: Tree, children: list[Any]) -> Tree:  # Any: as in _children
     """A tree of the same form as `tree` with other children."""
     if isinstance(tree, Mapping):
         return cast(Tree, dict(zip(tree, children, strict=True)))
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):  # a NamedTuple takes its fields one by one
         return cast(Tree, type(tree)(*children))
     if isinstance(tree, list | tuple):
         return cast(Tree, type(tree)(children))
@@ -188,12 +201,13 @@ def _rebuild(tree: Tree, children: list[Any]) -> Tree:  # Any: as in _children
 
 
 def _row_counts(tree: object) -> Iterator[int]:
+    """The number of rows of each part, which must all be the same."""
     if isinstance(tree, Tensor):
         yield tree.shape[0]
     elif isinstance(tree, Ragged):
-        yield tree.counts.shape[0]
+        yield tree.counts.shape[0]  # its slices may be any number
     elif isinstance(tree, Inputs):
-        yield tree.num_rows
+        yield tree.num_rows  # known even of rows without a tensor
         yield from _row_counts(tree.tensors)
     elif isinstance(tree, ItemRows):
         yield tree.num_rows
@@ -203,6 +217,7 @@ def _row_counts(tree: object) -> Iterator[int]:
 
 
 def _pick(tree: Tree, rows: slice | Tensor) -> Tree:
+    """`tree[rows]`, for rows that are a range (views) or int64 numbers [rows] (copies)."""
     if isinstance(tree, Tensor):
         return cast(Tree, tree[rows])
     if isinstance(tree, Ragged):
@@ -220,16 +235,18 @@ def _pick(tree: Tree, rows: slice | Tensor) -> Tree:
 
 
 def _pick_slices(ragged: Ragged, rows: slice | Tensor) -> Tensor:
-    ends = ragged.counts.cumsum(0)
+    """The slices of the rows, [slices, ...], without a loop over rows."""
+    ends = ragged.counts.cumsum(0)  # [all rows]: where each row's slices end among all
     starts = ends - ragged.counts
-    if isinstance(rows, slice):
+    if isinstance(rows, slice):  # rows that lie together have slices that do: a view
         if len(ends[rows]) == 0:
             return ragged.values[:0]
         return ragged.values[int(starts[rows][0]) : int(ends[rows][-1])]
-    chosen = ragged.counts[rows]
-    shift = starts[rows] - (chosen.cumsum(0) - chosen)
-    index = torch.repeat_interleave(shift, chosen)
-    return ragged.values[index + torch.arange(len(index), device=index.device)]
+    chosen = ragged.counts[rows]  # [rows]
+    # The slices of a row lie side by side, before and after: a slice at position i of the result comes from i + shift.
+    shift = starts[rows] - (chosen.cumsum(0) - chosen)  # [rows]: first slice in values less first slice in the result
+    shifts = torch.repeat_interleave(shift, chosen)  # [slices]
+    return ragged.values[shifts + torch.arange(len(shifts), device=shifts.device)]
 
 
 def _concat_tensors(tensors: Sequence[Tensor]) -> Tensor:
@@ -252,7 +269,8 @@ def _concat_items(parts: Sequence[ItemRows]) -> ItemRows:
 
 
 def _concat_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
-    tokens = {part.vectors.shape[1] for part in parts if part.vectors.ndim == 3}
+    tokens = {part.vectors.shape[1] for part in parts if part.vectors.ndim == 3}  # {}: one vector a row
+    # Without a mask all tokens are real; beside parts with one, or longer ones, that has to be said.
     if len(tokens) > 1 or len({part.mask is None for part in parts}) > 1:
         parts = [_pad_tokens(part, max(tokens)) for part in parts]
     masks = [part.mask for part in parts if part.mask is not None]
@@ -260,10 +278,10 @@ def _concat_embeddings(parts: Sequence[Embeddings]) -> Embeddings:
 
 
 def _pad_tokens(part: Embeddings, tokens: int) -> Embeddings:
-    """The same embeddings with `tokens` tokens: [rows, tokens, dim] and their mask [rows, tokens]."""
+    """The same embeddings, padded to `tokens` tokens: [rows, tokens, dim] and their mask [rows, tokens]."""
     mask = part.mask
     if mask is None:
         mask = torch.ones(part.vectors.shape[:2], dtype=torch.bool, device=part.vectors.device)
     missing = tokens - mask.shape[1]
-    vectors = torch.nn.functional.pad(part.vectors, (0, 0, 0, missing))
+    vectors = torch.nn.functional.pad(part.vectors, (0, 0, 0, missing))  # zeros after the last token, none in dim
     return Embeddings(vectors, torch.nn.functional.pad(mask, (0, missing), value=False))
