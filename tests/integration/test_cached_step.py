@@ -36,7 +36,6 @@ from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.step.chunks import cut_side
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
-from vembed.utils import memory
 
 SIGLIP = pytest.param("siglip", marks=pytest.mark.slow)  # to the step it is what CLIP is
 FAMILIES = ["clip", SIGLIP, "bert", "dinov2", "timm", "composed"]
@@ -530,27 +529,6 @@ def test_float_pixels_exist_for_one_chunk_only(folders):
         trainer_of(pair, 2).step(batch)
     assert max(rows) == 2
     assert batch.documents.tensors["pixel_values"].values.dtype == torch.uint8
-
-
-@pytest.mark.parametrize(
-    ("family", "prepared", "chunk_size", "times"),
-    [
-        ("clip", False, 1, 4),
-        ("clip", False, 2, 0),
-        ("clip", False, None, 0),
-        ("clip", True, 1, 0),
-        ("bert", False, 1, 0),
-    ],
-)
-def test_the_heap_is_tidied_where_many_chunks_are_made_of_pictures(
-    folders, family, prepared, chunk_size, times, monkeypatch
-):
-    """18 chunks are many, 10 are not; prepared pictures are made of nothing any more."""
-    trimmed = []
-    monkeypatch.setattr(memory, "trim_heap", lambda: trimmed.append(None))
-    pair = load(folders, family)
-    trainer_of(pair, chunk_size).step(make_batch(pair, prepared=prepared))
-    assert len(trimmed) == times
 
 
 def test_the_result_tells_loss_counts_and_scale(folders):

@@ -23,13 +23,10 @@ from vembed.training.step.ranks import JoinedBatch, join_ranks
 from vembed.training.step.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, Targets
-from vembed.utils.memory import GIB, HeapTrimmer, trimmed_heap
+from vembed.utils.memory import GIB
 
 _log = logging.getLogger(__name__)
 MOST_NAMED = 8
-# Pictures that are decoded and prepared leave holes in the heap. From so many chunks on a step has the time to tidy it
-# between its moves: what is given back, one chunk takes again.
-_CHUNKS_TO_TIDY = 16
 _MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -84,9 +81,6 @@ class GradientCacheTrainer:
         self._told_of_long_rows = False
         self._autocast = autocast
         self._device = torch.device(device)
-        # The inputs of checkpointed layers stay in the heap between activations that go; a step of much recomputing
-        # has the time to tidy it.
-        self._trim = HeapTrimmer() if model.checkpoints_gradients and self._device.type == "cpu" else None
         self.reference = reference
         self._teacher = teacher
 
@@ -97,7 +91,6 @@ class GradientCacheTrainer:
         """
         settings = self.settle(batch)
         queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
-        tidy = trimmed_heap if _is_worth_tidying(queries, documents) else nullcontext
         has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
@@ -106,16 +99,14 @@ class GradientCacheTrainer:
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
             own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))
             every = joined.gather(own)
-            with tidy():
-                loss = self._loss(every, targets)
+            loss = self._loss(every, targets)
             if not math.isfinite(loss.item()):
                 why = _not_finite(batch, own, (queries, documents)) or _not_finite_elsewhere(joined, every)
                 raise NotFiniteError(f"{why}; {self._advice()}")
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
-        with tidy():
-            loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
+        loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
@@ -223,9 +214,6 @@ class GradientCacheTrainer:
         )
 
     def _encode(self, model: BaseEmbeddingModel, chunk: Inputs | ItemRows, reader: ChunkReader) -> Embeddings:
-        trim = self._trim if torch.is_grad_enabled() else None
-        if trim is not None:
-            trim()
         inputs = self._processor.finish(move(reader(chunk), self._device))
         comes_again = not torch.is_grad_enabled()  # a chunk that keeps its graph does not
         with self._autocast():
@@ -234,15 +222,7 @@ class GradientCacheTrainer:
             if comes_again:
                 reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)
-        if trim is not None and embeddings.vectors.requires_grad:
-            embeddings.vectors.register_hook(lambda _gradient: trim())  # type: ignore[no-untyped-call]
         return embeddings
-
-
-def _is_worth_tidying(*cuts: Cut) -> bool:
-    """Whether chunks are many, and made of pictures."""
-    items = (item for cut in cuts if isinstance(cut.side, ItemRows) for item in cut.side.items)
-    return sum(len(cut.rows) for cut in cuts) >= _CHUNKS_TO_TIDY and any(item.images for item in items)
 
 
 def _has_batch_norm(model: BaseEmbeddingModel) -> bool:

@@ -1,12 +1,9 @@
 """The most memory that was in use since a moment: of the process (CPU) or of the accelerator's tensors."""
 
-import ctypes
-import functools
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -76,51 +73,6 @@ def own_pages(num_bytes: int) -> torch.Tensor:
     with suppress(OSError):  # of a kernel without huge pages
         room.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(room, dtype=torch.uint8)
-
-
-def trim_heap() -> None:
-    """Give what malloc holds and no tensor needs back to the system. Where it cannot (not glibc), nothing happens.
-
-    Pages cost time when they are taken again.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@contextmanager
-def trimmed_heap() -> Iterator[None]:
-    """Trims the heap before and after the block, so that neither stands on the other's holes."""
-    trim_heap()
-    yield
-    trim_heap()
-
-
-class HeapTrimmer:
-    """Trims the heap whenever the process has grown by 512 MiB.
-
-    Small tensors that stay between large ones that go (the inputs of checkpointed layers between their activations)
-    leave the heap full of holes, which no large tensor fits into.
-    """
-
-    most_growth = 512 * MIB
-
-    def __init__(self) -> None:
-        self._bytes_after = used_memory_bytes(torch.device("cpu"))
-
-    def __call__(self) -> None:
-        """Trim, if the process has grown."""
-        if used_memory_bytes(torch.device("cpu")) - self._bytes_after > self.most_growth:
-            trim_heap()
-            self._bytes_after = used_memory_bytes(torch.device("cpu"))
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's function of that name; None on other systems."""
-    if sys.platform != "linux":
-        return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def _group_free_bytes() -> int:

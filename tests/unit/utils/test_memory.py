@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -51,28 +50,3 @@ def test_pages_of_their_own_go_back_to_the_system_with_their_last_view():
     assert used_memory_bytes(CPU) - before > 25 * MIB
     del view
     assert used_memory_bytes(CPU) - before < 5 * MIB
-
-
-_TRIMMING = """
-import torch
-from vembed.utils.memory import MIB, HeapTrimmer, used_memory_bytes
-
-device = torch.device("cpu")
-trim = HeapTrimmer()
-before = used_memory_bytes(device)
-blocks = [torch.ones(MIB // 16, dtype=torch.uint8) for _ in range(16 * 700)]  # too small for mappings of their own
-kept = blocks[::40]
-del blocks
-assert used_memory_bytes(device) - before > 550 * MIB, "malloc must keep the holes for this test to say anything"
-trim()
-assert used_memory_bytes(device) - before < 100 * MIB
-assert len(kept) == 280
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(memory._malloc_trim() is None, reason="only glibc gives the heap's holes back")
-def test_holes_of_the_heap_are_given_back_when_the_process_has_grown():
-    """In a process of its own: in one that has run other tests, malloc has holes to begin with."""
-    ran = subprocess.run([sys.executable, "-c", _TRIMMING], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr

@@ -26,13 +26,13 @@ from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.training.step.chunks import MADE, Cut, Side, cut_side, retain_of
 from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
-from vembed.utils.memory import GIB, MIB, HeapTrimmer, used_memory_bytes
+from vembed.utils.memory import GIB, MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
 Encode = Callable[[Side], object]
 WORKING_SHARE = 0.35  # of the activations
-# Of the inputs of checkpointed layers: what the heap of a CPU holds between them, until it is tidied.
+# Of the inputs of checkpointed layers: what the heap of a CPU holds between them, in holes.
 _CHECKPOINTED_SHARE = 8
 
 
@@ -178,7 +178,7 @@ def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:
 def working_bytes(model: BaseEmbeddingModel, device: torch.device, kept: int) -> int:
     """What comes and goes beside graphs of `kept` bytes."""
     if model.checkpoints_gradients and device.type == "cpu":
-        return min(HeapTrimmer.most_growth, _CHECKPOINTED_SHARE * kept)
+        return _CHECKPOINTED_SHARE * kept
     return round(WORKING_SHARE * kept)
 
 
