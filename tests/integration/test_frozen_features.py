@@ -46,8 +46,8 @@ def slices(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(ComposedModel, "tower_text", count("texts", ComposedModel.tower_text))
-    monkeypatch.setattr(ComposedModel, "tower_images", count("pictures", ComposedModel.tower_images))
+    monkeypatch.setattr(ComposedModel, "embed_text", count("texts", ComposedModel.embed_text))
+    monkeypatch.setattr(ComposedModel, "embed_images", count("pictures", ComposedModel.embed_images))
     return counts
 
 

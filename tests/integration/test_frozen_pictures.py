@@ -112,7 +112,7 @@ QUICK = [("qwen3_vl", "frozen"), ("qwen3_vl", "adapters"), ("smolvlm", "frozen")
 )
 def test_pictures_are_looked_at_once_and_nothing_changes(load, name, way):
     pair = load(name, **WAYS[way])
-    assert pair.model.frozen == {"vision"}
+    assert pair.model.freezing.towers == {"vision"}
     batch = make_batch(pair)
     pair.model.eval()  # dropout draws other masks for chunks than for a whole batch
     expected = gradients(pair, batch, None)

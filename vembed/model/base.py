@@ -1,20 +1,19 @@
 """The one base of all embedding models: named inputs in, one unit vector per row out."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapters.layers import is_adapter, merged_state
 from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.folder.sentence_transformers import sentence_files, tower_spec
-from vembed.model.network.frozen_layers import Bottom
+from vembed.model.network.features import features_by_tower
+from vembed.model.network.freezing import Freezing, keep_batch_norms_eval
 from vembed.model.network.gradient_checkpointing import enable_checkpointing
 from vembed.model.network.parameters import ParameterInfo, Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
@@ -22,17 +21,13 @@ from vembed.model.spec import Modality, ModelSpec
 from vembed.model.vectors.fusion import Fusion
 from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
 from vembed.model.vectors.pooling import pool
-from vembed.model.vectors.rows import merged, one_vector_per_row, unit_vectors, widened
+from vembed.model.vectors.rows import one_vector_per_row, unit_vectors, widened
 from vembed.types import Embeddings, Inputs, Ragged
 
 __all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
 
 FUSION_PREFIX = "fusion."
-_TEXT_TENSORS = ("input_ids", "attention_mask", "pooled_tokens")
 NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
-Head = Callable[[Tower, Tensor], Tensor]
-# What a tower gave stands in the inputs under these names, in the place of what it read.
-FEATURES: Mapping[Tower, str] = {"text": "text_features", "vision": "image_features"}
 
 
 class BaseEmbeddingModel(nn.Module):
@@ -48,6 +43,7 @@ class BaseEmbeddingModel(nn.Module):
     has_towers_apart: ClassVar[bool] = True
     image_tensors: ClassVar[tuple[str, ...]] = ("pixel_values",)
     start_temperature: ClassVar[float] = 0.05
+    keeps_states_of: ClassVar[Tower | None] = None
 
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__()
@@ -56,8 +52,7 @@ class BaseEmbeddingModel(nn.Module):
         self.has_own_scale = False
         self.train_batch_norm = False
         self.checkpoints_gradients = False
-        self.frozen: frozenset[Tower] = frozenset()
-        self.bottoms: dict[Tower, Bottom] = {}
+        self.freezing = Freezing()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.start_temperature)]))
         self.logit_bias: nn.Parameter | None = None
         self.fusion: Fusion | None = None
@@ -90,14 +85,6 @@ class BaseEmbeddingModel(nn.Module):
         """The tensors of images, `pixel_values` [images, 3, height, width] among them -> [images, dim]."""
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
 
-    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
-        """What the text tower gives for [texts, tokens], before heads of the model's own: [texts, width]."""
-        return self.embed_text(input_ids, attention_mask, *pooled_tokens)
-
-    def tower_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """What the vision tower gives, before heads of the model's own: [images, width]."""
-        return self.embed_images(images)
-
     def head(self, tower: Tower, features: Tensor) -> Tensor:
         """What the model makes of a tower's features, [items, width] -> [items, dim]; as they are without heads."""
         return features
@@ -108,37 +95,14 @@ class BaseEmbeddingModel(nn.Module):
         None where a family has a forward of its own.
         """
         takes_features = self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
-        return tuple(tower for tower in self.spec.towers if tower in self.frozen and takes_features)
+        return tuple(tower for tower in self.spec.towers if tower in self.freezing.towers and takes_features)
 
-    @property
-    def keeps_states(self) -> bool:
-        """Whether `with_fixed_features` gives a vector per token, which is large, and kept up to a limit."""
-        return False
+    def with_fixed_states(self, inputs: Inputs) -> Inputs:
+        """Finished inputs with a vector per token in the place of what the tower `keeps_states_of` reads; no graph.
 
-    def slice_features(self, inputs: Inputs) -> Embeddings:
-        """What one tower gives for inputs that it alone reads, before heads: [slices, width]."""
-        made = [features for tower in FEATURES if (features := self._features(tower, inputs)) is not None]
-        assert len(made) == 1, "the inputs hold texts or images"
-        return Embeddings(made[0].values)
-
-    def fixed_state(self, tower: Tower) -> dict[str, Tensor]:
-        """The parameters and buffers of a fixed tower, by name."""
-        return {name: tensor for name, tensor in self.state_dict().items() if self._part(name) == tower}
-
-    def with_fixed_features(self, inputs: Inputs) -> Inputs:
-        """Finished inputs with the features of each fixed tower in the place of what it reads; no graph.
-
-        `forward` gives the same for both inputs, and runs no fixed tower for the second.
+        Asked only if that tower is frozen. `forward` gives the same for both inputs.
         """
-        tensors = dict(inputs.tensors)
-        for tower in self.fixed_towers():
-            with torch.no_grad():
-                features = self._features(tower, inputs)
-            if features is not None:
-                for name in self._tensors_read(tower):
-                    tensors.pop(name, None)
-                tensors[FEATURES[tower]] = features
-        return replace(inputs, tensors=tensors)
+        raise ModelError(f"{type(self).__name__} does not say what it keeps of its {self.keeps_states_of} tower")
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, dim] of finished inputs, in row order.
@@ -147,11 +111,16 @@ class BaseEmbeddingModel(nn.Module):
         the images, then over text and image, unless the model has a fusion for that). A model that does not normalise
         gives the mean of the images' vectors as they are.
         """
-        return self._assemble(inputs, self.head, self.fusion)
+        slices = []
+        for tower, features in features_by_tower(self, inputs):
+            vectors = self.head(tower, features.values)  # [slices, width] -> [slices, dim]
+            slices.append(Ragged(widened(vectors), features.counts))
+        return _rows(self, slices, self.fusion)  # [rows, dim]
 
     def tower_features(self, inputs: Inputs) -> Embeddings:
         """As forward, but without projection heads and fusion that were added to pretrained towers."""
-        return self._assemble(inputs, lambda _, features: features)
+        slices = [Ragged(widened(given.values), given.counts) for _, given in features_by_tower(self, inputs)]
+        return _rows(self, slices)  # [rows, width]
 
     def fuse(self, name: str, seed: int) -> None:
         """Join text and images of a row by the fusion of this name, new and drawn from `seed`; a sum has no weights."""
@@ -193,69 +162,40 @@ class BaseEmbeddingModel(nn.Module):
 
     def freeze(self, towers: Collection[Tower]) -> None:
         """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""
-        absent = [tower for tower in towers if tower not in self.spec.towers]
-        if absent:
-            raise ModelError(
-                f"freeze: a {self.spec.family} model has no {absent[0]} tower; it reads {self.spec.reads()}"
-            )
-        has_heads = any(info.part == "heads" for info in self.parameter_infos())
-        if set(towers) == set(self.spec.towers) and not has_heads:
-            raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")
-        self._refuse_freezing_twice(set(towers) & set(self.bottoms))
-        self.frozen = self.frozen | frozenset(towers)
-        for info in self.parameter_infos():
-            if info.part in self.frozen:
-                info.parameter.requires_grad_(False)
-        self.train(self.training)
+        self.freezing.freeze(self, towers)
 
     def freeze_layers(self, num_layers: Mapping[Tower, int]) -> None:
-        """Stop so many first layers of these towers, and their embeddings, from learning; they run in eval mode, too.
-
-        Raises ModelError for towers without so many layers below one that learns, or with adapters on them.
-        """
-        self._refuse_freezing_twice(set(num_layers) & self.frozen)
-        for tower, number in num_layers.items():
-            bottom = Bottom(tower, self.towers()[tower], number)
-            bottom.stop_learning()
-            self.bottoms[tower] = bottom
-        self.train(self.training)
+        """Stop so many first layers of these towers, with their embeddings, from learning; they run in eval mode."""
+        self.freezing.freeze_layers(self, num_layers)
 
     def parameter_infos(self) -> list[ParameterInfo]:
         """Every parameter once, in order of definition."""
         parameters = dict(self.named_parameters())
         layers: dict[str, tuple[int, int]] = {}
         for tower in self.spec.towers:
-            names = [name for name in parameters if self._part(name) == tower and not is_adapter(name)]
+            names = [name for name in parameters if self.part_of(name) == tower and not is_adapter(name)]
             numbers, num_layers = layer_numbers(names)
             layers |= {name: (number, num_layers) for name, number in zip(names, numbers, strict=True)}
         return [
-            ParameterInfo(name, parameter, self._part(name), self._is_pretrained(name), *layers.get(name, (None, None)))
+            ParameterInfo(
+                name, parameter, self.part_of(name), self._is_pretrained(name), *layers.get(name, (None, None))
+            )
             for name, parameter in parameters.items()
         ]
 
     def train(self, mode: bool = True) -> "BaseEmbeddingModel":
         """As nn.Module, but frozen towers stay in eval mode, and batch norms too unless train_batch_norm."""
         super().train(mode)
-        for tower, module in self.towers().items():
-            if tower in self.frozen:
-                module.eval()
-        for bottom in self.bottoms.values():
-            bottom.eval()
+        self.freezing.keep_eval(self.towers())
         if not self.train_batch_norm:
-            self.set_batch_norm_eval()
+            keep_batch_norms_eval(self)
         return self
-
-    def set_batch_norm_eval(self) -> None:
-        """Make batch norms use their running statistics: an embedding must not depend on the rest of its chunk."""
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations of the towers that learn during the backward pass."""
         self.checkpoints_gradients = True
         for tower, module in self.towers().items():
-            if tower not in self.frozen:
+            if tower not in self.freezing.towers:
                 enable_checkpointing(module, tower)
 
     def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
@@ -278,7 +218,7 @@ class BaseEmbeddingModel(nn.Module):
 
     def heads_state(self) -> dict[str, Tensor]:
         """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
-        names = [name for name, _ in self.named_parameters() if self._part(name) in ("heads", "scale")]
+        names = [name for name, _ in self.named_parameters() if self.part_of(name) in ("heads", "scale")]
         state = self.state_dict()
         return {name: state[name].detach().cpu().clone().contiguous() for name in names}
 
@@ -295,7 +235,8 @@ class BaseEmbeddingModel(nn.Module):
         self.has_new_heads = False
         self.has_new_fusion = False
 
-    def _part(self, name: str) -> Part:
+    def part_of(self, name: str) -> Part:
+        """The part that a parameter belongs to, by `parts`."""
         if name in ("logit_scale", "logit_bias"):
             return "scale"
         if name.startswith(FUSION_PREFIX):
@@ -303,46 +244,19 @@ class BaseEmbeddingModel(nn.Module):
         return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
 
     def _is_pretrained(self, name: str) -> bool:
-        part = self._part(name)
+        part = self.part_of(name)
         if part == "scale":
             return self.has_own_scale
         if name.startswith(FUSION_PREFIX):
             return not self.has_new_fusion
         return not self.has_new_heads if part == "heads" else not is_adapter(name)
 
-    def _assemble(self, inputs: Inputs, head: Head, fusion: Fusion | None = None) -> Embeddings:
-        encoded = []
-        for tower in FEATURES:
-            features = self._features(tower, inputs)
-            if features is not None:
-                encoded.append(Ragged(widened(head(tower, features.values)), features.counts))
-        if not encoded:
-            assert inputs.num_rows == 0
-            return Embeddings(self.logit_scale.new_zeros(0, self.dim))
-        return Embeddings(one_vector_per_row(encoded, self.spec.normalize, fusion))
 
-    def _features(self, tower: Tower, inputs: Inputs) -> Ragged | None:
-        """A tower's features [slices, width], made now or given; None where no row has what the tower reads."""
-        given, made = inputs.tensors.get(FEATURES[tower]), self._run(tower, inputs)
-        return made if given is None or not len(given.values) else given if made is None else merged(given, made)
-
-    def _run(self, tower: Tower, inputs: Inputs) -> Ragged | None:
-        read = {name: inputs.tensors[name] for name in self._tensors_read(tower) if name in inputs.tensors}
-        if not any(len(ragged.values) for ragged in read.values()):
-            return None
-        values = {name: ragged.values for name, ragged in read.items()}
-        features = self.tower_images(values) if tower == "vision" else self.tower_text(*values.values())
-        return Ragged(features, next(iter(read.values())).counts)
-
-    def _refuse_freezing_twice(self, towers: Collection[Tower]) -> None:
-        if towers:
-            raise ModelError(
-                f"freeze_layers: the whole {' and '.join(sorted(towers))} tower is frozen (by freeze, or a rate of 0);"
-                " keep the one or the other"
-            )
-
-    def _tensors_read(self, tower: Tower) -> tuple[str, ...]:
-        return self.image_tensors if tower == "vision" else _TEXT_TENSORS
+def _rows(model: BaseEmbeddingModel, slices: list[Ragged], fusion: Fusion | None = None) -> Embeddings:
+    """The slices of each tower [slices, dim] -> one vector per row [rows, dim]."""
+    if not slices:
+        return Embeddings(model.logit_scale.new_zeros(0, model.dim))
+    return Embeddings(one_vector_per_row(slices, model.spec.normalize, fusion))
 
 
 def disable_kv_cache(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,7 @@ from vembed.errors import ModelError, UsageError
 from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel, unit_vectors
+from vembed.model.network.features import slice_features
 from vembed.model.processors.base import MAX_THREADS, ItemProcessor
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
@@ -78,7 +80,7 @@ def _encode(
     forwards: dict[Features, Callable[[Inputs], Embeddings]] = {
         "model": model,
         "tower": model.tower_features,
-        "slice": model.slice_features,
+        "slice": partial(slice_features, model),
     }
     forward = forwards[options.features]
     parts: list[_Part] = []

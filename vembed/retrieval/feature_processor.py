@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vembed.data.hashing import content_hash, image_hash, mixed_hash
 from vembed.errors import ModelError
-from vembed.model.base import FEATURES
 from vembed.model.folder.find import ModelFolders
+from vembed.model.network.features import FEATURES
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec

@@ -22,6 +22,7 @@ from vembed.data.hashing import image_hash
 from vembed.errors import DataError, ModelError
 from vembed.model.encoding import EncodeOptions, encode_items
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.freezing import fixed_state
 from vembed.model.settings import Tower
 from vembed.retrieval.feature_processor import FeatureProcessor, text_key
 from vembed.retrieval.vector_store import VectorStore
@@ -122,7 +123,7 @@ def check_family(model: VisualRetrievalModel) -> None:
 def _name(model: VisualRetrievalModel, tower: Tower) -> str:
     """The folder of a tower's features: by its weights, and by all that says how it reads."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.model.fixed_state(tower).items()):
+    for name, tensor in sorted(fixed_state(model.model, tower).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     spec = model.spec.model_dump(mode="json", exclude=_BESIDE)

@@ -36,7 +36,7 @@ class FrozenFeatures:
 
     def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
         """The model, reading features instead of these items. Raises ConfigError for one that takes none."""
-        model.model.freeze([tower for tower in self.towers if tower not in model.model.frozen])
+        model.model.freeze([tower for tower in self.towers if tower not in model.model.freezing.towers])
         try:
             cache = FeatureCache(model, self.folder)
         except ModelError as error:

@@ -17,6 +17,7 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
 from vembed.training.step.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
 from vembed.training.step.ranks import JoinedBatch, join_ranks
@@ -217,8 +218,8 @@ class GradientCacheTrainer:
         inputs = self._processor.finish(move(reader(chunk), self._device))
         comes_again = not torch.is_grad_enabled()  # a chunk that keeps its graph does not
         with self._autocast():
-            has_room = not model.keeps_states or (comes_again and reader.has_room)
-            fixed = model.with_fixed_features(inputs) if has_room else inputs
+            has_room = not keeps_states(model) or (comes_again and reader.has_room)
+            fixed = with_fixed_features(model, inputs) if has_room else inputs
             if comes_again:
                 reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)

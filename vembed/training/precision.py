@@ -44,7 +44,7 @@ def settle_dtypes(model: BaseEmbeddingModel, settings: ModelSettings, precision:
 
     Raises ConfigError when `torch_dtype` or `quantization` asks for what cannot learn.
     """
-    trained = [name for name in model.spec.towers if name not in model.frozen]
+    trained = [name for name in model.spec.towers if name not in model.freezing.towers]
     quantized = any(not p.is_floating_point() for name in trained for p in model.towers()[name].parameters())
     if quantized and not has_adapters(model):
         raise ConfigError("quantization: weights of 4 bits cannot learn; set use_lora: true, or freeze the towers")

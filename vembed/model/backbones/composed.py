@@ -119,12 +119,12 @@ class ComposedModel(BaseEmbeddingModel):
         """The towers, in a folder each."""
         return {"text": self.text_tower.model, "image": self.vision_tower.model}
 
-    def tower_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
+    def embed_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
         """[texts, tokens] each -> [texts, width]."""
         features: Tensor = self.text_tower(input_ids, attention_mask, *pooled_tokens)
         return features
 
-    def tower_images(self, images: Mapping[str, Tensor]) -> Tensor:
+    def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
         """`pixel_values` [images, 3, height, width] -> [images, width]."""
         features: Tensor = self.vision_tower(images)
         return features

@@ -84,7 +84,7 @@ class VlmModel(PictureKeepingModel):
     def towers(self) -> dict[Tower, nn.Module]:
         """The language model, and the largest network beside it."""
         others = [
-            child for name, child in self.backbone.named_children() if self._part(f"backbone.{name}.") == "vision"
+            child for name, child in self.backbone.named_children() if self.part_of(f"backbone.{name}.") == "vision"
         ]
         vision = max(others, key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
         return {"text": self.backbone.get_submodule(self._language), "vision": vision}
@@ -128,9 +128,10 @@ class VlmModel(PictureKeepingModel):
             vectors = vectors.float()
         return Embeddings(unit_vectors(vectors) if self.spec.normalize else vectors)
 
-    def _part(self, name: str) -> Part:
+    def part_of(self, name: str) -> Part:
+        """The language model and its head are text; all else that the checkpoint holds is vision."""
         if not name.startswith("backbone."):
-            return super()._part(name)
+            return super().part_of(name)
         return "text" if name.startswith((f"backbone.{self._language}.", "backbone.lm_head.")) else "vision"
 
     def save_backbone(self, subfolder: str, folder: Path) -> None:

@@ -66,7 +66,7 @@ class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
 
     def takes_adapter(self, name: str) -> bool:
         """Whether a layer gets an adapter by default: the language model's do, as these models were trained."""
-        return name.startswith("backbone.vlm.") and self._part(name) == "text"
+        return name.startswith("backbone.vlm.") and self.part_of(name) == "text"
 
     def learns_whole(self, name: str) -> bool:
         """The projection to token vectors does, beside adapters."""

@@ -13,12 +13,13 @@ from vembed.model.backbones.auto import encoder_loader
 from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vlm_generic import VlmModel
-from vembed.model.base import FEATURES, disable_kv_cache
+from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.folder.multi_vector import projection_files
 from vembed.model.folder.sentence_layers import width_after
 from vembed.model.late_interaction.projection import projection, token_vectors
 from vembed.model.late_interaction.tokens import START_TEMPERATURE, TokenRows, TokenVectorModel, TokenVectors
+from vembed.model.network.features import FEATURES
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
@@ -29,6 +30,7 @@ class LateTextModel(TokenVectorModel):
     """BERT, ModernBERT or another text encoder, with the projection of its checkpoint or a new one."""
 
     parts: ClassVar[Mapping[str, Part]] = {"backbone.": "text", "heads.": "heads"}
+    keeps_states_of: ClassVar[Tower | None] = "text"
 
     def __init__(self, spec: ModelSpec, backbone: Backbone, heads: VectorLayers, *, has_new_heads: bool) -> None:
         super().__init__(spec, has_new_heads=has_new_heads)
@@ -63,18 +65,8 @@ class LateTextModel(TokenVectorModel):
         """Every token's vector, projected."""
         return self._encode(inputs, self.heads)
 
-    @property
-    def keeps_states(self) -> bool:
-        """Whether there is something to keep: of each token, by a frozen encoder."""
-        return "text" in self.frozen
-
-    def with_fixed_features(self, inputs: Inputs) -> Inputs:
-        """Finished inputs with what a frozen encoder gives for each token in the place of the tokens; no graph.
-
-        `forward` gives the same for both inputs.
-        """
-        if not self.keeps_states or inputs.num_rows == 0:
-            return inputs
+    def with_fixed_states(self, inputs: Inputs) -> Inputs:
+        """Finished inputs with what the encoder gives for each token in the place of the tokens; no graph."""
         with torch.no_grad():
             features = Ragged(self._hidden(inputs), inputs.tensors["attention_mask"].counts)
         masks = {name: ragged for name, ragged in inputs.tensors.items() if name != "input_ids"}

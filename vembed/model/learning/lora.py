@@ -59,7 +59,7 @@ def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> Non
 def freeze_what_is_idle(model: BaseEmbeddingModel) -> None:
     """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
     learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
-    done = learning | model.frozen | model.bottoms.keys()
+    done = learning | model.freezing.towers | model.freezing.layers.keys()
     model.freeze([tower for tower in model.towers() if tower not in done])
 
 
@@ -110,10 +110,10 @@ def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module
 def _frozen_names(model: BaseEmbeddingModel) -> tuple[str, ...]:
     """How the names of what is frozen begin: of whole towers, and of parameters below the layers that learn."""
     prefixes = _tower_prefixes(model)
-    towers = [prefix for tower, prefix in prefixes.items() if tower in model.frozen]
+    towers = [prefix for tower, prefix in prefixes.items() if tower in model.freezing.towers]
     return (
         *towers,
-        *(prefixes[tower] + name for tower, bottom in model.bottoms.items() for name, _ in bottom.parameters()),
+        *(prefixes[tower] + name for tower, layers in model.freezing.layers.items() for name, _ in layers.parameters()),
     )
 
 
@@ -123,7 +123,7 @@ def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Se
     inside = tuple(_tower_prefixes(model).values())
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name.startswith(inside)]
     for tower, prefix in _tower_prefixes(model).items():
-        if tower not in model.frozen and not any(name.startswith(prefix) for name in linear):
+        if tower not in model.freezing.towers and not any(name.startswith(prefix) for name in linear):
             raise ModelError(
                 f"use_lora: the {tower} tower ({type(model.towers()[tower]).__name__}) has no linear layers to put"
                 f" adapters on; name others with lora_target_modules, freeze: [{tower}], or tune without adapters"

@@ -1,4 +1,4 @@
-"""A frozen bottom: the first layers of a tower, embeddings included, which do not learn and run without dropout."""
+"""Frozen layers: the first of a tower, embeddings included, which do not learn and run without dropout."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from vembed.model.network.parameters import block_paths, layer_numbers
 from vembed.model.settings import Tower
 
 
-class Bottom:
+class FrozenLayers:
     """The first `num_layers` layers of one tower, and its embeddings.
 
     Raises ModelError when the network has no layers that its parameters' names tell, or no more than these.
@@ -68,7 +68,7 @@ class Bottom:
         """What is frozen, for people.
 
         >>> network = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})
-        >>> Bottom("text", network, 1).words()
+        >>> FrozenLayers("text", network, 1).words()
         'text: embeddings and 1 of 3 layers'
         """
         return f"{self.tower}: embeddings and {self.num_layers} of {len(self._paths)} layers"

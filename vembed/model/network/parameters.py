@@ -49,7 +49,7 @@ def layer_numbers(names: Sequence[str]) -> tuple[list[int], int]:
 
 
 def block_paths(names: Sequence[str]) -> list[str]:
-    """The blocks that hold a network's parameters, by their paths within it, from the bottom up.
+    """The blocks that hold a network's parameters, by their paths within it, first to last.
 
     >>> block_paths(["embed.weight", "encoder.layer.0.q.weight", "encoder.layer.1.q.weight", "norm.weight"])
     ['encoder.layer.0', 'encoder.layer.1']

@@ -19,7 +19,7 @@ from vembed.grad_cache.cachex.functional import ChunkedSide, num_retained
 from vembed.grad_cache.cachex.tree_utils import select_rows, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.backbones.kept_pictures import PICTURE_STATES
-from vembed.model.base import FEATURES
+from vembed.model.network.features import FEATURES
 from vembed.types import Embeddings, HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
 Side = Inputs | ItemRows
@@ -150,7 +150,7 @@ class ChunkReader:
     def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:
         """Give the features in `fixed` from now on, and prepare no more what they stand for.
 
-        read: the chunk's finished inputs. fixed: the same with features (BaseEmbeddingModel.with_fixed_features).
+        read: the chunk's finished inputs. fixed: the same with features (vembed.model.network.freezing).
         """
         gone = read.tensors.keys() - fixed.tensors.keys()
         if not gone:

@@ -21,6 +21,7 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.class_weights import ClassWeights
 from vembed.losses.strips import MOST_SCORES
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
@@ -110,13 +111,13 @@ def _state_bytes(
     Of chunks that keep their graphs nothing is, unless a reference encodes them first.
     """
     num_chunks = sum(len(cut.rows) for cut in cuts)
-    if not model.keeps_states or num_chunks == len(cuts):
+    if not keeps_states(model) or num_chunks == len(cuts):
         return 0
     kept = num_retained(num_chunks, retain_of(settings)) if reference is None else 0
     total = 0
     for cut in cuts:
         row = take_rows(largest_first(cut.side, processor), 0, 1)
-        tensors = model.with_fixed_features(finished(row)).tensors
+        tensors = with_fixed_features(model, finished(row)).tensors
         total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
     return min(total * (num_chunks - kept) // num_chunks, round(settings.gradient_cache_states_gib * GIB))
 

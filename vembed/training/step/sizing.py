@@ -17,6 +17,7 @@ from vembed.grad_cache.cachex.tree_utils import list_tensors, take_rows
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.class_weights import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.freezing import keeps_states
 from vembed.training.rng import rng_unmoved
 from vembed.training.step.chunks import Cut, Side, cut_side
 from vembed.training.step.memory import (
@@ -87,7 +88,7 @@ def settle(settings: GradCacheSettings, batches: Sequence[StepParts]) -> GradCac
 def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
     """Raise ConfigError for a limit of what frozen towers give for every token, where a model has nothing like that."""
     limit = settings.gradient_cache_states_gib
-    if not model.keeps_states and limit != GradCacheSettings.model_fields["gradient_cache_states_gib"].default:
+    if not keeps_states(model) and limit != GradCacheSettings.model_fields["gradient_cache_states_gib"].default:
         raise ConfigError(
             f"gradient_cache_states_gib: {limit} has no effect: in this {model.spec.family} model no frozen tower gives"
             " a vector per token, as a vision-language model's vision tower or a ColBERT's encoder does; take it out"
@@ -258,5 +259,5 @@ def _room_bytes(settings: GradCacheSettings, parts: StepParts) -> int:
     else:
         share = _CPU_SHARE if parts.device.type == "cpu" else _ACCELERATOR_SHARE
         room = round(share * free_memory_bytes(parts.device))
-    kept = min(round(settings.gradient_cache_states_gib * GIB), room // 2) if parts.model.keeps_states else 0
+    kept = min(round(settings.gradient_cache_states_gib * GIB), room // 2) if keeps_states(parts.model) else 0
     return room - kept

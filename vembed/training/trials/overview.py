@@ -108,8 +108,8 @@ def summarize_model(model: BaseEmbeddingModel, reason: str, frozen: Sequence[Par
         reason=reason,
         num_parameters=sum(info.parameter.numel() for info in infos),
         num_trainable=sum(info.parameter.numel() for info in infos if info.parameter.requires_grad),
-        frozen=sorted({*frozen, *model.frozen}),
-        frozen_layers=tuple(bottom.words() for bottom in model.bottoms.values()),
+        frozen=sorted({*frozen, *model.freezing.towers}),
+        frozen_layers=tuple(layers.words() for layers in model.freezing.layers.values()),
     )
 
 

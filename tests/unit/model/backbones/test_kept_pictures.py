@@ -13,6 +13,7 @@ from tests.unit.model.embedding import embed, finished
 from vembed.errors import ModelError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, num_rows, select_rows, take_rows
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.freezing import with_fixed_features
 from vembed.model.settings import ModelSettings
 from vembed.training.dpo import frozen_copy
 from vembed.types import ImageSource, Item, Ragged
@@ -43,7 +44,7 @@ def rows_of(texts, pictures):
 def assert_states_change_nothing(model, items):
     model.model.train()
     inputs = finished(model, items)
-    cut = model.model.with_fixed_features(inputs)
+    cut = with_fixed_features(model.model, inputs)
     assert "picture_states" in cut.tensors
     assert not any(ragged.values.requires_grad for ragged in cut.tensors.values())
     (vectors, gradients), (expected, expected_gradients) = embed(model, cut), embed(model, inputs)
@@ -68,7 +69,7 @@ def test_they_are_for_their_kin(make, texts, pictures, tmp_path):
 @pytest.mark.parametrize("name", ["qwen3_vl_embedding", "colqwen2"])
 def test_adapters_on_the_language_model_freeze_the_vision_tower(name, checkpointing, fresh, texts, pictures):
     model = fresh(name, use_lora=True, lora_dropout=0.3, gradient_checkpointing=checkpointing)
-    assert model.model.frozen == {"vision"}
+    assert model.model.freezing.towers == {"vision"}
     with torch.no_grad():
         for key, parameter in model.model.named_parameters():
             if "lora_B" in key:
@@ -77,8 +78,8 @@ def test_adapters_on_the_language_model_freeze_the_vision_tower(name, checkpoint
 
 
 def test_adapters_on_both_towers_freeze_neither(fresh):
-    assert fresh("qwen2_vl", use_lora=True, lora_target_modules=("q_proj", "attn.qkv")).model.frozen == set()
-    assert fresh("clip", use_lora=True).model.frozen == set()
+    assert fresh("qwen2_vl", use_lora=True, lora_target_modules=("q_proj", "attn.qkv")).model.freezing.towers == set()
+    assert fresh("clip", use_lora=True).model.freezing.towers == set()
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "smolvlm", *NATIVE])
@@ -86,7 +87,7 @@ def test_nothing_that_reads_pictures_runs(name, fresh, texts, pictures):
     model = fresh(name, **FROZEN)
     items = rows_of(texts, pictures)
     inputs = finished(model, items)
-    cut = model.model.with_fixed_features(inputs)
+    cut = with_fixed_features(model.model, inputs)
 
     def ran(one):
         seen = set()
@@ -107,7 +108,7 @@ def test_nothing_that_reads_pictures_runs(name, fresh, texts, pictures):
 def test_pixels_are_not_kept_and_rows_own_the_tokens_of_their_pictures(fresh, texts, pictures):
     model = fresh("smolvlm", **FROZEN)
     inputs = finished(model, rows_of(texts, pictures))
-    cut = model.model.with_fixed_features(inputs)
+    cut = with_fixed_features(model.model, inputs)
     assert {"pixel_values", "pixel_attention_mask"} <= inputs.tensors.keys() - cut.tensors.keys()
     assert all(ragged.values.numel() == 0 for name, ragged in cut.tensors.items() if ".pixel_" in name)
     counts = inputs.tensors["image_tokens"].values.sum(dim=1)
@@ -119,9 +120,9 @@ def test_pixels_are_not_kept_and_rows_own_the_tokens_of_their_pictures(fresh, te
 def test_rows_are_cut_chosen_and_joined(name, fresh, texts, pictures):
     model = fresh(name, **FROZEN)
     inputs = finished(model, rows_of(texts, pictures))
-    cut = model.model.with_fixed_features(inputs)
+    cut = with_fixed_features(model.model, inputs)
     assert num_rows(cut) == 5
-    assert model.model.with_fixed_features(cut).tensors == cut.tensors
+    assert with_fixed_features(model.model, cut).tensors == cut.tensors
     for order in ([3, 0, 2], [4, 0], [1]):
         chosen = (select_rows(one, torch.tensor(order)) for one in (cut, inputs))
         vectors, expected = (model.model(one).vectors for one in chosen)
@@ -133,7 +134,7 @@ def test_rows_are_cut_chosen_and_joined(name, fresh, texts, pictures):
 def test_other_states_give_other_embeddings(fresh, texts, pictures):
     for name, parts in (("qwen2_vl", 1), ("colqwen3", 3)):
         model = fresh(name, **FROZEN)
-        cut = model.model.with_fixed_features(finished(model, rows_of(texts, pictures)))
+        cut = with_fixed_features(model.model, finished(model, rows_of(texts, pictures)))
         states = cut.tensors["picture_states"]
         assert states.values.shape[1] == parts * 24
         for part in range(parts):
@@ -150,12 +151,12 @@ def test_a_tower_that_learns_and_inputs_without_pictures_are_left_alone(fresh, t
         for settings in ({}, {"freeze": ("text",)}, {"freeze_layers": {"vision": 1, "text": 1}}):
             model = fresh(name, **settings)
             inputs = finished(model, rows_of(texts, pictures))
-            assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
+            assert with_fixed_features(model.model, inputs).tensors == inputs.tensors
         frozen = fresh(name, **FROZEN)
         inputs = finished(frozen, rows_of(texts, pictures))
         for items in ([], [Item(text=texts[0])]):
             inputs = finished(frozen, items)
-            assert frozen.model.with_fixed_features(inputs).tensors == inputs.tensors
+            assert with_fixed_features(frozen.model, inputs).tensors == inputs.tensors
 
 
 def test_a_model_that_cannot_be_cut_runs_its_vision_tower_and_says_so_once(fresh, texts, pictures, caplog):
@@ -164,7 +165,7 @@ def test_a_model_that_cannot_be_cut_runs_its_vision_tower_and_says_so_once(fresh
     inputs = finished(model, rows_of(texts, pictures))
     with caplog.at_level(logging.INFO, "vembed.model.backbones.kept_pictures"):
         for _ in range(2):
-            assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
+            assert with_fixed_features(model.model, inputs).tensors == inputs.tensors
     assert len([line for line in caplog.messages if "cannot be cut above its frozen vision tower" in line]) == 1
     assert embed(model, inputs)[1]
 
@@ -174,14 +175,14 @@ def test_a_vision_tower_that_draws_random_numbers_is_not_cut(fresh, texts, pictu
     inputs = finished(model, rows_of(texts, pictures))
     model.model.train()
     model.model.backbone.connector.register_forward_hook(lambda _module, _inputs, output: output * torch.rand(1))
-    assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
+    assert with_fixed_features(model.model, inputs).tensors == inputs.tensors
 
 
 def test_nothing_is_left_behind_after_an_error(fresh, texts, pictures):
     model = fresh("qwen2_vl", **FROZEN)
     inputs = finished(model, rows_of(texts, pictures))
     whole = model.model(inputs).vectors
-    cut = model.model.with_fixed_features(inputs)
+    cut = with_fixed_features(model.model, inputs)
 
     def fail(*_):
         raise RuntimeError("in the midst of a run")
@@ -201,13 +202,13 @@ def test_trying_moves_no_random_state(fresh, texts, pictures):
     inputs = finished(model, rows_of(texts, pictures))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    assert "picture_states" in model.model.with_fixed_features(inputs).tensors
+    assert "picture_states" in with_fixed_features(model.model, inputs).tensors
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_model_that_asks_for_pictures_twice_is_told_of(fresh, texts, pictures):
     model = fresh("qwen2_vl", **FROZEN)
-    cut = model.model.with_fixed_features(finished(model, rows_of(texts, pictures)))
+    cut = with_fixed_features(model.model, finished(model, rows_of(texts, pictures)))
     backbone = model.model.backbone
 
     def ask_again(*_):
@@ -224,8 +225,8 @@ def test_a_copy_goes_on_from_the_states_of_the_model_and_the_model_from_those_of
     inputs = finished(model, rows_of(texts, pictures))
     whole = model.model(inputs).vectors
     copied = frozen_copy(model.model)
-    states = copied.with_fixed_features(inputs)
+    states = with_fixed_features(copied, inputs)
     assert "picture_states" in states.tensors
     assert torch.allclose(model.model(states).vectors, whole, atol=1e-6)
-    assert torch.allclose(copied(model.model.with_fixed_features(inputs)).vectors, whole, atol=1e-6)
+    assert torch.allclose(copied(with_fixed_features(model.model, inputs)).vectors, whole, atol=1e-6)
     assert not {id(module) for module in copied.modules()} & {id(module) for module in model.model.modules()}

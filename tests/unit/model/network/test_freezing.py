@@ -6,6 +6,7 @@ import torch
 from tests.gradients import assert_gradients_equal
 from tests.unit.model.embedding import embed
 from vembed.grad_cache.cachex.tree_utils import num_rows, select_rows, take_rows
+from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.types import ImageSource, Item
 
 
@@ -42,7 +43,7 @@ def test_features_of_frozen_towers_give_the_same_embeddings_and_gradients(
     model = fresh(name, freeze=frozen)
     model.model.train()
     inputs = finished(model, rows_of(texts, pictures))
-    shortened = model.model.with_fixed_features(inputs)
+    shortened = with_fixed_features(model.model, inputs)
     assert given in shortened.tensors
     assert not shortened.tensors[given].values.requires_grad
     assert {"input_ids", "attention_mask", "pixel_values"} & set(shortened.tensors) <= {read, "attention_mask"} - {None}
@@ -63,13 +64,13 @@ def test_rows_with_features_and_rows_without_stand_in_one_batch(fresh, texts, pi
     items = rows_of(texts, pictures)
     inputs = finished(model, items)
     whole = model.model(inputs).vectors
-    known = model.model.with_fixed_features(inputs)
+    known = with_fixed_features(model.model, inputs)
     other = finished(model, items[3:])
     tensors = {name: torch_cat(take_rows(known, 0, 3).tensors[name], 3, after=True) for name in known.tensors}
     tensors |= {name: torch_cat(ragged, 3, after=False) for name, ragged in other.tensors.items()}
     mixed = type(inputs)(6, tensors)
     assert torch.allclose(model.model(mixed).vectors, whole, atol=1e-6)
-    again = model.model.with_fixed_features(mixed)
+    again = with_fixed_features(model.model, mixed)
     assert set(again.tensors) == {"text_features", "image_features"}
     assert torch.allclose(model.model(again).vectors, whole, atol=1e-6)
 
@@ -83,7 +84,7 @@ def torch_cat(ragged, rows, *, after):
 
 def test_features_are_cut_and_chosen_as_rows(fresh, texts, pictures):
     model = fresh("composed", freeze=("vision",))
-    inputs = model.model.with_fixed_features(finished(model, rows_of(texts, pictures)))
+    inputs = with_fixed_features(model.model, finished(model, rows_of(texts, pictures)))
     assert num_rows(inputs) == 6
     whole = model.model(inputs).vectors
     order = torch.tensor([5, 3, 0])
@@ -93,7 +94,7 @@ def test_features_are_cut_and_chosen_as_rows(fresh, texts, pictures):
 def test_a_tower_that_learns_and_one_with_a_learned_exponent_are_not_fixed(fresh, texts, pictures):
     learning = fresh("composed")
     inputs = finished(learning, rows_of(texts, pictures))
-    assert learning.model.with_fixed_features(inputs).tensors == inputs.tensors
+    assert with_fixed_features(learning.model, inputs).tensors == inputs.tensors
     assert fresh("clip", freeze=("text",)).model.fixed_towers() == ("text",)
     assert fresh("composed", freeze=("text", "vision")).model.fixed_towers() == ("text", "vision")
     composed = fresh("composed", freeze=("vision",)).model
@@ -105,13 +106,13 @@ def test_a_tower_that_learns_and_one_with_a_learned_exponent_are_not_fixed(fresh
 def test_a_frozen_encoder_of_token_vectors_gives_them_for_the_tokens_that_fill_queries_up_too(fresh, texts, name):
     model = fresh(name, freeze=("text",), num_query_tokens=14)
     model.model.train()
-    assert model.model.keeps_states
+    assert keeps_states(model.model)
     inputs = model.processor.prepare([Item(text=text) for text in (texts[0], texts[4], texts[1])], "query")
     filled = inputs.tensors["scored"].values & ~inputs.tensors["attention_mask"].values.bool()
     assert filled.any()  # no other token reads them
-    shortened = model.model.with_fixed_features(inputs)
+    shortened = with_fixed_features(model.model, inputs)
     assert inputs.tensors.keys() - shortened.tensors.keys() == {"input_ids"}
-    assert model.model.with_fixed_features(shortened).tensors == shortened.tensors
+    assert with_fixed_features(model.model, shortened).tensors == shortened.tensors
     (vectors, gradients), (expected, expected_gradients) = embed(model, shortened), embed(model, inputs)
     assert torch.allclose(vectors, expected, atol=1e-6)
     assert_gradients_equal(gradients, expected_gradients)
@@ -122,7 +123,7 @@ def test_a_frozen_encoder_of_token_vectors_gives_them_for_the_tokens_that_fill_q
 def test_first_layers_that_are_frozen_leave_the_inputs_as_they_are(fresh, texts, pictures):
     for name in ("clip", "composed", "colbert", "qwen2_vl"):
         model = fresh(name, freeze_layers={"text": 1})
-        assert not model.model.keeps_states
+        assert not keeps_states(model.model)
         items = [item for item in rows_of(texts, pictures) if name != "colbert" or not item.images]
         inputs = finished(model, items)
-        assert model.model.with_fixed_features(inputs).tensors == inputs.tensors
+        assert with_fixed_features(model.model, inputs).tensors == inputs.tensors

@@ -1,4 +1,4 @@
-"""Frozen bottoms: embeddings and first layers of a tower do not learn, have no adapters, and run without dropout."""
+"""Frozen layers: embeddings and first layers of a tower do not learn, have no adapters, and run without dropout."""
 
 import peft
 import pytest
@@ -10,6 +10,7 @@ from tests.gradients import take_gradients
 from vembed.errors import ModelError
 from vembed.model.adapters.files import ADAPTER_CONFIG
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.freezing import Freezing
 from vembed.model.settings import ModelSettings
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.settings import OptimizerSettings
@@ -185,7 +186,7 @@ def fresh_of_linear_layers(model):
             return {"text": nn.Linear(2, 2)}
 
     flat = Flat.__new__(Flat)
-    flat.__dict__.update(model.__dict__, bottoms={})
+    flat.__dict__.update(model.__dict__, freezing=Freezing())
     return flat
 
 
