@@ -14,6 +14,7 @@ from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Teacher
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
+from vembed.model.learning.scale import add_bias
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import dot, get_scorer
@@ -57,7 +58,7 @@ def open_models(bert_folder: str) -> dict[str, VisualRetrievalModel]:
     }
     for pair in pairs.values():
         pair.model.double()
-        pair.model.add_bias(0.1)
+        add_bias(pair.model, 0.1)
     return pairs
 
 

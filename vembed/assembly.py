@@ -15,6 +15,7 @@ from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
 from vembed.losses.teacher_needs import compares_scores, row_needs
+from vembed.model.learning.scale import add_bias
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
 from vembed.training.dpo import Reference
@@ -183,5 +184,5 @@ def _load_model(config: Config) -> VisualRetrievalModel:
     )
     model.model.train_batch_norm = config.training.train_batch_norm
     if loss.learns_bias:
-        model.model.add_bias(config.loss.temperature)
+        add_bias(model.model, config.loss.temperature)
     return model.with_image_limit(config.data.max_image_pixels)

@@ -30,6 +30,7 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.settings import LossSettings
+from vembed.model.learning.scale import set_temperature
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
@@ -533,7 +534,7 @@ def test_float_pixels_exist_for_one_chunk_only(folders):
 
 def test_the_result_tells_loss_counts_and_scale(folders):
     pair = load(folders, "siglip")
-    pair.model.set_temperature(0.04)
+    set_temperature(pair.model, 0.04)
     batch = make_batch(pair)
     result = trainer_of(pair, 3).step(batch)
     assert (result.num_queries, result.num_documents) == (NUM_QUERIES, NUM_DOCUMENTS)

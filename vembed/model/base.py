@@ -1,42 +1,65 @@
 """The one base of all embedding models: named inputs in, one unit vector per row out."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vembed.errors import CheckpointError, ModelError
-from vembed.model.adapters.layers import is_adapter, merged_state
+from vembed.errors import ModelError
+from vembed.model.adapters.layers import merged_state
 from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.folder.sentence_transformers import sentence_files, tower_spec
 from vembed.model.network.features import features_by_tower
 from vembed.model.network.freezing import Freezing, keep_batch_norms_eval
-from vembed.model.network.gradient_checkpointing import enable_checkpointing
-from vembed.model.network.parameters import ParameterInfo, Part, layer_numbers
+from vembed.model.network.parameters import FUSION_PREFIX, Part
 from vembed.model.settings import ModelSettings, Tower
-from vembed.model.spec import Modality, ModelSpec
+from vembed.model.spec import ModelSpec
 from vembed.model.vectors.fusion import Fusion
-from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
 from vembed.model.vectors.pooling import pool
-from vembed.model.vectors.rows import one_vector_per_row, unit_vectors, widened
+from vembed.model.vectors.rows import one_vector_per_row, widened
 from vembed.types import Embeddings, Inputs, Ragged
 
-__all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool", "unit_vectors"]
-
-FUSION_PREFIX = "fusion."
-NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
+__all__ = ["BaseEmbeddingModel", "disable_kv_cache", "pool"]
 
 
 class BaseEmbeddingModel(nn.Module):
-    """Backbone, heads, logit scale and bias behind one forward: Inputs -> Embeddings [rows, dim].
+    """Towers, heads, logit scale and bias behind one forward: Inputs -> Embeddings [rows, dim].
 
-    A family overrides `load`, `embed_text` or `embed_images` (or both), `dim`, `towers` and `backbones`.
-    `parts` maps the beginning of a parameter's name to the part of the model it belongs to. `has_towers_apart`: no
-    tower reads what another gives. `image_tensors` names what the processor gives per image. `start_temperature`: of a
-    checkpoint without its own.
+        Inputs               texts and images of rows, finished by the processor; or features in the place of them
+        towers               embed_text, embed_images, each by itself     -> features [slices, width]
+        heads                head; as they are in most families           -> vectors [slices, dim], float32
+        one vector per row   mean of a row's unit vectors, or a fusion    -> Embeddings [rows, dim], length 1
+
+    A slice is one text or one image; a row has a text, images, or both. A family overrides `load`, `embed_text` or
+    `embed_images` (or both), `dim`, `towers` and `backbones`; a model that reads texts and images in one sequence, or
+    has a vector per token, overrides `forward`. All that a family may override (-> what it gives; the default):
+
+    - parts: beginnings of parameters' names -> text, vision or heads; none
+    - image_tensors: -> names of what the processor gives per image; pixel_values
+    - has_towers_apart: -> whether no tower reads what another gives; True
+    - start_temperature: -> of a checkpoint without its own; 0.05
+    - keeps_states_of: -> the tower that `with_fixed_states` stands in for; None
+    - load: spec, folders, settings, seed -> the pretrained model; refused
+    - dim: -> width of an embedding; refused
+    - towers: -> the pretrained network of each tower; none
+    - backbones: -> transformers models by subfolder of a checkpoint; none
+    - embed_text: ids and mask [texts, tokens] -> features [texts, width]; refused
+    - embed_images: tensors [images, ...] by name -> features [images, width]; refused
+    - head: tower, features [slices, width] -> vectors [slices, dim]; as they are
+    - forward: Inputs -> Embeddings [rows, dim] or [rows, tokens, dim]; as above
+    - tower_features: Inputs -> as forward, but without new heads and fusion [rows, width]; as above
+    - fixed_towers: -> frozen towers whose features `forward` takes as given; all frozen, if `forward` is this one
+    - with_fixed_states: Inputs -> Inputs with [tokens, width] in the place of what a frozen tower reads; refused
+    - part_of: a parameter's name -> text, vision, heads or scale; by `parts`
+    - takes_adapter: a linear layer's name in a tower -> whether it gets an adapter by default; True
+    - learns_whole: a layer's name outside the towers -> whether it learns beside adapters; True
+    - backbone_state: subfolder -> a backbone's tensors by name, adapters merged in; its state_dict
+    - save_backbone: subfolder, folder -> its files, as transformers opens them; by save_pretrained
+    - sentence_files: subfolder -> JSON files by which sentence-transformers opens it; by its spec
+    - layer_states: subfolder -> tensors of the layers that sentence-transformers keeps beside it; none
     """
 
     parts: ClassVar[Mapping[str, Part]] = {}
@@ -48,15 +71,16 @@ class BaseEmbeddingModel(nn.Module):
     def __init__(self, spec: ModelSpec, *, has_new_heads: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        # What is new is drawn from a seed and learns at the heads' rate; what is own came with the checkpoint.
         self.has_new_heads = has_new_heads
+        self.has_new_fusion = False
         self.has_own_scale = False
         self.train_batch_norm = False
         self.checkpoints_gradients = False
         self.freezing = Freezing()
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.start_temperature)]))
-        self.logit_bias: nn.Parameter | None = None
-        self.fusion: Fusion | None = None
-        self.has_new_fusion = False
+        self.logit_bias: nn.Parameter | None = None  # [1], for losses that judge each pair by itself
+        self.fusion: Fusion | None = None  # None: a sum
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "BaseEmbeddingModel":
@@ -78,22 +102,54 @@ class BaseEmbeddingModel(nn.Module):
         return {}
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """[texts, tokens] twice -> [texts, dim], before normalisation."""
+        """What the text tower gives for [texts, tokens] twice: [texts, width], before heads of the model's own.
+
+        Without any (most families have none), that is [texts, dim], before normalisation. Families whose processor says
+        which tokens are pooled take them as a third argument, bool [texts, tokens].
+        """
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given a text")
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """The tensors of images, `pixel_values` [images, 3, height, width] among them -> [images, dim]."""
+        """What the vision tower gives: [images, width], before heads of the model's own (without any: [images, dim]).
+
+        images: by name, `pixel_values` [images, 3, height, width] among them.
+        """
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
 
     def head(self, tower: Tower, features: Tensor) -> Tensor:
-        """What the model makes of a tower's features, [items, width] -> [items, dim]; as they are without heads."""
+        """What the model makes of a tower's features, [slices, width] -> [slices, dim]; as they are without heads."""
         return features
+
+    def forward(self, inputs: Inputs) -> Embeddings:
+        """Embeddings [rows, dim] of finished inputs, in row order.
+
+            for tower in text, vision, if a row has what it reads:
+                features = embed_text(...) or embed_images(...), or what the inputs hold of them    [slices, width]
+                vectors  = head(tower, features), in float32 if they are of 16 bits                 [slices, dim]
+                means    = unit(mean of a row's unit(vectors))                                      [rows, dim]
+            embeddings = unit(means of text + means of vision), or the fusion of the two            [rows, dim]
+
+        A row with several images, or with text and image, gets the normalised mean of their unit vectors (first over
+        the images, then over text and image, unless the model has a fusion for that). A model that does not normalise
+        gives the mean of the images' vectors as they are.
+        """
+        towers = []
+        for tower, features in features_by_tower(self, inputs):  # [slices, width]
+            vectors = widened(self.head(tower, features.values))  # [slices, dim]
+            towers.append(Ragged(vectors, features.counts))
+        return _rows(self, towers, self.fusion)  # [rows, dim]
+
+    def tower_features(self, inputs: Inputs) -> Embeddings:
+        """As forward, but without projection heads and fusion that were added to pretrained towers."""
+        found = [features for _, features in features_by_tower(self, inputs)]  # [slices, width] each
+        return _rows(self, [Ragged(widened(one.values), one.counts) for one in found])  # [rows, width]
 
     def fixed_towers(self) -> tuple[Tower, ...]:
         """The towers whose features of an item never change while the model learns, and that `forward` takes as given.
 
         None where a family has a forward of its own.
         """
+        # A forward of the family's own may read the inputs in any way, and would not look for features among them.
         takes_features = self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
         return tuple(tower for tower in self.spec.towers if tower in self.freezing.towers and takes_features)
 
@@ -104,33 +160,14 @@ class BaseEmbeddingModel(nn.Module):
         """
         raise ModelError(f"{type(self).__name__} does not say what it keeps of its {self.keeps_states_of} tower")
 
-    def forward(self, inputs: Inputs) -> Embeddings:
-        """Embeddings [rows, dim] of finished inputs, in row order.
-
-        A row with several images, or with text and image, gets the normalised mean of their unit vectors (first over
-        the images, then over text and image, unless the model has a fusion for that). A model that does not normalise
-        gives the mean of the images' vectors as they are.
-        """
-        slices = []
-        for tower, features in features_by_tower(self, inputs):
-            vectors = self.head(tower, features.values)  # [slices, width] -> [slices, dim]
-            slices.append(Ragged(widened(vectors), features.counts))
-        return _rows(self, slices, self.fusion)  # [rows, dim]
-
-    def tower_features(self, inputs: Inputs) -> Embeddings:
-        """As forward, but without projection heads and fusion that were added to pretrained towers."""
-        slices = [Ragged(widened(given.values), given.counts) for _, given in features_by_tower(self, inputs)]
-        return _rows(self, slices)  # [rows, width]
-
-    def fuse(self, name: str, seed: int) -> None:
-        """Join text and images of a row by the fusion of this name, new and drawn from `seed`; a sum has no weights."""
-        self.spec = self.spec.model_copy(update={"fusion": name})
-        self.fusion = None
-        if name != SUM:
-            with torch.random.fork_rng(devices=[]):
-                self.fusion = FusionRegistry.get(name)(self.dim)
-            self.fusion.initialize(torch.Generator().manual_seed(seed))
-        self.has_new_fusion = self.fusion is not None
+    def part_of(self, name: str) -> Part:
+        """The part of the model that a parameter (or buffer) belongs to, by the beginnings of names in `parts`."""
+        if name in ("logit_scale", "logit_bias"):
+            return "scale"
+        if name.startswith(FUSION_PREFIX):
+            return "heads"
+        # The first that fits: a family lists what lies within another part before that part.
+        return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
 
     def takes_adapter(self, name: str) -> bool:
         """Whether a linear layer within a tower gets an adapter unless lora_target_modules says otherwise."""
@@ -140,26 +177,6 @@ class BaseEmbeddingModel(nn.Module):
         """Whether a layer of a backbone outside the towers learns as it is beside adapters, as a projection does."""
         return True
 
-    def can(self, modalities: Iterable[Modality]) -> bool:
-        """Whether the model reads all of these."""
-        return self.spec.can(modalities)
-
-    def set_temperature(self, temperature: float) -> None:
-        """Start the logit scale at log(1 / temperature)."""
-        with torch.no_grad():
-            self.logit_scale.fill_(math.log(1 / temperature))
-
-    def add_bias(self, temperature: float | None) -> None:
-        """Give a model without a bias of its scores one, minus the scale: no pair is thought right yet, as in SigLIP.
-
-        temperature: of the scores from now on; None: SigLIP's at its start, 0.1, or the family's where that is higher.
-        Does nothing to a model with a bias.
-        """
-        if self.logit_bias is None:
-            start = max(NEW_TEMPERATURE, self.start_temperature)
-            self.set_temperature(start if temperature is None else temperature)
-            self.logit_bias = nn.Parameter(-self.logit_scale.detach().exp())
-
     def freeze(self, towers: Collection[Tower]) -> None:
         """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""
         self.freezing.freeze(self, towers)
@@ -168,21 +185,6 @@ class BaseEmbeddingModel(nn.Module):
         """Stop so many first layers of these towers, with their embeddings, from learning; they run in eval mode."""
         self.freezing.freeze_layers(self, num_layers)
 
-    def parameter_infos(self) -> list[ParameterInfo]:
-        """Every parameter once, in order of definition."""
-        parameters = dict(self.named_parameters())
-        layers: dict[str, tuple[int, int]] = {}
-        for tower in self.spec.towers:
-            names = [name for name in parameters if self.part_of(name) == tower and not is_adapter(name)]
-            numbers, num_layers = layer_numbers(names)
-            layers |= {name: (number, num_layers) for name, number in zip(names, numbers, strict=True)}
-        return [
-            ParameterInfo(
-                name, parameter, self.part_of(name), self._is_pretrained(name), *layers.get(name, (None, None))
-            )
-            for name, parameter in parameters.items()
-        ]
-
     def train(self, mode: bool = True) -> "BaseEmbeddingModel":
         """As nn.Module, but frozen towers stay in eval mode, and batch norms too unless train_batch_norm."""
         super().train(mode)
@@ -190,13 +192,6 @@ class BaseEmbeddingModel(nn.Module):
         if not self.train_batch_norm:
             keep_batch_norms_eval(self)
         return self
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the activations of the towers that learn during the backward pass."""
-        self.checkpoints_gradients = True
-        for tower, module in self.towers().items():
-            if tower not in self.freezing.towers:
-                enable_checkpointing(module, tower)
 
     def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
         """The weights of one of the backbones as transformers knows them, adapters merged in."""
@@ -216,47 +211,12 @@ class BaseEmbeddingModel(nn.Module):
         """The weights of the layers that sentence-transformers keeps beside that backbone, by their subfolder."""
         return {}
 
-    def heads_state(self) -> dict[str, Tensor]:
-        """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
-        names = [name for name, _ in self.named_parameters() if self.part_of(name) in ("heads", "scale")]
-        state = self.state_dict()
-        return {name: state[name].detach().cpu().clone().contiguous() for name in names}
 
-    def load_heads_state(self, state: Mapping[str, Tensor], source: Path) -> None:
-        """Restore what `heads_state` gave. Raises CheckpointError when names or shapes do not fit."""
-        if "logit_bias" in state and self.logit_bias is None:
-            self.logit_bias = nn.Parameter(torch.zeros_like(state["logit_bias"]))
-        own = self.heads_state()
-        wrong = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
-        if wrong:
-            raise CheckpointError(f"{source} does not fit this model: {', '.join(sorted(wrong))} differ")
-        self.load_state_dict(dict(state), strict=False)
-        self.has_own_scale = True
-        self.has_new_heads = False
-        self.has_new_fusion = False
-
-    def part_of(self, name: str) -> Part:
-        """The part that a parameter belongs to, by `parts`."""
-        if name in ("logit_scale", "logit_bias"):
-            return "scale"
-        if name.startswith(FUSION_PREFIX):
-            return "heads"
-        return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
-
-    def _is_pretrained(self, name: str) -> bool:
-        part = self.part_of(name)
-        if part == "scale":
-            return self.has_own_scale
-        if name.startswith(FUSION_PREFIX):
-            return not self.has_new_fusion
-        return not self.has_new_heads if part == "heads" else not is_adapter(name)
-
-
-def _rows(model: BaseEmbeddingModel, slices: list[Ragged], fusion: Fusion | None = None) -> Embeddings:
-    """The slices of each tower [slices, dim] -> one vector per row [rows, dim]."""
-    if not slices:
+def _rows(model: BaseEmbeddingModel, towers: list[Ragged], fusion: Fusion | None = None) -> Embeddings:
+    """The vectors of each tower [slices, dim] to one per row [rows, dim]; without a tower there is no row."""
+    if not towers:
         return Embeddings(model.logit_scale.new_zeros(0, model.dim))
-    return Embeddings(one_vector_per_row(slices, model.spec.normalize, fusion))
+    return Embeddings(one_vector_per_row(towers, model.spec.normalize, fusion))
 
 
 def disable_kv_cache(model: nn.Module) -> None:
@@ -265,7 +225,3 @@ def disable_kv_cache(model: nn.Module) -> None:
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "use_cache", False):
             config.use_cache = False
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None

@@ -18,12 +18,12 @@ from vembed.model.backbones.layers import WEIGHTS_FILE
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
-from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, ModelFolders, read_json, weights_folder
+from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, ModelFolders, weights_folder
 from vembed.model.folder.sentence_transformers import model_path, refusing
+from vembed.model.heads import heads_state
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.model.vectors.fusion_registry import SUM
 from vembed.version import __version__
 
 _PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -102,35 +102,6 @@ def adapter_bases(
     return bases
 
 
-def read_heads(model: BaseEmbeddingModel, folder: Path) -> None:
-    """Restore logit scale, bias, heads and fusion, if the folder is a checkpoint of ours. Raises CheckpointError."""
-    if not (folder / SPEC_FILE).is_file():
-        return
-    path = folder / HEADS_FILE
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or broken: {error}") from error
-    model.load_heads_state(state, path)
-
-
-def open_heads(model: BaseEmbeddingModel, root: Path | None, seed: int) -> None:
-    """As `read_heads`, for a model just loaded: with the fusion that the folder's weights are of, or, where the model's
-    spec names one that the folder has not, that fusion anew, drawn from `seed`."""
-    wanted, learned = model.spec.fusion, _learned_fusion(root)
-    model.fuse(learned, seed)
-    if root is not None:
-        read_heads(model, root)
-    if wanted != learned:
-        model.fuse(wanted, seed)
-
-
-def _learned_fusion(root: Path | None) -> str:
-    """The fusion whose weights a checkpoint of ours holds; a plain sum where there is none."""
-    saved = None if root is None else read_json(root / SPEC_FILE)
-    return SUM if saved is None else str(saved["spec"].get("fusion", SUM))
-
-
 def write_checkpoint(
     folder: Path,
     model: BaseEmbeddingModel,
@@ -156,7 +127,7 @@ def write_checkpoint(
         with quiet():
             subfolders = family_named(model.spec.family).subfolders
             processor.save(folder / subfolders.get("text", ""), folder / subfolders.get("vision", ""))
-        save_file(model.heads_state(), folder / HEADS_FILE, metadata={"format": "pt"})
+        save_file(heads_state(model), folder / HEADS_FILE, metadata={"format": "pt"})
         content = {
             "version": __version__,
             "spec": model.spec.model_dump(mode="json"),

@@ -19,10 +19,11 @@ from torch import Tensor
 from vembed.errors import ModelError, UsageError
 from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
-from vembed.model.base import BaseEmbeddingModel, unit_vectors
+from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.features import slice_features
 from vembed.model.processors.base import MAX_THREADS, ItemProcessor
 from vembed.model.spec import ModelSpec
+from vembed.model.vectors.rows import unit_vectors
 from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
 
 Features = Literal["model", "tower", "slice"]

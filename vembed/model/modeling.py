@@ -15,19 +15,20 @@ from vembed.model.checkpoint import (
     ModelSource,
     adapter_bases,
     find_folders,
-    open_heads,
     processor_folders,
-    read_heads,
     read_layers,
     write_checkpoint,
 )
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.families.parts import MODEL_CLASSES
+from vembed.model.heads import open_heads, read_heads
 from vembed.model.items import Picture, image_source
 from vembed.model.learning.compilation import compile_towers
 from vembed.model.learning.dtypes import join_dtypes
 from vembed.model.learning.lora import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
+from vembed.model.learning.scale import set_temperature
+from vembed.model.network.gradient_checkpointing import enable_gradient_checkpointing
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.registry import ProcessorRegistry
 from vembed.model.settings import ModelSettings
@@ -76,7 +77,7 @@ class VisualRetrievalModel:
         model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
         open_heads(model, folders.root, seed)
         if temperature is not None:
-            model.set_temperature(temperature)
+            set_temperature(model, temperature)
         model.logit_scale.requires_grad_(learn_temperature)
         _set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
@@ -175,6 +176,6 @@ def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: i
     if settings.use_lora:
         freeze_what_is_idle(model)
     if settings.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
+        enable_gradient_checkpointing(model)
     if settings.torch_compile:
         compile_towers(model)

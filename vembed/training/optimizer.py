@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from vembed.errors import ConfigError
 from vembed.losses.class_weights import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.network.parameters import ParameterInfo
+from vembed.model.network.parameters import ParameterInfo, parameter_infos
 from vembed.training.settings import GroupPart, OptimizerSettings, Part
 
 
@@ -41,7 +41,7 @@ def freeze_by_rate(model: BaseEmbeddingModel, settings: OptimizerSettings) -> li
     Raises ConfigError when `learning_rates` names a part that the model lacks or that is frozen already, and when
     nothing would learn.
     """
-    infos = model.parameter_infos()
+    infos = parameter_infos(model)
     _check_parts(infos, settings)
     learning = {info.part for info in infos if info.parameter.requires_grad}
     for info in infos:
@@ -66,7 +66,7 @@ def build_optimizer(
     A group's `initial_lr` is its rate before the schedule.
     """
     members: dict[tuple[Part, bool, int | None, float, float], list[ParameterInfo]] = defaultdict(list)
-    for info in model.parameter_infos():
+    for info in parameter_infos(model):
         if info.parameter.requires_grad:
             members[_group_key(info, settings)].append(info)
     groups = []

@@ -11,7 +11,9 @@ from sentence_transformers import SentenceTransformer
 
 from tests.tiny import tiny_timm
 from vembed.errors import CheckpointError, ModelError
+from vembed.model.heads import heads_state
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
 
@@ -124,10 +126,10 @@ def test_a_checkpoint_starts_a_further_stage(fresh, tmp_path):
     assert torch.equal(stage.model.logit_scale, model.model.logit_scale)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(stage.model.heads_state().values(), model.model.heads_state().values(), strict=True)
+        for a, b in zip(heads_state(stage.model).values(), heads_state(model.model).values(), strict=True)
     )
     assert (stage.spec.max_length, stage.spec.image_size) == (8, 64)
-    assert all(info.pretrained for info in stage.model.parameter_infos())
+    assert all(info.pretrained for info in parameter_infos(stage.model))
     with pytest.raises(ModelError, match="projection_dim 5: this checkpoint was built with 24"):
         load(tmp_path, projection_dim=5)
 

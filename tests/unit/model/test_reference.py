@@ -11,6 +11,7 @@ from vembed.model.adapters.layers import adapted_layers
 from vembed.model.learning.compilation import is_compiled
 from vembed.model.learning.lora import has_adapters
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.dpo import Reference, frozen_copy
 from vembed.types import Item
@@ -85,7 +86,7 @@ def test_adapters_that_learn_on_stay_as_they_were_opened(fresh, items_for, tmp_p
 
 def test_heads_and_fusion_that_learn_beside_adapters_are_the_first_ones(fresh, items_for):
     model = shake(fresh("vit_pair_mlp", use_lora=True))
-    heads = [info for info in model.model.parameter_infos() if info.part == "heads"]
+    heads = [info for info in parameter_infos(model.model) if info.part == "heads"]
     assert all(info.parameter.requires_grad for info in heads)
     assert len(heads) >= 2
     assert_stays_at_the_start(model, items_for(model))
@@ -98,7 +99,7 @@ def test_it_holds_only_what_learns_once_more(fresh):
     assert Reference(whole.model).num_bytes(whole.model) == sizes[0] + buffers
     projections = [
         info.parameter.numel() * 4
-        for info in adapted.model.parameter_infos()
+        for info in parameter_infos(adapted.model)
         if info.parameter.requires_grad and ".lora_" not in info.name
     ]
     assert Reference(adapted.model).num_bytes(adapted.model) == sum(projections) + buffers

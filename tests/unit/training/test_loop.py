@@ -16,6 +16,7 @@ from vembed.errors import NotFiniteError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
+from vembed.model.learning.scale import set_temperature
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.interrupts import StopRequested, StopSignal
@@ -291,7 +292,7 @@ def test_a_window_without_a_number_says_so_in_the_metrics():
 
 def test_the_temperature_stays_within_its_limit(clip_folder, pairs):
     parts = Parts(clip_folder, pairs)
-    parts.model.model.set_temperature(1 / 99.9)
+    set_temperature(parts.model.model, 1 / 99.9)
     parts.model.model.logit_scale.register_hook(lambda gradient: gradient * 0 - 1)  # upwards
     record = next(steps_of_epoch(parts.engine, parts.loader, parts.plan, TrainState()))
     assert record.temperature == pytest.approx(0.01)

@@ -6,6 +6,7 @@ import torch
 from tests import tiny
 from vembed.errors import ConfigError
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.optimizer import apply_schedule, build_optimizer, freeze_by_rate, rates_by_part
 from vembed.training.settings import OptimizerSettings
@@ -120,7 +121,7 @@ def test_layer_decay_lowers_the_rate_layer_by_layer_from_the_top(folders):
 def test_rate_zero_freezes_and_is_reported(folders):
     model = load(folders["composed"])
     assert freeze_by_rate(model, OptimizerSettings(learning_rates={"text": 0})) == ["text"]
-    frozen = {info.part for info in model.parameter_infos() if not info.parameter.requires_grad}
+    frozen = {info.part for info in parameter_infos(model) if not info.parameter.requires_grad}
     assert frozen == {"text"}
     model.train()
     assert not any(module.training for module in model.towers()["text"].modules())
@@ -130,7 +131,7 @@ def test_rate_zero_freezes_and_is_reported(folders):
 def test_rate_zero_of_pretrained_weights_leaves_heads_learning(folders):
     model = load(folders["composed"])
     assert freeze_by_rate(model, OptimizerSettings(learning_rate=0)) == ["text", "vision"]
-    assert {info.part for info in model.parameter_infos() if info.parameter.requires_grad} == {"heads", "scale"}
+    assert {info.part for info in parameter_infos(model) if info.parameter.requires_grad} == {"heads", "scale"}
 
 
 @pytest.mark.parametrize("settings", [{"learning_rate": 0}, {"learning_rates": {"text": 0, "vision": 0}}])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vembed.errors import ModelError, UsageError
 from vembed.model.backbones.layers import VectorLayers
 from vembed.model.backbones.pretrained import Backbone, first_lines
-from vembed.model.base import pool
 from vembed.model.folder.sentence_layers import width_after
 from vembed.model.spec import Pooling
+from vembed.model.vectors.pooling import pool
 
 
 class TextTower(nn.Module):

@@ -18,14 +18,13 @@ from vembed.errors import ModelError
 from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import fitted, interpolation, refuse_odd_size, refuse_unreadable_size
-from vembed.model.base import pool
 from vembed.model.families.vision import VISION
 from vembed.model.folder.find import HEADS_FILE, JsonFiles, read_json
 from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec, Pooling
 from vembed.model.vectors.image_tokens import LeadingTokens, leading_tokens
-from vembed.model.vectors.pooling import GEM_EXPONENT
+from vembed.model.vectors.pooling import GEM_EXPONENT, pool
 
 IMAGE_TENSORS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 EXPONENT = "vision_tower.exponent"

@@ -15,12 +15,14 @@ from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.kept_pictures import PictureCut, seam_of
 from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
-from vembed.model.base import disable_kv_cache, pool, unit_vectors
+from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
 from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.network.parameters import Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
+from vembed.model.vectors.pooling import pool
+from vembed.model.vectors.rows import unit_vectors
 from vembed.types import Embeddings, Inputs
 
 _HEAD = "lm_head.weight"

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError
 from vembed.model.backbones.layers import WEIGHTS_FILE, DenseLayer, VectorLayers, load_layers
-from vembed.model.base import unit_vectors
 from vembed.model.folder.sentence_transformers import modules_folder
 from vembed.model.late_interaction.tokens import TokenVectors
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LayerSpec, ModelSpec
+from vembed.model.vectors.rows import unit_vectors
 
 DEFAULT_WIDTH = 128  # as in ColBERT
 

@@ -10,6 +10,7 @@ from vembed.model.adapters.files import inject, whole_layers
 from vembed.model.adapters.layers import ADAPTER, adapted_layers, is_adapter
 from vembed.model.backbones.pretrained import Backbone
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings, Tower
 from vembed.registry import nearest_names
 
@@ -58,7 +59,7 @@ def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> Non
 
 def freeze_what_is_idle(model: BaseEmbeddingModel) -> None:
     """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
-    learning = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    learning = {info.part for info in parameter_infos(model) if info.parameter.requires_grad}
     done = learning | model.freezing.towers | model.freezing.layers.keys()
     model.freeze([tower for tower in model.towers() if tower not in done])
 

@@ -17,10 +17,13 @@ _TEXT_TENSORS = ("input_ids", "attention_mask", "pooled_tokens")
 
 def features_by_tower(model: "BaseEmbeddingModel", inputs: Inputs) -> Iterator[tuple[Tower, Ragged]]:
     """The features [slices, width] of each tower that reads something of the inputs, one tower after the other."""
+    num_towers = 0
     for tower in FEATURES:
         features = features_of(model, tower, inputs)
         if features is not None:
+            num_towers += 1
             yield tower, features
+    assert num_towers or inputs.num_rows == 0
 
 
 def features_of(model: "BaseEmbeddingModel", tower: Tower, inputs: Inputs) -> Ragged | None:

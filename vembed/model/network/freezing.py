@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vembed.errors import ModelError
 from vembed.model.network.features import FEATURES, features_of, tensors_read
 from vembed.model.network.frozen_layers import FrozenLayers
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import Tower
 from vembed.types import Inputs
 
@@ -41,7 +42,7 @@ class Freezing:
             raise ModelError(
                 f"freeze: a {model.spec.family} model has no {absent[0]} tower; it reads {model.spec.reads()}"
             )
-        infos = model.parameter_infos()
+        infos = parameter_infos(model)
         has_heads = any(info.part == "heads" for info in infos)
         if set(towers) == set(model.spec.towers) and not has_heads:
             raise ModelError(f"freeze: nothing is left to learn when {' and '.join(towers)} are frozen")

@@ -1,14 +1,27 @@
 """Gradient checkpointing: activations of a transformers network are computed again in the backward pass."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vembed.errors import ModelError
 from vembed.model.settings import Tower
 
+if TYPE_CHECKING:
+    from vembed.model.base import BaseEmbeddingModel
 
-def enable_checkpointing(network: Any, tower: Tower) -> None:  # Any: transformers is untyped here
-    """Recompute the activations of a tower's network. Raises ModelError for one that cannot."""
+
+def enable_gradient_checkpointing(model: "BaseEmbeddingModel") -> None:
+    """Recompute the activations of the towers that learn during the backward pass.
+
+    Raises ModelError for one that cannot.
+    """
+    model.checkpoints_gradients = True
+    for tower, network in model.towers().items():
+        if tower not in model.freezing.towers:
+            _enable(network, tower)
+
+
+def _enable(network: Any, tower: Tower) -> None:  # Any: transformers is untyped here
     if not getattr(network, "supports_gradient_checkpointing", False):  # code of a checkpoint's own may not say
         raise ModelError(f"gradient_checkpointing: the {tower} tower ({type(network).__name__}) does not support it")
     # transformers renamed the method in 5.x and warns about the old name.

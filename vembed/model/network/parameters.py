@@ -3,11 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch.nn import Parameter
 
+from vembed.model.adapters.layers import is_adapter
+
+if TYPE_CHECKING:
+    from vembed.model.base import BaseEmbeddingModel
+
 Part = Literal["text", "vision", "heads", "scale"]
+FUSION_PREFIX = "fusion."  # how the names of a fusion's parameters begin
 
 # The names under which architectures list their blocks; a network of stages counts its stages.
 _BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks?|stages|h)\.(\d+)\.|layer(\d+)\.)")
@@ -26,6 +32,22 @@ class ParameterInfo:
     pretrained: bool
     layer: int | None = None
     num_layers: int | None = None
+
+
+def parameter_infos(model: "BaseEmbeddingModel") -> list[ParameterInfo]:
+    """Every parameter of a model once, in order of definition."""
+    parameters = dict(model.named_parameters())
+    layers: dict[str, tuple[int, int]] = {}
+    for tower in model.spec.towers:
+        names = [name for name in parameters if model.part_of(name) == tower and not is_adapter(name)]
+        numbers, num_layers = layer_numbers(names)
+        layers |= {name: (number, num_layers) for name, number in zip(names, numbers, strict=True)}
+    return [
+        ParameterInfo(
+            name, parameter, model.part_of(name), _is_pretrained(model, name), *layers.get(name, (None, None))
+        )
+        for name, parameter in parameters.items()
+    ]
 
 
 def layer_numbers(names: Sequence[str]) -> tuple[list[int], int]:
@@ -57,6 +79,15 @@ def block_paths(names: Sequence[str]) -> list[str]:
     matches = [match for name in names if (match := _BLOCK.search(name)) is not None]
     numbers = {match.string[: match.end() - 1]: _number(match) for match in matches}
     return sorted(numbers, key=numbers.__getitem__)
+
+
+def _is_pretrained(model: "BaseEmbeddingModel", name: str) -> bool:
+    part = model.part_of(name)
+    if part == "scale":
+        return model.has_own_scale
+    if name.startswith(FUSION_PREFIX):
+        return not model.has_new_fusion
+    return not model.has_new_heads if part == "heads" else not is_adapter(name)
 
 
 def _block(name: str) -> int | None:

@@ -9,7 +9,8 @@ from vembed.data.settings import DataSettings, DataSource
 from vembed.data.splits.split import Split, load_split, split_validation
 from vembed.data.validation import check_dataset
 from vembed.errors import ConfigError
-from vembed.model.base import FUSION_PREFIX, BaseEmbeddingModel
+from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.parameters import FUSION_PREFIX, parameter_infos
 from vembed.types import RowNeeds
 
 Datasets = Sequence[VisualRetrievalDataset]
@@ -91,7 +92,7 @@ def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
     """
     learning = {
         "fusion" if info.name.startswith(FUSION_PREFIX) else info.part
-        for info in model.parameter_infos()
+        for info in parameter_infos(model)
         if info.parameter.requires_grad
     }
     if model.has_new_fusion and not any(_BOTH in dataset.mode for dataset in data.train):

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.parameters import parameter_infos
 
 Named = Sequence[tuple[str, Parameter]]
 
@@ -15,7 +16,7 @@ _OPTIMIZER = "optimizer/"
 
 def named_parameters(model: BaseEmbeddingModel) -> Named:
     """The model's parameters by name."""
-    return [(info.name, info.parameter) for info in model.parameter_infos()]
+    return [(info.name, info.parameter) for info in parameter_infos(model)]
 
 
 def optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

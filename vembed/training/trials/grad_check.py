@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.settings import GradCacheSettings
+from vembed.model.network.parameters import parameter_infos
 from vembed.training.session import Session
 from vembed.training.step.chunks import cut_side
 from vembed.training.step.memory import row_sizes
@@ -105,7 +106,7 @@ def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
         whole = gradients(plain)
     title = "chunks against the whole batch" + (", without dropout" if drawn else "")
     comparisons.append(_compare(title, gradients(cached), whole))
-    dtypes = {info.parameter.dtype for info in model.parameter_infos() if info.parameter.is_floating_point()}
+    dtypes = {info.parameter.dtype for info in parameter_infos(model) if info.parameter.is_floating_point()}
     dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
     cuts = [cut_side(side, session.model.processor, cached) for side in (batches[0].queries, batches[0].documents)]
     return GradCheck(
@@ -139,7 +140,7 @@ def _gradients(session: Session, batches: Sequence[Batch], settings: GradCacheSe
     for batch in batches:
         trainer.step(batch)
     parts: dict[str, dict[str, Tensor]] = {}
-    infos = session.model.model.parameter_infos()
+    infos = parameter_infos(session.model.model)
     named = [(str(info.part), info.name, info.parameter) for info in infos]
     if session.objective.classes is not None:
         named.append(("classes", "weight", session.objective.classes.weight))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vembed.model.base import BaseEmbeddingModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.training.optimizer import GroupSummary
 from vembed.training.plan import Plan
 from vembed.training.settings import Part
@@ -102,7 +103,7 @@ class Overview:
 
 def summarize_model(model: BaseEmbeddingModel, reason: str, frozen: Sequence[Part]) -> ModelSummary:
     """Counts of a model whose parts are frozen already. frozen: parts without a rate, beside its frozen towers."""
-    infos = model.parameter_infos()
+    infos = parameter_infos(model)
     return ModelSummary(
         family=model.spec.family,
         reason=reason,

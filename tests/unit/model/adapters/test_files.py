@@ -19,7 +19,9 @@ from vembed.inference import Predictor
 from vembed.model.export import merge_folder
 from vembed.model.folder.fingerprint import fingerprint
 from vembed.model.folder.weight_names import name_as_in
+from vembed.model.heads import heads_state
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
@@ -140,9 +142,7 @@ def test_a_tower_that_did_not_learn_has_no_adapter_but_its_base(fresh, items_for
     assert not (tmp_path / "image" / WEIGHTS).exists()
     opened = load(tmp_path)
     assert close(opened.encode(items_for(model)).vectors, model.encode(items_for(model)).vectors)
-    assert all(
-        torch.equal(opened.model.heads_state()[key], tensor) for key, tensor in model.model.heads_state().items()
-    )
+    assert all(torch.equal(heads_state(opened.model)[key], tensor) for key, tensor in heads_state(model.model).items())
 
 
 def test_adapters_hold_what_was_trained_to_the_bit(fresh, items_for, tmp_path):
@@ -153,7 +153,7 @@ def test_adapters_hold_what_was_trained_to_the_bit(fresh, items_for, tmp_path):
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     learning = [
-        {info.name for info in one.model.parameter_infos() if info.parameter.requires_grad} for one in (model, again)
+        {info.name for info in parameter_infos(one.model) if info.parameter.requires_grad} for one in (model, again)
     ]
     assert learning[0] == learning[1]
     again.save_pretrained(tmp_path / "again", merge_adapters=False)

@@ -15,6 +15,7 @@ from vembed.errors import ConfigError, ModelError
 from vembed.model.learning import compilation
 from vembed.model.learning.dtypes import hold_learning_in_float32
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.precision import choose_precision, settle_dtypes
 from vembed.training.settings import TrainingSettings
@@ -53,7 +54,7 @@ SIGLIP, VIT = (pytest.param(name, marks=pytest.mark.slow) for name in ("siglip",
 def test_adapters_and_heads_learn_in_float32_beside_low_weights(name, fresh, items_for, tmp_path):
     model = fresh(name, torch_dtype="bfloat16", use_lora=True)
     settle(model, torch_dtype="bfloat16", use_lora=True)
-    infos = model.model.parameter_infos()
+    infos = parameter_infos(model.model)
     assert {info.parameter.dtype for info in infos if info.parameter.requires_grad} == {torch.float32}
     assert {info.parameter.dtype for info in infos if not info.parameter.requires_grad} == {torch.bfloat16}
     items = items_for(model)

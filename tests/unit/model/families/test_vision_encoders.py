@@ -16,6 +16,7 @@ from tests.tiny.vision import NUM_REGISTERS, tiny_mae
 from vembed.errors import ModelError
 from vembed.model.families.vision import VISION
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
 
@@ -306,7 +307,7 @@ def test_an_mae_s_adapters_alone_open_unmasked_in_sentence_transformers(folder_o
 
 def test_gem_learns_its_exponent_and_keeps_it(fresh, pictures, tmp_path):
     model = fresh("gem")
-    infos = {info.name: info for info in model.model.parameter_infos()}
+    infos = {info.name: info for info in parameter_infos(model.model)}
     exponent = infos["vision_tower.exponent"]
     assert (exponent.part, exponent.pretrained, exponent.parameter.tolist()) == ("heads", False, [3.0])
     model.model.embed_images(pixels_of(model, pictures)).sum().backward()
@@ -319,7 +320,7 @@ def test_gem_learns_its_exponent_and_keeps_it(fresh, pictures, tmp_path):
     assert again.model.vision_tower.exponent.tolist() == [5.5]
     assert torch.equal(again.get_image_features(pictures), model.get_image_features(pictures))
     frozen = VisualRetrievalModel.from_pretrained(str(tmp_path), ModelSettings(freeze=("vision",)))
-    learning = [info.name for info in frozen.model.parameter_infos() if info.parameter.requires_grad]
+    learning = [info.name for info in parameter_infos(frozen.model) if info.parameter.requires_grad]
     assert learning == ["logit_scale", "vision_tower.exponent"]
 
 
@@ -411,7 +412,7 @@ def test_what_an_architecture_cannot_do_is_refused(name, settings, message, fold
 def test_parameters_that_a_pooling_leaves_unused_do_not_learn(name, fresh, pictures):
     model = fresh(name, pooling="mean")
     model.model.embed_images(pixels_of(model, pictures)).sum().backward()
-    infos = model.model.parameter_infos()
+    infos = parameter_infos(model.model)
     assert any(not info.parameter.requires_grad for info in infos)
     assert all(
         info.parameter.grad is not None for info in infos if info.parameter.requires_grad and info.part == "vision"

@@ -20,6 +20,7 @@ from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows, take_r
 from vembed.model.families.registry import family_for
 from vembed.model.folder.facts import ModelFacts, read_facts
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import ImageSource, Item
 
@@ -395,7 +396,7 @@ def _as_input(item):
 @pytest.mark.parametrize("name", quick_and_slow(EVERY))
 def test_all_that_learns_gets_a_gradient_and_parts_are_told(name, fresh, items_for):
     model = fresh(name)
-    infos = model.model.parameter_infos()
+    infos = parameter_infos(model.model)
     assert {info.part for info in infos} == {"text", "vision", "scale"}
     assert {info.num_layers for info in infos if info.part == "text"} == {2}
     first = next(info for info in infos if "embed_tokens" in info.name)
@@ -409,7 +410,7 @@ def test_all_that_learns_gets_a_gradient_and_parts_are_told(name, fresh, items_f
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "plain_llava"])
 def test_a_frozen_tower_learns_nothing_and_its_projector_neither(name, fresh):
     for tower, other in (("vision", "text"), ("text", "vision")):
-        infos = fresh(name, freeze=(tower,)).model.parameter_infos()
+        infos = parameter_infos(fresh(name, freeze=(tower,)).model)
         assert {info.part for info in infos if info.parameter.requires_grad} == {other, "scale"}
     with pytest.raises(ModelError, match="nothing is left to learn"):
         fresh(name, freeze=("text", "vision"))

@@ -9,6 +9,7 @@ import torch
 from vembed.errors import CheckpointError
 from vembed.model.folder.fingerprint import reading_fingerprint
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 
 
@@ -47,7 +48,7 @@ def test_every_weight_counts(folder, part):
     before = print_of(folder)
     model = VisualRetrievalModel.from_pretrained(str(folder))
     with torch.no_grad():
-        changed = [info.parameter for info in model.model.parameter_infos() if info.part == part]
+        changed = [info.parameter for info in parameter_infos(model.model) if info.part == part]
         assert changed
         changed[-1].add_(0.01)
     model.save_pretrained(folder)

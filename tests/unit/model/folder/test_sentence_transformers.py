@@ -14,6 +14,7 @@ from tests.tiny import tiny_bert
 from tests.tiny.sentence import Dense, Dropout, LayerNorm, Normalize, Pooling, sentence_folder
 from vembed.errors import ModelError
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
@@ -144,7 +145,7 @@ def test_a_default_prompt_stands_for_sides_without_one(bert, texts, tmp_path):
 
 def test_layers_belong_to_the_text_tower(layered, items_for):
     model = VisualRetrievalModel.from_pretrained(str(layered)).model
-    infos = {info.name: info for info in model.parameter_infos() if "layers_after" in info.name}
+    infos = {info.name: info for info in parameter_infos(model) if "layers_after" in info.name}
     assert sorted(infos) == ["text_tower.layers_after.0.linear.bias", "text_tower.layers_after.0.linear.weight"]
     for info in infos.values():
         assert (info.part, info.pretrained, info.layer, info.num_layers) == ("text", True, 2, 2)

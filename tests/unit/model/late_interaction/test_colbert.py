@@ -19,6 +19,8 @@ from tests.tiny.saving import write_json
 from tests.unit.model.late_interaction.test_tokens import as_set, load
 from tests.unit.model.test_contract import assert_same_rows, rows_of, shake
 from vembed.errors import DataError, ModelError
+from vembed.model.heads import heads_state
+from vembed.model.network.parameters import parameter_infos
 from vembed.types import ImageSource, Item
 
 COLBERT = {"encoder_mode": "colbert", "projection_dim": 16}
@@ -51,7 +53,7 @@ def built(folder: str, *extra: nn.Module, skipped: list[str] | None = None, **kn
 def test_vectors_are_those_of_the_plain_encoder_token_by_token(num_query_tokens, fresh, folder_of, texts):
     settings = COLBERT | {"num_query_tokens": num_query_tokens}
     model = fresh("colbert", **settings)
-    weight = model.model.heads_state()["heads.0.linear.weight"]
+    weight = heads_state(model.model)["heads.0.linear.weight"]
     plain = transformers.AutoModel.from_pretrained(folder_of("colbert"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder_of("colbert"))
     expected = {}
@@ -179,15 +181,15 @@ def _rename_token(folder: Path, old: str, new: str) -> None:
 def test_a_new_projection_is_a_head_and_starts_from_the_seed(fresh):
     model = fresh("colbert", seed=1).model
     assert model.has_new_heads
-    heads = [info for info in model.parameter_infos() if info.part == "heads"]
+    heads = [info for info in parameter_infos(model) if info.part == "heads"]
     assert [(info.name, info.pretrained) for info in heads] == [("heads.0.linear.weight", False)]
-    weight = model.heads_state()["heads.0.linear.weight"]
+    weight = heads_state(model)["heads.0.linear.weight"]
     assert torch.allclose(weight @ weight.T, torch.eye(16), atol=1e-5)
-    assert torch.equal(weight, fresh("colbert", seed=1).model.heads_state()["heads.0.linear.weight"])
-    assert not torch.equal(weight, fresh("colbert", seed=2).model.heads_state()["heads.0.linear.weight"])
+    assert torch.equal(weight, heads_state(fresh("colbert", seed=1).model)["heads.0.linear.weight"])
+    assert not torch.equal(weight, heads_state(fresh("colbert", seed=2).model)["heads.0.linear.weight"])
     assert fresh("colbert", projection_dim=None).spec.projection_dim == 128
     frozen = fresh("colbert", freeze=("text",)).model
-    assert [info.part for info in frozen.parameter_infos() if info.parameter.requires_grad] == ["scale", "heads"]
+    assert [info.part for info in parameter_infos(frozen) if info.parameter.requires_grad] == ["scale", "heads"]
 
 
 def test_the_base_of_a_new_projection_is_the_encoder_s_own_tokens(fresh, model_of, texts):
@@ -253,7 +255,7 @@ def test_the_projection_of_a_single_vector_folder_is_used_for_tokens(bert_folder
     modules = [plain[0], plain[1], dense]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "saved"))
     model = load(tmp_path / "saved", encoder_mode="late_interaction", query_prompt="", document_prompt="")
-    assert torch.equal(model.model.heads_state()["heads.0.linear.weight"], dense.linear.weight)
+    assert torch.equal(heads_state(model.model)["heads.0.linear.weight"], dense.linear.weight)
     assert_equal_to(MultiVectorEncoder(str(tmp_path / "saved"), device="cpu"), model, ["a red circle", "zebra"])
 
 

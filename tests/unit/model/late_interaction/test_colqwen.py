@@ -15,6 +15,8 @@ from tests.tiny.saving import write_json
 from tests.unit.model.late_interaction.test_tokens import as_set, load
 from tests.unit.model.test_contract import assert_same_rows, rows_of, shake
 from vembed.errors import ModelError
+from vembed.model.heads import heads_state
+from vembed.model.network.parameters import parameter_infos
 from vembed.types import ImageSource, Item
 
 COLQWEN = {"encoder_mode": "colqwen", "projection_dim": 16}
@@ -61,7 +63,7 @@ def test_vectors_are_those_of_the_conversation_s_content(name, fresh, folder_of,
     items = items_of(texts, pictures)
     masked = fresh(name, **PLAIN, mask_prompts=True, document_prompt="Find it.")
     whole = fresh(name, **PLAIN, mask_prompts=False, document_prompt="Find it.")
-    weight = masked.model.heads_state()["heads.0.linear.weight"]
+    weight = heads_state(masked.model)["heads.0.linear.weight"]
     rows, contents = plain_rows(folder_of(name), weight, items, "Find it.")
     assert_same_rows(rows_of(whole.encode(items)), rows, 1e-5)
     kept = [row[content] for row, content in zip(rows, contents, strict=True)]
@@ -115,11 +117,11 @@ def test_a_multi_vector_encoder_of_a_vision_language_model_opens_here(folder_of,
 
 
 def test_a_new_projection_is_a_head_beside_both_towers(fresh):
-    infos = fresh("colqwen").model.parameter_infos()
+    infos = parameter_infos(fresh("colqwen").model)
     assert [info.name for info in infos if info.part == "heads"] == ["heads.0.linear.weight"]
     assert {info.part for info in infos} == {"text", "vision", "heads", "scale"}
     frozen = fresh("colqwen", freeze=("text", "vision")).model
-    assert {info.part for info in frozen.parameter_infos() if info.parameter.requires_grad} == {"heads", "scale"}
+    assert {info.part for info in parameter_infos(frozen) if info.parameter.requires_grad} == {"heads", "scale"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch import nn
 
 from vembed.errors import ModelError
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 
 WITH_LINEAR = ["clip", "siglip", "bert", "vit", "dinov2", "vit_pair"]
@@ -51,7 +52,7 @@ def test_an_adapter_starts_as_nothing_learns_and_is_merged_when_written(name, fr
 @pytest.mark.parametrize("name", WITH_LINEAR)
 def test_only_adapters_heads_scale_and_outer_projections_learn(name, fresh):
     model = fresh(name, use_lora=True).model
-    infos = model.parameter_infos()
+    infos = parameter_infos(model)
     assert sorted(info.name for info in infos) == sorted(name for name, _ in model.named_parameters())
     learning = {info.name: info for info in infos if info.parameter.requires_grad}
     adapters = [info for info in learning.values() if ".lora_" in info.name]
@@ -71,7 +72,7 @@ def test_every_adapter_takes_part_in_the_embedding(fresh, items_for):
         loss_of(model, items).backward()
         silent = [
             info.name
-            for info in model.model.parameter_infos()
+            for info in parameter_infos(model.model)
             if "lora_B" in info.name and (info.parameter.grad is None or info.parameter.grad.abs().max() == 0)
         ]
         assert silent == []
@@ -118,12 +119,12 @@ def test_a_tower_without_linear_layers_asks_for_names(fresh):
     with pytest.raises(ModelError, match=r"the vision tower .* has no linear layers .*freeze: \[vision\]"):
         fresh("composed", use_lora=True)
     model = fresh("composed", use_lora=True, freeze=("vision",)).model
-    assert {info.part for info in model.parameter_infos() if ".lora_" in info.name} == {"text"}
+    assert {info.part for info in parameter_infos(model) if ".lora_" in info.name} == {"text"}
 
 
 def test_frozen_towers_get_no_adapters_and_stay_frozen(fresh):
     model = fresh("clip", use_lora=True, freeze=("text",)).model
-    parts = {info.part for info in model.parameter_infos() if info.parameter.requires_grad}
+    parts = {info.part for info in parameter_infos(model) if info.parameter.requires_grad}
     assert parts == {"vision", "scale"}
 
 

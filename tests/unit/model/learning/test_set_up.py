@@ -10,7 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import ModelError
 from vembed.model.detect import detect
+from vembed.model.heads import heads_state
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 
 EVERY = ["clip", "siglip", "bert", "vit", "dinov2", "timm", "composed"]
@@ -27,7 +29,7 @@ def gradients(model, items, seed=0):
 @pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_is_told_once_with_its_part_and_layer(name, model_of):
     model = model_of(name).model
-    infos = model.parameter_infos()
+    infos = parameter_infos(model)
     assert [info.name for info in infos] == [name for name, _ in model.named_parameters()]
     assert all(info.parameter is parameter for info, parameter in zip(infos, model.parameters(), strict=True))
     assert {info.part for info in infos} == {*model.spec.towers, "scale", *(["heads"] if name == "composed" else [])}
@@ -45,9 +47,9 @@ def test_every_parameter_is_told_once_with_its_part_and_layer(name, model_of):
 
 
 def test_new_heads_and_scale_are_not_pretrained(model_of):
-    fresh_parts = {info.part for info in model_of("composed").model.parameter_infos() if not info.pretrained}
+    fresh_parts = {info.part for info in parameter_infos(model_of("composed").model) if not info.pretrained}
     assert fresh_parts == {"heads", "scale"}
-    assert all(info.pretrained for info in model_of("clip").model.parameter_infos())
+    assert all(info.pretrained for info in parameter_infos(model_of("clip").model))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -66,7 +68,7 @@ def test_a_frozen_tower_gets_no_gradient_and_no_dropout(name, tower, fresh, item
     model.model.train()
     assert not any(module.training for module in model.model.towers()[tower].modules())
     found = gradients(model, items_for(model))
-    parts = {info.part for info in model.model.parameter_infos() if info.name in found}
+    parts = {info.part for info in parameter_infos(model.model) if info.name in found}
     assert parts == ({"text", "vision"} - {tower}) | ({"heads"} if model.spec.family == "composed" else set())
 
 
@@ -184,7 +186,7 @@ def test_a_kind_of_head_that_a_checkpoint_does_not_have_is_refused_though_it_is_
 
 def test_heads_depend_on_the_seed_only(fresh):
     before = torch.get_rng_state()
-    first, again, other = (fresh("composed", seed=seed).model.heads_state() for seed in (1, 1, 2))
+    first, again, other = (heads_state(fresh("composed", seed=seed).model) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["heads.vision.linear.weight"], other["heads.vision.linear.weight"])

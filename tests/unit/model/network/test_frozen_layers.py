@@ -11,6 +11,7 @@ from vembed.errors import ModelError
 from vembed.model.adapters.files import ADAPTER_CONFIG
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.freezing import Freezing
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.settings import OptimizerSettings
@@ -53,7 +54,7 @@ def test_embeddings_and_first_layers_do_not_learn_and_the_others_do(name, fresh,
     model = fresh(name, freeze_layers={tower: 1})
     before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
     learning = {key for key, parameter in fresh(name).model.named_parameters() if parameter.requires_grad}
-    of_tower = {info.name for info in model.model.parameter_infos() if info.part == tower}
+    of_tower = {info.name for info in parameter_infos(model.model) if info.part == tower}
     frozen = {key for key in of_tower if any(part in key for part in parts)}
     assert len(frozen) >= 3
     assert {key for key, parameter in model.model.named_parameters() if parameter.requires_grad} == learning - frozen
@@ -79,7 +80,7 @@ def test_frozen_layers_run_without_dropout_and_the_others_with(fresh):
 
 def test_positions_that_every_layer_reads_do_not_learn_either(fresh):
     model = fresh("mpnet", freeze_layers={"text": 1}).model
-    shared = [info for info in model.parameter_infos() if "relative_attention_bias" in info.name]
+    shared = [info for info in parameter_infos(model) if "relative_attention_bias" in info.name]
     assert [(info.layer, info.parameter.requires_grad) for info in shared] == [(0, False)]
 
 

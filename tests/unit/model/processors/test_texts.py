@@ -21,6 +21,7 @@ from vembed.model.families.registry import family_of_mode
 from vembed.model.families.text import TEXT
 from vembed.model.families.text_recipes import LINES, RECIPES
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.types import Item
 
@@ -99,7 +100,7 @@ def test_known_models_have_the_prompts_of_their_cards(
 def test_every_block_is_a_layer_with_a_rate_of_its_own(name, model_of):
     model = model_of(name).model
     blocks = model.text_tower.model.config.num_hidden_layers
-    infos = model.parameter_infos()
+    infos = parameter_infos(model)
     assert {info.num_layers for info in infos if info.part == "text"} == {blocks}
     assert {info.layer for info in infos if info.part == "text"} == set(range(blocks + 1))
 

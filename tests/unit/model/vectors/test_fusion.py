@@ -12,6 +12,7 @@ from tests.gradients import assert_gradients_equal
 from tests.unit.model.test_contract import batch_of, embed, gradients, shake
 from vembed.errors import CheckpointError, ConfigError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.model.vectors.fusion import AttentionFusion, Fusion, GatedFusion, MlpFusion
 from vembed.model.vectors.fusion_registry import FusionRegistry, fusion_names
@@ -121,14 +122,14 @@ def test_cached_gradient_equals_plain_gradient_once_a_fusion_has_learned(name, f
 
 def test_a_new_fusion_learns_as_a_head(fresh, tmp_path):
     model = fresh("clip", fusion="mlp")
-    infos = [info for info in model.model.parameter_infos() if info.name.startswith("fusion.")]
+    infos = [info for info in parameter_infos(model.model) if info.name.startswith("fusion.")]
     assert len(infos) == 4
     assert {(info.part, info.pretrained, info.layer) for info in infos} == {("heads", False, None)}
     rates = OptimizerSettings(learning_rate=1e-5, head_learning_rate=1e-3)
     heads = [group for group in build_optimizer(model.model, rates)[1] if group.part == "heads"]
     assert {(group.learning_rate, group.pretrained) for group in heads} == {(1e-3, False)}
     model.save_pretrained(tmp_path)
-    again = [info for info in load(tmp_path).model.parameter_infos() if info.name.startswith("fusion.")]
+    again = [info for info in parameter_infos(load(tmp_path).model) if info.name.startswith("fusion.")]
     assert all(info.pretrained for info in again)
 
 
@@ -137,7 +138,7 @@ def test_a_new_fusion_learns_as_a_head(fresh, tmp_path):
 )
 def test_a_fusion_learns_under_adapters_and_beside_frozen_towers(settings, fresh, texts, pictures):
     model = fresh("clip", fusion="gated", **settings)
-    learning = {info.part for info in model.model.parameter_infos() if info.parameter.requires_grad}
+    learning = {info.part for info in parameter_infos(model.model) if info.parameter.requires_grad}
     assert learning == {"heads", "scale"} | ({"text", "vision"} - set(settings.get("freeze", ())))
     found = gradients(model, batch_of(model, "mixed", texts, pictures), 2)
     assert found["fusion.gate.weight"].abs().sum() > 0
@@ -165,7 +166,7 @@ def test_a_further_stage_adds_a_fusion_to_any_checkpoint(fresh, items_for, tmp_p
     first.save_pretrained(tmp_path / "first")
     stage = load(tmp_path / "first", fusion="attention")
     assert not stage.model.has_new_heads
-    new = {info.name.split(".")[0] for info in stage.model.parameter_infos() if not info.pretrained}
+    new = {info.name.split(".")[0] for info in parameter_infos(stage.model) if not info.pretrained}
     assert new == {"fusion"}
     items = items_for(first)
     torch.testing.assert_close(stage.encode(items).vectors, first.encode(items).vectors, atol=1e-5, rtol=0)

@@ -9,6 +9,7 @@ from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.precision import choose_precision
 from vembed.training.settings import TrainingSettings
@@ -88,7 +89,7 @@ def test_what_is_frozen_takes_no_gradients_moments_or_activations(clip_folder, b
     assert before["AdamW"] == 2 * before["gradients"]
     model.model.freeze(["vision"])
     after = estimate(model, batch)
-    vision = sum(info.parameter.numel() for info in model.model.parameter_infos() if info.part == "vision")
+    vision = sum(info.parameter.numel() for info in parameter_infos(model.model) if info.part == "vision")
     assert before["gradients"] - after["gradients"] == 4 * vision
     assert after["activations"] < before["activations"]
     assert after["weights"] == before["weights"]

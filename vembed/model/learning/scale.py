@@ -1,0 +1,28 @@
+"""Where the logit scale and the bias of a model's scores start."""
+
+import math
+
+import torch
+from torch import nn
+
+from vembed.model.base import BaseEmbeddingModel
+
+NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://arxiv.org/abs/2303.15343
+
+
+def set_temperature(model: BaseEmbeddingModel, temperature: float) -> None:
+    """Start the logit scale at log(1 / temperature)."""
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(1 / temperature))
+
+
+def add_bias(model: BaseEmbeddingModel, temperature: float | None) -> None:
+    """Give a model without a bias of its scores one, minus the scale: no pair is thought right yet, as in SigLIP.
+
+    temperature: of the scores from now on; None: SigLIP's at its start, 0.1, or the family's where that is higher.
+    Does nothing to a model with a bias.
+    """
+    if model.logit_bias is None:
+        start = max(NEW_TEMPERATURE, model.start_temperature)
+        set_temperature(model, start if temperature is None else temperature)
+        model.logit_bias = nn.Parameter(-model.logit_scale.detach().exp())
