@@ -1,5 +1,6 @@
 """How the memory of a training step grows with the batch: pictures of 224 px, held as pixels or as files.
 
+    export LD_PRELOAD=libtcmalloc_minimal.so.4  # what the limits are for: glibc's heap keeps holes between pictures
     python benchmark/batch_memory.py [--batches 32 256 1024 2048 8192] [--repeats 3] [--num_workers 0]
 
 A CLIP of one small layer per tower (its activations are those of one chunk of 32), captions as queries, and a JPEG or
@@ -9,8 +10,8 @@ run is `vembed train --measure 1` in a process of its own: two steps, the second
 Peak: resident memory (VmHWM, set back once the model is loaded), the median of --repeats. Resident are the samples of a
 batch times (1 + batches that the training process holds ahead; workers hold theirs). Growth is the slope of a line
 through all peaks (least squares): what one sample more takes. A line's start is what no sample takes: the process, the
-floats of a chunk, the scores of a strip. Exits with 1 above 0.16 MiB (`uint8`) or 0.03 MiB over the mean file
-(`encoded`).
+floats of a chunk (twice for a moment), the scores of a strip. Exits with 1 above 0.16 MiB (`uint8`) or 0.03 MiB over
+the mean file (`encoded`).
 """
 # ruff: noqa: PLC0415 - the parent process imports nothing heavy
 

@@ -1,9 +1,7 @@
 """The most memory that was in use since a moment: of the process (CPU) or of the accelerator's tensors."""
 
-import mmap
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,21 +56,6 @@ def release_unused_memory(device: torch.device) -> None:
     """Give what an accelerator's allocator holds and no tensor needs back to the device."""
     if device.type in ("cuda", "mps"):
         torch.get_device_module(device).empty_cache()
-
-
-def own_pages(num_bytes: int) -> torch.Tensor:
-    """Memory apart from the allocator's, uint8 [bytes], at least one: the system takes it back as a whole once no
-    tensor is a view of it.
-
-    For what is large and stays while smaller things come and go around it, which would leave holes beside it. Linux is
-    asked for huge pages, which it fills far faster; what does not fill one has small ones.
-    """
-    if sys.platform != "linux":
-        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
-    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # of a kernel without huge pages
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(room, dtype=torch.uint8)
 
 
 def _group_free_bytes() -> int:

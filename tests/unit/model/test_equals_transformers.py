@@ -1,7 +1,6 @@
 """Every family gives what plain transformers gives, when that is used as its model card says."""
 
 import json
-import sys
 
 import pytest
 import timm
@@ -11,7 +10,6 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.model.processors import pictures as readers
 from vembed.types import ImageSource, Item
 
 
@@ -67,12 +65,8 @@ def test_vision_encoders_pool_as_their_family_does(name, model_of, folder_of, pi
     assert_same_vectors(model_of(name).get_image_features(pictures), expected)
 
 
-@pytest.mark.parametrize("in_pages", [False, True])
 @pytest.mark.parametrize("name", ["clip", "siglip", "vit", "dinov2", "timm"])
-def test_resizing_in_uint8_and_normalising_later_gives_the_processor_s_own_pixels(
-    name, in_pages, model_of, folder_of, pictures, monkeypatch
-):
-    monkeypatch.setattr(readers, "_PAGES_FROM", 0 if in_pages else sys.maxsize)
+def test_resizing_in_uint8_and_normalising_later_gives_the_processor_s_own_pixels(name, model_of, folder_of, pictures):
     processor = transformers.AutoImageProcessor.from_pretrained(folder_of(name))
     items = [Item(images=(ImageSource(pil=image),)) for image in pictures]
     inputs = model_of(name).processor.prepare(items, "document")

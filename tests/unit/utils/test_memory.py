@@ -7,7 +7,6 @@ from vembed.utils import memory
 from vembed.utils.memory import (
     MIB,
     free_memory_bytes,
-    own_pages,
     peak_memory_mib,
     reset_peak_memory,
     used_memory_bytes,
@@ -40,13 +39,3 @@ def test_what_is_free_is_what_the_system_and_the_container_leave(tmp_path, monke
         assert free_memory_bytes(CPU) == expected
     most.write_text("max\n")
     assert free_memory_bytes(CPU) > 50 * MIB
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what is resident is known on Linux only")
-def test_pages_of_their_own_go_back_to_the_system_with_their_last_view():
-    before = used_memory_bytes(CPU)
-    view = own_pages(30 * MIB).fill_(1).view(torch.float32)[:1000]
-    assert view.data_ptr() % 4096 == 0
-    assert used_memory_bytes(CPU) - before > 25 * MIB
-    del view
-    assert used_memory_bytes(CPU) - before < 5 * MIB

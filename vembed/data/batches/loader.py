@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vembed.data.batches.blocks import BadRow, BlockLoader
-from vembed.data.batches.picture_memory import in_pages
 from vembed.data.batches.sampling import PlannedBatch, RowOrder, SetSize, num_batches, plan_epoch
 from vembed.data.batches.workers import (
     InlineRows,
@@ -28,8 +27,6 @@ from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples
 from vembed.errors import CheckpointError, DataError
 from vembed.types import Batch, LoadedExample, Processor
-
-_ROWS_TOGETHER = 8  # whose pictures share pages
 
 
 @dataclass(frozen=True)
@@ -149,9 +146,8 @@ class TrainingLoader:
     def _fill(self, planned: PlannedBatch, rows: RowSource, places: list[int]) -> list[LoadedExample]:
         """The next usable rows of the planned data set; moves its place past every row looked at."""
         examples: list[LoadedExample] = []
-        loose: list[LoadedExample] = []  # whose pictures are not in pages yet
         num_bad = 0
-        while len(examples) + len(loose) < planned.num_rows:
+        while len(examples) < planned.num_rows:
             row = rows.next_row(planned.dataset)
             places[planned.dataset] += 1
             if isinstance(row, BadRow):
@@ -159,11 +155,8 @@ class TrainingLoader:
                 num_bad += 1
                 self._refuse_hopeless(planned.dataset, num_bad, row)
                 continue
-            loose.append(row)
-            if len(loose) == _ROWS_TOGETHER:
-                examples += in_pages(loose)
-                loose.clear()
-        return examples + in_pages(loose)
+            examples.append(row)
+        return examples
 
     def _refuse_hopeless(self, dataset: int, num_bad: int, row: BadRow) -> None:
         size = self._sizes[dataset]

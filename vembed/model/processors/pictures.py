@@ -1,6 +1,6 @@
 """Pictures to uint8 at the model's size, and later, on the device, to the floats that the model was trained with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +13,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from vembed.errors import ModelError
-from vembed.utils.memory import own_pages
-
-_PAGES_FROM = 2**20  # numbers; what is smaller leaves no holes that matter
 
 
 class ImageReader(Protocol):
@@ -87,11 +84,9 @@ class TimmImages:
     def finish(self, images: Mapping[str, Tensor]) -> Tensor:
         """uint8 `pixel_values` [images, 3, height, width] -> float32 of the same shape."""
 
-        def finished(pixels: Tensor) -> Tensor:
-            floats: Tensor = functional.normalize(pixels.float().div(255), self._mean.tolist(), self._std.tolist())
-            return floats
-
-        return one_by_one(finished, images["pixel_values"])
+        pixels = images["pixel_values"].float().div(255)
+        floats: Tensor = functional.normalize(pixels, self._mean.tolist(), self._std.tolist())
+        return floats
 
     def save(self, folder: Path) -> None:
         """Nothing: config.json holds what describes the transform."""
@@ -100,28 +95,10 @@ class TimmImages:
 def normalized(processor: Any, pixels: Tensor) -> Tensor:  # Any: transformers is untyped here
     """uint8 pixels [images, 3, ...] as a transformers image processor rescales and normalises them, in float32."""
     own = processor
-
-    def finished(some: Tensor) -> Tensor:
-        floats: Tensor = own.rescale_and_normalize(
-            some, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
-        )
-        return floats.float()
-
-    return one_by_one(finished, pixels)
-
-
-def one_by_one(finish: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    """`finish` (numbers to as many float32 ones, each picture for itself) of all pictures [images, ...].
-
-    On a CPU the floats of a chunk, its largest tensor, lie in pages of their own and are made picture by picture: never
-    twice, and without a hole in the heap beside what stays from chunk to chunk.
-    """
-    if pixels.device.type != "cpu" or pixels.numel() < _PAGES_FROM:
-        return finish(pixels)
-    floats = own_pages(4 * pixels.numel()).view(torch.float32).view(pixels.shape)
-    for place, picture in zip(floats, pixels, strict=True):
-        place.copy_(finish(picture[None])[0])
-    return floats
+    floats: Tensor = own.rescale_and_normalize(
+        pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
+    )
+    return floats.float()
 
 
 def _set_size(processor: Any, image_size: int) -> None:
