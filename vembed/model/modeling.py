@@ -24,11 +24,10 @@ from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.families.parts import MODEL_CLASSES
 from vembed.model.heads import open_heads, read_heads
 from vembed.model.items import Picture, image_source
-from vembed.model.learning.compilation import compile_towers
 from vembed.model.learning.dtypes import join_dtypes
-from vembed.model.learning.lora import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
+from vembed.model.learning.lora import has_adapters
 from vembed.model.learning.scale import set_temperature
-from vembed.model.network.gradient_checkpointing import enable_gradient_checkpointing
+from vembed.model.learning.set_up import set_up_learning
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.registry import ProcessorRegistry
 from vembed.model.settings import ModelSettings
@@ -79,7 +78,7 @@ class VisualRetrievalModel:
         if temperature is not None:
             set_temperature(model, temperature)
         model.logit_scale.requires_grad_(learn_temperature)
-        _set_up_learning(model, settings, seed)
+        set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
         source = ModelSource(name, settings.revision, *pair)
         join_dtypes(model)
@@ -161,21 +160,3 @@ class VisualRetrievalModel:
             raise ModelError(
                 f"retrieval_mode {retrieval_mode} cannot work: a {self.spec.family} model reads {self.spec.reads()}"
             )
-
-
-def _set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
-    continued = settings.use_lora and has_adapters(model)
-    if continued:
-        continue_adapters(model, settings)
-    if settings.freeze:
-        model.freeze(settings.freeze)
-    if settings.freeze_layers:
-        model.freeze_layers(settings.freeze_layers)
-    if settings.use_lora and not continued:
-        add_adapters(model, settings, seed)
-    if settings.use_lora:
-        freeze_what_is_idle(model)
-    if settings.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
-    if settings.torch_compile:
-        compile_towers(model)
