@@ -32,14 +32,8 @@ from vembed.training.session import Session
 from vembed.training.settings import Part
 from vembed.training.state import Metrics
 from vembed.training.step.sizing import check_limit_of_states
-from vembed.training.teacher import (
-    StandIn,
-    TeacherModel,
-    TeacherOptions,
-    TeacherSource,
-    open_teacher,
-    teacher_in_data,
-)
+from vembed.training.teacher import StandIn, TeacherSource, open_teacher, teacher_in_data
+from vembed.training.teacher_model import TeacherModel, TeacherOptions
 from vembed.utils.distributed import require_one_process, seed_everything
 
 

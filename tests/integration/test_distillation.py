@@ -24,8 +24,9 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.retrieval.vector_store import VectorStore
 from vembed.trainer import Trainer
-from vembed.training import teacher as teachers
-from vembed.training.teacher import TeacherModel, TeacherOptions, teacher_items
+from vembed.training import teacher_model
+from vembed.training.teacher import teacher_items
+from vembed.training.teacher_model import TeacherModel, TeacherOptions
 from vembed.types import Item
 
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
@@ -152,7 +153,7 @@ def test_a_batch_finds_what_the_teacher_makes_of_its_items(tmp_path, settings, c
 
 
 def test_what_an_interruption_left_is_not_embedded_again(tmp_path, settings, embedded, monkeypatch):
-    monkeypatch.setattr(teachers, "_AT_ONCE", {"maxsim": 5, "single": 5})
+    monkeypatch.setattr(teacher_model, "_AT_ONCE", {"maxsim": 5, "single": 5})
     real, written = VectorStore.append, []
 
     def stopped(self, keys, embeddings):

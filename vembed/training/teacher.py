@@ -1,52 +1,26 @@
-"""The teacher of a run: another model, whose embeddings of all training items are made once and kept on disk.
+"""The teacher of a run: which it is, what it embeds of the rows, and what stands in for it where steps are measured.
 
-    TeacherModel.fill(items)       what no run has made yet, embedded and written      vembed.retrieval.vector_store
-    TeacherModel.sides(batch)      the batch's rows of it                              by content hash
-
-    cache/<what the teacher is>-<dtype>/teacher.json       spec, width and temperature: known without its weights
-                                        /query, /document  vectors by the item's content hash
-
-The weights are opened only to embed what is missing, and are gone before training begins.
+Either a model (vembed.training.teacher_model), or none at all, where the rows bring embeddings of their own.
 """
 
-import json
-import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from vembed.data.hashing import content_hash
 from vembed.data.settings import DataSettings
-from vembed.errors import CheckpointError, ConfigError, DataError, ModelError
-from vembed.losses.objective import Teacher, scale_of
+from vembed.errors import DataError
+from vembed.losses.objective import Teacher
 from vembed.losses.settings import LossSettings
-from vembed.model.detect import detect
-from vembed.model.families.registry import hub_id
-from vembed.model.folder.find import weights_folder
-from vembed.model.folder.fingerprint import reading_fingerprint
-from vembed.model.modeling import VisualRetrievalModel
-from vembed.model.settings import ModelSettings
-from vembed.model.spec import ModelSpec
-from vembed.retrieval.encode import canonical_side, refuse_not_finite
-from vembed.retrieval.vector_store import VectorStore
 from vembed.scoring import get_scorer
-from vembed.training.frozen_features import ItemSides, items_of_rows
-from vembed.training.rng import rng_unmoved
+from vembed.training.frozen_features import items_of_rows
 from vembed.training.run.data import Datasets
+from vembed.training.teacher_model import TeacherFacts, TeacherModel, TeacherOptions
 from vembed.types import Batch, Embeddings, Item, Side, Sides
-from vembed.utils.files import atomic_file, disk_errors, user_cache
-from vembed.version import __version__
+from vembed.utils.files import user_cache
 
-_log = logging.getLogger(__name__)
-_RECORD = "teacher.json"
-# Items that are embedded before they are written: what an interruption costs.
-_AT_ONCE = {"single": 1024, "maxsim": 128}
-_SECONDS_BETWEEN_LINES = 30
 _STAND_IN_TOKENS = 64
 _COSINE_TEMPERATURE = 0.05  # as of a model without one of its own
 
@@ -55,170 +29,6 @@ class TeacherSource(Protocol):
     """Gives a teacher's embeddings of a batch."""
 
     def sides(self, batch: Batch) -> Sides: ...
-
-
-@dataclass(frozen=True)
-class TeacherOptions:
-    """How a teacher embeds. settings: the consent that opening it takes, and the dtype it is opened in."""
-
-    settings: ModelSettings
-    device: torch.device
-    batch_size: int
-    max_image_pixels: int
-
-
-@dataclass(frozen=True)
-class TeacherFacts:
-    """What is known of a teacher without its weights."""
-
-    spec: ModelSpec
-    dim: int
-    temperature: float
-
-
-class TeacherModel:
-    """The model called `name`, and what it has made of items below `cache`. Raises ConfigError when it is not there."""
-
-    def __init__(self, name: str, cache: Path, options: TeacherOptions) -> None:
-        self.name = name
-        self._options = options
-        try:
-            spec = detect(name, options.settings).spec
-            self.fingerprint = reading_fingerprint(weights_folder(hub_id(name), options.settings), spec)
-        except (ModelError, CheckpointError) as error:
-            raise ConfigError(f"teacher_model_name: {error}") from error
-        self._folder = cache / f"{self.fingerprint.removeprefix('sha256:')[:32]}-{options.settings.torch_dtype}"
-        self.facts = self._read_facts(spec) or self._open_facts()
-        sides: tuple[Side, ...] = ("query", "document")
-        folders = {side: canonical_side(spec, side) for side in sides}
-        stores = {folder: VectorStore(self._folder / folder) for folder in sorted(set(folders.values()))}
-        self._stores = {side: stores[folder] for side, folder in folders.items()}
-
-    @property
-    def teacher(self) -> Teacher:
-        """How its embeddings make scores."""
-        spec = self.facts.spec
-        return Teacher(get_scorer(spec.similarity, spec.scoring), self.facts.temperature, self.facts.dim)
-
-    def check_mode(self, retrieval_mode: str) -> None:
-        """Raise ConfigError when it cannot embed a side of the retrieval mode."""
-        spec = self.facts.spec
-        if not spec.can_mode(retrieval_mode):
-            raise ConfigError(
-                f"teacher_model_name: {self.name} is a {spec.family} model, which reads {spec.reads()}, and cannot"
-                f" teach retrieval_mode {retrieval_mode}"
-            )
-
-    def fill(self, items: ItemSides) -> int:
-        """Embed and write what is not there yet; gives how many items that are.
-
-        An item that cannot be read is left out: the row that uses it is bad for the model that learns too, or is told
-        of by `sides`. Raises ModelError for an item that the teacher cannot take.
-        """
-        added, told = 0, time.monotonic()
-        self._write_facts()
-        model: VisualRetrievalModel | None = None
-        for side, block in self._missing(items):
-            model = self._open() if model is None else model
-            added += self._embed(model, block, side)
-            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                _log.info("teacher %s: %d items embedded so far", self.name, added)
-                told = time.monotonic()
-        num_kept = sum(len(store) for store in set(self._stores.values()))
-        _log.info("teacher %s: %d items embedded, %d kept in %s", self.name, added, num_kept, self._folder)
-        return added
-
-    def summary(self) -> str:
-        """What it is, in words."""
-        spec = self.facts.spec
-        per = "token" if spec.scoring == "maxsim" else "item"
-        return f"{spec.family}, {self.facts.dim} numbers per {per} ({self.name})"
-
-    def sides(self, batch: Batch) -> Sides:
-        """Its embeddings of the batch, on the CPU. Raises DataError for rows of which it has none."""
-        keys: dict[Side, Tensor] = {"query": batch.targets.query_hashes, "document": batch.targets.document_hashes}
-        return Sides(*(self._rows(side, hashes, batch.origins) for side, hashes in keys.items()))
-
-    def _rows(self, side: Side, hashes: Tensor, origins: Sequence[str]) -> Embeddings:
-        store, keys = self._stores[side], hashes.cpu().numpy()
-        known = store.contains(keys)
-        if not known.all():
-            first = f" (the first row is {origins[0]})" if origins else ""
-            raise DataError(
-                f"the teacher {self.name} could not read {int((~known).sum())} of the {len(keys)} {side} items of a"
-                f" batch{first}; mend their rows, or leave them out"
-            )
-        return store.read(keys)
-
-    def _missing(self, items: ItemSides) -> Iterator[tuple[Side, Mapping[int, Item]]]:
-        """Items by content hash that are not in their store, so many at once."""
-        sides = {side: canonical_side(self.facts.spec, side) for side in self._stores}
-        blocks: dict[Side, dict[int, Item]] = {side: {} for side in sides.values()}
-        size = _AT_ONCE[self.facts.spec.scoring]
-        for item, its_side in items:
-            side = sides[its_side]
-            try:
-                key = content_hash(item)
-            except DataError:
-                continue
-            block = blocks[side]
-            if key not in block and not self._stores[side].contains([key])[0]:
-                block[key] = item
-            if len(block) == size:
-                yield side, dict(block)
-                block.clear()
-        yield from ((side, block) for side, block in blocks.items() if block)
-
-    def _embed(self, model: VisualRetrievalModel, block: Mapping[int, Item], side: Side) -> int:
-        """Embed and write a block, without the items that cannot be read; gives how many are written."""
-        items = list(block.values())
-        try:
-            embeddings = model.encode(items, side=side, batch_size=self._options.batch_size)
-        except DataError as error:
-            if len(block) == 1:
-                _log.warning("the teacher cannot read an item: %s", error)
-                return 0
-            entries = list(block.items())
-            halves = (entries[: len(entries) // 2], entries[len(entries) // 2 :])
-            return sum(self._embed(model, dict(half), side) for half in halves)
-        refuse_not_finite(embeddings, items)
-        self._stores[side].append(list(block), embeddings)
-        return len(items)
-
-    def _open(self) -> VisualRetrievalModel:
-        with rng_unmoved():
-            model = VisualRetrievalModel.from_pretrained(self.name, self._options.settings)
-        model.model.requires_grad_(False).to(self._options.device)
-        return model.with_image_limit(self._options.max_image_pixels)
-
-    def _open_facts(self) -> TeacherFacts:
-        model = self._open().model
-        return TeacherFacts(model.spec, model.dim, 1 / scale_of(model.logit_scale).item())
-
-    def _write_facts(self) -> None:
-        if (self._folder / _RECORD).exists():
-            return
-        record = {
-            "model": self.name,
-            "version": __version__,
-            "spec": self.facts.spec.model_dump(mode="json"),
-            "dim": self.facts.dim,
-            "temperature": self.facts.temperature,
-        }
-        with disk_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._folder / _RECORD) as new:
-            new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def _read_facts(self, spec: ModelSpec) -> TeacherFacts | None:
-        try:
-            record: Mapping[str, Any] = json.loads((self._folder / _RECORD).read_text(encoding="utf-8"))  # Any: JSON
-            return TeacherFacts(spec, int(record["dim"]), float(record["temperature"]))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            where = self._folder / _RECORD
-            raise CheckpointError(f"{where} is damaged: {error}. Delete it, and it is made anew") from error
 
 
 @dataclass(frozen=True)
