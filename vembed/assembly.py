@@ -135,6 +135,7 @@ def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | Non
 
 
 def features_of(config: Config) -> FrozenFeatures | None:
+    """Where the features of frozen towers are kept; None without cache_frozen_features."""
     return frozen_features(config.training, config.model, config.optimizer, config.data)
 
 

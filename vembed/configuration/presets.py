@@ -104,6 +104,7 @@ def fit_preset(
 
 
 def other_loss(name: str, catalogue: Catalogue) -> str:
+    """With which losses a key has a meaning, for one that the chosen loss leaves idle."""
     return f"only with loss_type: {' or '.join(catalogue.idle[name])}"
 
 
