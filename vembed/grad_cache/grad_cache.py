@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from vembed.errors import UsageError
+from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.grad_cache.cachex.functional import ChunkedSide, cached_backward
 from vembed.grad_cache.cachex.tree_utils import as_leaves, concat_rows, list_tensors, map_tensors, split_rows
 from vembed.grad_cache.context_managers import RandContext
@@ -255,7 +255,7 @@ class GradCache:
     def _refuse_batch_norm(self) -> None:
         for model in self.models:
             for name, module in model.named_modules():
-                if isinstance(module, _BatchNorm) and module.training:
+                if is_batch_norm(module) and module.training:
                     raise UsageError(
                         f"{name or type(module).__name__} is batch norm in training mode, whose statistics would be"
                         " those of a chunk and count twice; put it into eval mode, or use another norm"

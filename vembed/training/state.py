@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.data.batches.loader import LoaderState
+from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.training.rng import capture_rng, restore_rng
 
 Metrics = Mapping[str, Mapping[str, float]]  # data set -> metric -> value
@@ -113,7 +113,7 @@ class StepStart:
     @classmethod
     def of(cls, model: nn.Module, state: TrainState) -> StepStart:
         """The start of the step that comes next."""
-        learning = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        learning = [module for module in model.modules() if is_batch_norm(module) and module.training]
         statistics = [(buffer, buffer.clone()) for module in learning for buffer in module.buffers()]
         return cls(state.loader, state.num_truncated_texts, capture_rng(), tuple(statistics))
 

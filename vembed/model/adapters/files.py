@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vembed.errors import CheckpointError
+from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.model.adapters.layers import ADAPTER, adapted_layers, is_adapter
 from vembed.model.folder.find import ADAPTER_CONFIG, SPEC_FILE, read_adapter_config
 
@@ -168,7 +169,7 @@ def whole_layers(backbone: nn.Module, *, with_statistics: bool) -> Iterator[str]
     before = known[ADAPTER].modules_to_save if ADAPTER in known else None
     for name, module in backbone.named_modules():
         own = [parameter for key, parameter in module.named_parameters(recurse=False) if not is_adapter(f".{key}")]
-        changes = with_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        changes = with_statistics and is_batch_norm(module)
         inside_adapter = is_adapter(f".{name}.")
         if not inside_adapter and (changes or name in (before or ()) or any(one.requires_grad for one in own)):
             yield name
