@@ -282,7 +282,8 @@ def _update(engine: Engine, gradient_factor: float) -> float:
     if scaler is not None:
         scaler.unscale_(engine.optimizer)
     if gradient_factor != 1:
-        torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], gradient_factor)
+        for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+            gradient.mul_(gradient_factor)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, engine.max_grad_norm or math.inf))
     if scaler is not None:
         scaler.step(engine.optimizer)

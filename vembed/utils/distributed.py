@@ -179,4 +179,5 @@ def _average_bucket(parameters: Sequence[Parameter], size: int) -> None:
     numbers = torch.cat([gradient.flatten() for gradient in gradients]) / size
     dist.all_reduce(numbers)
     parts = torch.split(numbers, [gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+    for part, gradient in zip(parts, gradients, strict=True):
+        gradient.copy_(part.view_as(gradient))
