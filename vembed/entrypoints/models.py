@@ -115,8 +115,8 @@ def _embedding_lines(model: "VisualRetrievalModel") -> Iterator[str]:
     """The embeddings of a text as a query and of a picture as a document, as far as the model reads them."""
     import PIL.Image  # noqa: PLC0415 (as above)
 
-    from vembed.scoring import get_scorer  # noqa: PLC0415
-    from vembed.types import ImageSource, Item  # noqa: PLC0415
+    from vembed.scoring import get_scorer  # noqa: PLC0415 (as above)
+    from vembed.types import ImageSource, Item  # noqa: PLC0415 (as above)
 
     picture = PIL.Image.new("RGB", (_PICTURE_SIDE, _PICTURE_SIDE), "red")
     given = [("text", f"the text {_TEXT!r}", Item(text=_TEXT), "query")] if model.spec.can(["text"]) else []

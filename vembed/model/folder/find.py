@@ -97,7 +97,11 @@ def _looks_like_path(name: str) -> bool:
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 (slow, and only hub models need it)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415 (as above)
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         folder = snapshot_download(
