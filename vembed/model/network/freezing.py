@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from vembed.errors import ModelError
+from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.model.network.features import FEATURES, features_of, tensors_read
 from vembed.model.network.frozen_layers import FrozenLayers
 from vembed.model.network.parameters import parameter_infos
@@ -77,7 +77,7 @@ class Freezing:
 def keep_batch_norms_eval(network: nn.Module) -> None:
     """Make batch norms use their running statistics: an embedding must not depend on the rest of its chunk."""
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if is_batch_norm(module):
             module.eval()
 
 
