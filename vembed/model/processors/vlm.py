@@ -1,4 +1,14 @@
-"""The processor of vision-language models: a row is one sequence of tokens, its images among them."""
+"""The processor of vision-language models: a row is one sequence of tokens, its images among them.
+
+For one row that is, by transformers' own processor,
+
+    text = processor.apply_chat_template([system: instruction], [user: images, text])
+    inputs = processor(text=[text], images=[images])       # input_ids [1, tokens], pixel_values [slices, ...], ...
+
+Here images are read in the loader's workers, before there is a batch (`load`), rows lie one after the other without
+padding (`prepare`), and a chunk is padded when it is run (`finish`). A slice is an entry of a tensor's first axis, of
+which a row owns some: a picture, a crop or a patch, by architecture.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +36,17 @@ from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
-_NOT_READ = ("attention_mask", "labels")
+_NOT_READ = ("attention_mask", "labels")  # `finish` makes the one anew, and nobody generates
+# Image processors that keep a picture's aspect ratio. The edges in their `size` are numbers of pixels, of all of it.
+_BOUNDED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 
 
 @dataclass(frozen=True)
 class VlmRow:
-    """A row's tensors: those with an entry per token, and those of its images, slices first."""
+    """A row's tensors: those with an entry per token, [tokens] each, and those of its images, [slices, ...] each.
+
+    was_cut: text was left out for the length limit.
+    """
 
     tokens: Mapping[str, Tensor]
     images: Mapping[str, Tensor]
@@ -59,11 +74,14 @@ class VlmProcessor(ItemProcessor):
         self._processor = processor  # Any above: transformers is untyped here
         self._tokenizer = processor.tokenizer
         _bound_pixels(processor.image_processor, spec)
-        own = getattr(processor, "image_token_ids", [getattr(processor, "image_token_id", None)])
-        self._image_ids = [token for token in own if token is not None]
+        # Most have one placeholder token; some also mark where an image begins, ends, or turns to its next line.
+        image_ids = getattr(processor, "image_token_ids", [getattr(processor, "image_token_id", None)])
+        self._image_ids = [token for token in image_ids if token is not None]
         self._pictures = PictureParts(processor)
         self._conversation = Conversation(processor, starts_answer=spec.starts_answer)
         self._ending = common_ending(self._encode, lambda text: self._render("query", text, 0))
+        # Which outputs have an entry per token differs by architecture (token_type_ids and the like), and is seen from
+        # the shapes that a row of one picture and one letter gives.
         blank = self._pictures.read([PIL.Image.new("RGB", (32, 32))])
         probe = self._pictures.call(blank, **self._text_arguments(self._render("query", "a", 1)))
         length = probe["input_ids"].shape[1]
@@ -94,7 +112,7 @@ class VlmProcessor(ItemProcessor):
         return self._tokenizer
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """What the image processor makes of one picture."""
+        """The image processor's tensors of one picture."""
         return self._pictures.read([picture])
 
     def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
@@ -133,12 +151,13 @@ class VlmProcessor(ItemProcessor):
         tensors = dict(inputs.tensors)
         counts = tensors["input_ids"].counts
         lengths = counts.tolist()
-        real = Ragged(torch.ones_like(tensors["input_ids"].values), counts)
+        real = Ragged(torch.ones_like(tensors["input_ids"].values), counts)  # [tokens of all rows]
         for name, flat in [("attention_mask", real), *((name, tensors[name]) for name in self._padded_names())]:
             padding = self._padding_token() if name == "input_ids" else 0
             rows = torch.split(flat.values, lengths)
-            padded = pad_sequence(list(rows), True, padding, self.spec.padding_side)
-            tensors[name] = Ragged(padded, torch.ones_like(counts))
+            padded = pad_sequence(list(rows), True, padding, self.spec.padding_side)  # batch first
+            # So far a slice was a token; from here on it is a row of the model's input: one per row.
+            tensors[name] = Ragged(padded, torch.ones_like(counts))  # [rows, tokens]
         pixels = tensors.get("pixel_values")
         if pixels is not None and pixels.values.dtype == torch.uint8 and len(pixels.values):
             mask = tensors.get("pixel_attention_mask")
@@ -148,7 +167,7 @@ class VlmProcessor(ItemProcessor):
 
     @property
     def counts_tokens(self) -> bool:
-        """Always: rows are not padded before `finish`."""
+        """True: rows are not padded before `finish`, so that each has as many tokens as slices of `input_ids`."""
         return True
 
     def num_tokens(self, inputs: Inputs) -> Tensor:
@@ -163,16 +182,19 @@ class VlmProcessor(ItemProcessor):
             self._processor.image_processor.save_pretrained(text_folder)
 
     def is_read_alike_elsewhere(self) -> bool:
-        """It renders chat templates of parts, instructions as system messages, and nothing else."""
-        spoken = [self.spec.query_prompt, self.spec.document_prompt, *self.spec.other_prompts.values()]
-        return self._conversation.in_messages and (self._conversation.with_system or not any(spoken))
+        """Whether sentence-transformers makes the same inputs of the files.
+
+        It renders chat templates of parts, with instructions as system messages, and nothing else.
+        """
+        prompts = [self.spec.query_prompt, self.spec.document_prompt, *self.spec.other_prompts.values()]
+        return self._conversation.in_messages and (self._conversation.with_system or not any(prompts))
 
     def instruction(self, side: Side) -> str:
-        """What is said of the side's rows before their content."""
+        """The instruction that stands before the content of the side's rows."""
         return self.spec.prompt(side)
 
     def mark_tokens(self, tokens: Mapping[str, Tensor], item: LoadedItem) -> Mapping[str, Tensor]:
-        """A row's tensors with an entry per token, before it is cut, with what else a kind of model needs."""
+        """A row's tensors [tokens] before it is cut, and further ones that a kind of model needs, to be overridden."""
         return tokens
 
     def _rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[VlmRow]:
@@ -184,7 +206,8 @@ class VlmProcessor(ItemProcessor):
             if item.images:
                 rows.append(self._image_row(item, side))
             else:
-                ids = torch.tensor(next(encoded))
+                ids = torch.tensor(next(encoded))  # [tokens]
+                # What else there is per token says of which kind it is (token_type_ids), and 0 is text.
                 zeros = torch.zeros_like(ids)
                 tokens = dict.fromkeys(self._padded_names(), zeros) | {"input_ids": ids}
                 tokens |= {IMAGE_TOKENS: zeros.bool()}
@@ -192,39 +215,49 @@ class VlmProcessor(ItemProcessor):
         return rows
 
     def _image_row(self, item: LoadedItem, side: Side) -> VlmRow:
-        read = item.images[0]
+        """A row with images, each of which is as many placeholder tokens as the model makes states of it."""
+        read = item.images[0]  # `load` reads all of an item's images as one entry
         text = self._render(side, item.text, int(read["num_images"]))
         output = dict(self._pictures.call(read, **self._text_arguments(text)))
-        tokens = {name: output.pop(name)[0] for name in self._token_names}
+        tokens = {name: output.pop(name)[0] for name in self._token_names}  # [tokens], of [1, tokens]
         tokens[IMAGE_TOKENS] = torch.isin(tokens["input_ids"], torch.tensor(self._image_ids))
         images = {name: self._pictures.by_slice(value) for name, value in output.items() if name not in _NOT_READ}
         return self._cut(VlmRow(self.mark_tokens(tokens, item), images), item)
 
     def _cut(self, row: VlmRow, item: LoadedItem) -> VlmRow:
-        """The row with its text cut to the length limit; what follows the text, and the image tokens, stay."""
+        """The row with its text cut to the length limit; what follows the text, and the image tokens, stay.
+
+        before: instruction, images, text[: num_text], ending              tokens in all: max_length + excess
+        after:  instruction, images, text[: num_text - excess], ending     tokens in all: max_length
+        """
         ids, limit = row.tokens["input_ids"], self.spec.max_length
         excess = 0 if limit is None else len(ids) - limit
         if excess <= 0:
             return row
-        stop = len(ids) - len(self._ending)
+        stop = len(ids) - len(self._ending)  # where the text ends
         num_text = len(self._encode_plain(item.text or ""))
+        # The model puts an image's states in the place of its tokens: with one of these missing they would not fit.
         if excess > num_text:
             what = "its images and the chat template" if item.images else "the chat template"
             raise DataError(
                 f"{_where(item)}max_length {limit}: {what} alone take {len(ids) - num_text} tokens; set a larger"
                 " max_length" + (", or a smaller max_pixels where the model has one" if item.images else "")
             )
-        kept = torch.cat([torch.arange(stop - excess), torch.arange(stop, len(ids))])
+        kept = torch.cat([torch.arange(stop - excess), torch.arange(stop, len(ids))])  # [max_length]
         return replace(row, tokens={name: value[kept] for name, value in row.tokens.items()}, was_cut=True)
 
     def _render(self, side: Side, text: str | None, num_images: int) -> str:
+        """The row as the one string that is tokenised, one placeholder for each image."""
         return self._conversation.render(self.instruction(side), text, num_images)
 
     def _text_arguments(self, text: str) -> dict[str, Any]:  # Any: arguments of the processor
         return {"text": [text], **self._special_tokens(text)}
 
     def _special_tokens(self, text: str) -> dict[str, bool]:
-        """No second beginning-of-text token where the chat template wrote one, as transformers does it."""
+        """No second beginning-of-text token where the chat template wrote one, as transformers does it.
+
+        The same for all rows, so that the first text may speak for all of a batch.
+        """
         first = self._tokenizer.bos_token
         has_own = self._conversation.has_template and first is not None and text.startswith(first)
         return {"add_special_tokens": False} if has_own else {}
@@ -239,10 +272,12 @@ class VlmProcessor(ItemProcessor):
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
+        """The tokens of a text by itself, without those that begin or end a sequence."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _padded_names(self) -> list[str]:
+        """The names of tensors with an entry per token, which `finish` pads; to be extended with `mark_tokens`."""
         return [*self._token_names, IMAGE_TOKENS]
 
     def _padding_token(self) -> int:
@@ -250,7 +285,7 @@ class VlmProcessor(ItemProcessor):
         return int(own if own is not None else self._tokenizer.eos_token_id or 0)
 
     def _refuse_placeholders(self, item: Item) -> None:
-        """A text that holds the token which stands for a picture would be read as one."""
+        """Raise DataError for a text that holds the token which stands for a picture: it would be read as one."""
         tokens = {str(self._processor.image_token), *self._tokenizer.convert_ids_to_tokens(self._image_ids)}
         found = sorted(token for token in tokens if item.text is not None and token in item.text)
         if found:
@@ -258,22 +293,27 @@ class VlmProcessor(ItemProcessor):
 
 
 def _joined(values: Sequence[Tensor | None]) -> Ragged:
-    """The rows' slices, one after the other; slices of other sizes are padded with zeros to the largest."""
+    """The rows' slices [slices, ...], one after the other, padded with zeros to the largest size along every axis.
+
+    None: a row without images, which owns no slice.
+    """
     given = [value for value in values if value is not None]
     counts = torch.tensor([0 if value is None else len(value) for value in values])
-    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in given), strict=True)]
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in given), strict=True)]  # of one slice
     return Ragged(torch.cat([_padded(value, shape) for value in given]), counts)
 
 
 def _padded(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor [slices, ...] with zeros at the end of each axis but the first, up to `shape`."""
     missing = [wanted - size for wanted, size in zip(shape, value.shape[1:], strict=True)]
     if not any(missing):
         return value
+    # torch takes a pair, before and after, for each axis from the last one back.
     return torch.nn.functional.pad(value, [side for size in reversed(missing) for side in (0, size)])
 
 
 def _bound_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
-    """Bound the pixels of images that keep their shape. Raises ModelError where the processor has no such bounds."""
+    """Bound the pixels of images that keep their aspect ratio, in place. Raises ModelError where there is no bound."""
     if spec.min_pixels is None and spec.max_pixels is None:
         return
     if type(image_processor).__name__ not in _BOUNDED:
@@ -290,9 +330,6 @@ def _bound_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transf
             f" pixels; set {other} too"
         )
     image_processor.size = type(image_processor.size)(**size)
-
-
-_BOUNDED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 
 
 def _where(item: Item | LoadedItem) -> str:
