@@ -1,10 +1,15 @@
-"""A vision-language model that goes on from what its frozen vision encoder gave, so that this runs once per picture.
+"""A vision-language model that goes on from its frozen vision encoder's outputs, so that this runs once per picture.
 
-    take      run the model up to its language model, and keep what enters that in the place of the pictures
-    given     run the model, its vision encoder giving that as it is: no picture is looked at
+    take      run the vision encoder alone, and keep the hidden states that it gives in the place of the pictures
+    given     run the whole model, its vision encoder giving the kept states: no picture is looked at
 
-For the time of one run the method that makes tokens of pictures is replaced. Whether a model can be cut like that is
-tried on the first rows with pictures: both ways must give the same.
+A model of transformers asks one method for the states of its pictures' tokens, mostly `get_image_features`. That is its
+seam, at which it is cut: for the time of one run the method is replaced,
+
+    take:   def seam(pixels): raise Reached(real_seam(pixels))     # caught, so that the language model does not run
+    given:  def seam(pixels): return kept states                   # pixels are black pictures of the right shapes
+
+Whether a model can be cut like that is tried on the first rows with pictures: both ways must give the same.
 """
 
 import logging
@@ -27,9 +32,9 @@ from vembed.types import Inputs, Ragged
 
 _log = logging.getLogger(__name__)
 
-PICTURE_STATES = "picture_states"  # what enters the language model stands in the inputs under this name
+PICTURE_STATES = "picture_states"  # the kept states stand in the inputs under this name, [tokens, parts * width]
 _PIXELS = "pixel_"  # how the names of what only the vision encoder reads begin
-_NUM_TRIED = 2
+_NUM_TRIED = 2  # rows on which a model is tried
 _MAKES_TOKENS = "get_image_features"  # transformers' name for it
 
 Run = Callable[[Inputs], Tensor]  # the whole model: [tokens, width] of the real tokens of all rows
@@ -37,41 +42,48 @@ Run = Callable[[Inputs], Tensor]  # the whole model: [tokens, width] of the real
 
 @dataclass
 class PictureTokens(ModelOutput):  # type: ignore[misc]  # transformers is untyped here
-    """What the vision encoder gives, as the models of transformers read it and hand it on.
+    """A vision encoder's output, as the models of transformers read it and hand it on.
 
-    pooler_output: what stands for the pictures' tokens, [tokens, width], or a list of it. deepstack_features: what is
-    added to them after layers of the language model (Qwen3-VL), a list of such for each.
+    pooler_output: the states of the pictures' tokens, [tokens, width], or a list of such. deepstack_features: what is
+    added to them after some layers of the language model (Qwen3-VL), a list of [tokens, width] for each of these.
     """
 
     pooler_output: Tensor | list[Tensor]
     deepstack_features: list[list[Tensor]] | None = None  # transformers lets only the first have none
 
 
-class _Found:
-    """What trying a model has shown, in training and in evaluation; a copy of the model is like it."""
+class _Trial:
+    """What trying a model has shown.
+
+    fits: by whether the model is in training, whether it can be cut. gives_list: its pooler_output is a list.
+    num_parts: pooler_output and the deepstack_features, which are kept side by side.
+    """
 
     def __init__(self) -> None:
         self.fits: dict[bool, bool] = {}
         self.gives_list = False
         self.num_parts = 1
 
-    def __deepcopy__(self, _memo: object) -> "_Found":
-        return self
+    def __deepcopy__(self, _memo: object) -> "_Trial":
+        return self  # a copied model need not be tried again
 
 
 class PictureCut:
-    """A model of transformers, and which of its modules makes tokens of pictures by which method; None: none does."""
+    """A model of transformers, cut between its vision encoder and its language model.
+
+    seam: which of its modules makes states of pictures, by which method; None: none does, and the model stays whole.
+    """
 
     def __init__(self, backbone: Backbone, seam: tuple[nn.Module, str] | None) -> None:
         self._backbone = backbone
         self._seam = seam
-        self._found = _Found()
+        self._trial = _Trial()
 
     def take(self, run: Run, inputs: Inputs) -> Inputs:
-        """The inputs with what enters the language model in the place of the pictures, [tokens, width]; no graph.
+        """The inputs with the vision encoder's states in the place of the pixels, [tokens, parts * width]; no graph.
 
-        As they are, if they hold no pictures or what was taken of them, or if the model cannot be cut, which the log
-        says once.
+        run: the whole model. Inputs stay as they are if they hold no pixels, or if the model cannot be cut, which the
+        log says once.
         """
         pixels = inputs.tensors.get("pixel_values")
         if pixels is None or not len(pixels.values) or not self._fits(run, inputs):
@@ -82,13 +94,13 @@ class PictureCut:
 
     @contextmanager
     def given(self, inputs: Inputs) -> Iterator[Inputs]:
-        """The inputs as the model reads them; in the block its vision encoder gives what `take` kept of pictures."""
+        """The inputs as the model reads them; in the block its vision encoder gives the states that `take` kept."""
         states = inputs.tensors.get(PICTURE_STATES)
         if states is None:
             yield inputs
             return
         tensors = {
-            name.removeprefix(f"{PICTURE_STATES}."): _filled(ragged)
+            name.removeprefix(f"{PICTURE_STATES}."): _black_pictures(ragged)
             if name.startswith(f"{PICTURE_STATES}.")
             else ragged
             for name, ragged in inputs.tensors.items()
@@ -97,6 +109,7 @@ class PictureCut:
         known = Given(self._tokens(states.values))
         with replaced({self._seam: known} if self._seam is not None and len(states.values) else {}):
             yield replace(inputs, tensors=tensors)
+        # A model that asked twice, or never, has not read the kept states as its own; nothing else would tell.
         if len(states.values) and known.num_calls != 1:
             raise ModelError(
                 f"{type(self._backbone).__name__} asked for the pictures' tokens {known.num_calls} times, not once, so"
@@ -104,14 +117,15 @@ class PictureCut:
             )
 
     def _tokens(self, states: Tensor) -> PictureTokens:
-        """Kept states [tokens, parts * width] as the vision encoder gave them."""
-        first, *deep = states.chunk(self._found.num_parts, dim=1)
-        return PictureTokens([first] if self._found.gives_list else first, [[one] for one in deep])
+        """Kept states [tokens, parts * width] as the vision encoder gave them; the inverse of `_states`."""
+        first, *deep = states.chunk(self._trial.num_parts, dim=1)  # [tokens, width] each
+        return PictureTokens([first] if self._trial.gives_list else first, [[one] for one in deep])
 
     def _fits(self, run: Run, inputs: Inputs) -> bool:
-        training, fits = self._backbone.training, self._found.fits
+        """Whether the model can be cut: tried on these inputs the first time, in training and in evaluation each."""
+        training, fits = self._backbone.training, self._trial.fits
         if training not in fits:
-            rows = (inputs.tensors["pixel_values"].counts > 0).nonzero()[:_NUM_TRIED, 0]
+            rows = (inputs.tensors["pixel_values"].counts > 0).nonzero()[:_NUM_TRIED, 0]  # the first with pictures
             fits[training] = self._is_exact(run, select_rows(inputs, rows))
             if not fits[training]:
                 _log.info(
@@ -122,6 +136,7 @@ class PictureCut:
 
     def _is_exact(self, run: Run, inputs: Inputs) -> bool:
         """Whether the cut model gives what the whole one gives, and its vision encoder the same each time."""
+        # Dropout in the language model must draw the same for both, or they would differ without a reason.
         state = RandContext(*list_tensors(inputs))
         with torch.no_grad():
             with state:
@@ -133,9 +148,11 @@ class PictureCut:
                     return False
                 with state:
                     cut = run(taken)
+                # A vision encoder with dropout gives other states each time, of which none may be kept. So its second
+                # run starts from other random numbers for certain.
                 with state:
                     for tensor in list_tensors(inputs):
-                        torch.rand(1, device=tensor.device)  # other numbers than the first time
+                        torch.rand(1, device=tensor.device)
                     again = self._taken(run, inputs)
             except MISFITS:
                 return False
@@ -143,30 +160,34 @@ class PictureCut:
         return alike(cut, whole) and alike(again.tensors[PICTURE_STATES].values, taken.tensors[PICTURE_STATES].values)
 
     def _taken(self, run: Run, inputs: Inputs) -> Inputs | None:
+        """The inputs with states for pixels; None where the states are not one for each image token of the rows."""
         with torch.no_grad():
-            output = self._reach(run, inputs)
-        states = None if output is None else self._states(output)
-        ids = inputs.tensors["input_ids"]
-        num_tokens = sums_by_row((ids.values == self._backbone.config.image_token_id).sum(dim=1), ids.counts)
+            output = self._vision_output(run, inputs)
+        states = None if output is None else self._states(output)  # [tokens, parts * width], in order of rows
+        ids = inputs.tensors["input_ids"]  # values [rows, tokens]
+        num_tokens = sums_by_row((ids.values == self._backbone.config.image_token_id).sum(dim=1), ids.counts)  # [rows]
         if states is None or len(states) != int(num_tokens.sum()):
             return None
         tensors = {name: ragged for name, ragged in inputs.tensors.items() if not name.startswith(_PIXELS)}
-        hollow = {
+        # A model may still look at whether it got pixels, and at their shapes. A tensor with an axis of 0 says both
+        # without holding a number, and is cut and joined by rows as pixels are: [slices, 0, ...].
+        shapes = {
             f"{PICTURE_STATES}.{name}": replace(
-                ragged, values=ragged.values.new_empty(len(ragged.values), 0, *_form(ragged))
+                ragged, values=ragged.values.new_empty(len(ragged.values), 0, *ragged.values.shape[1:])
             )
             for name, ragged in inputs.tensors.items()
             if name.startswith(_PIXELS)
         }
-        return replace(inputs, tensors={**tensors, **hollow, PICTURE_STATES: Ragged(states, num_tokens)})
+        return replace(inputs, tensors={**tensors, **shapes, PICTURE_STATES: Ragged(states, num_tokens)})
 
-    def _reach(self, run: Run, inputs: Inputs) -> Any:  # Any: what a model of transformers calls its pictures' tokens
-        """What the vision encoder gives; the language model does not run. None where it is not asked."""
+    def _vision_output(self, run: Run, inputs: Inputs) -> Any:  # Any: of a type that differs by model
+        """The vision encoder's output; the language model does not run. None where the model does not ask for it."""
         if self._seam is None:
             return None
         module, name = self._seam
         make = getattr(module, name)
 
+        # An exception is what leaves a forward of any model in its middle.
         def stop(*arguments: object, **options: object) -> None:
             raise Reached(make(*arguments, **options))
 
@@ -178,18 +199,22 @@ class PictureCut:
         return None
 
     def _states(self, output: Any) -> Tensor | None:  # Any: as above
-        """Each token's vector, and beside it those that are added to it later: [tokens, parts * width]."""
+        """Each token's state, and beside it those that are added to it later: [tokens, parts * width]; None: no states.
+
+        Side by side, so that they are rows of one tensor, and go with their picture wherever it goes.
+        """
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             return None
         parts = [pooled, *(getattr(output, "deepstack_features", None) or ())]
-        self._found.gives_list = not isinstance(pooled, Tensor)
-        self._found.num_parts = len(parts)
+        self._trial.gives_list = not isinstance(pooled, Tensor)
+        self._trial.num_parts = len(parts)
         return torch.cat([_flat(part) for part in parts], dim=1)
 
 
 def seam_of(backbone: Backbone) -> tuple[nn.Module, str] | None:
-    """Where a vision-language model of transformers makes tokens of pictures: in the innermost model that can."""
+    """Where a vision-language model of transformers makes states of pictures: in the innermost model that can."""
+    # The outer ones (a model with a language head) pass the call on; modules come from the outside in.
     found = [module for module in backbone.modules() if callable(getattr(module, _MAKES_TOKENS, None))]
     return (found[-1], _MAKES_TOKENS) if found else None
 
@@ -200,11 +225,7 @@ def _flat(part: Any) -> Tensor:  # Any: a tensor [.., width] or several
     return torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors])
 
 
-def _form(ragged: Ragged) -> torch.Size:
-    return ragged.values.shape[1:]
-
-
-def _filled(hollow: Ragged) -> Ragged:
-    """Black pictures of the form that a hollow tensor tells."""
-    values = hollow.values
-    return replace(hollow, values=values.new_zeros(()).expand(len(values), *values.shape[2:]))
+def _black_pictures(shapes: Ragged) -> Ragged:
+    """Black pictures [slices, ...] of the shapes that a tensor [slices, 0, ...] says: one zero, seen as many."""
+    values = shapes.values
+    return replace(shapes, values=values.new_zeros(()).expand(len(values), *values.shape[2:]))
