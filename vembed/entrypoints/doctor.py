@@ -19,11 +19,9 @@ from vembed.utils.memory import GIB, free_memory_bytes
 
 # What an extra brings, by a module that says whether it is there.
 _EXTRAS = {
-    "tracking": "tensorboard",
-    "search": "lancedb",
     "lightning": "pytorch_lightning",
-    "export": "onnxruntime",
-    "bench": "mteb",
+    "export": "sentence_transformers",
+    "bench": "sentence_transformers",
     "quantization": "bitsandbytes",
 }
 _WIDTH = 20
