@@ -1,8 +1,7 @@
 """GradientCacheTrainer: from a batch to gradients, through the gradient cache or plainly; the numbers are the same."""
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vembed.errors import NotFiniteError
 from vembed.grad_cache.cachex.functional import LossScale, cached_backward
-from vembed.grad_cache.cachex.tree_utils import concat_rows, move, take_rows
+from vembed.grad_cache.cachex.tree_utils import move
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
 from vembed.training.step.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
+from vembed.training.step.not_finite import LossCheck
 from vembed.training.step.ranks import JoinedBatch, join_ranks
 from vembed.training.step.sizing import StepParts, settle
 from vembed.training.teacher import TeacherSource
@@ -27,7 +26,6 @@ from vembed.types import Batch, Embeddings, Inputs, ItemRows, Processor, Sides, 
 from vembed.utils.memory import GIB
 
 _log = logging.getLogger(__name__)
-MOST_NAMED = 8
 _MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -96,14 +94,13 @@ class GradientCacheTrainer:
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
         targets = self._with_reference(joined, (queries, documents), reader)
+        check = LossCheck(self._model, batch, (queries, documents), joined)
 
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
             own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))
             every = joined.gather(own)
             loss = self._loss(every, targets)
-            if not math.isfinite(loss.item()):
-                why = _not_finite(batch, own, (queries, documents)) or _not_finite_elsewhere(joined, every)
-                raise NotFiniteError(f"{why}; {self._advice()}")
+            check(loss, own, every)
             return loss
 
         sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
@@ -111,14 +108,6 @@ class GradientCacheTrainer:
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
-
-    def _advice(self) -> str:
-        """What to do about a loss that is not finite."""
-        named = self._model.named_parameters()
-        broken = [name for name, parameter in named if not parameter.isfinite().all()]
-        if broken:
-            return f"the model's weights are not finite either, such as {broken[0]}; start from files that are whole"
-        return "lower the learning rate, or set mixed_precision: no"
 
     def with_settings(self, settings: GradCacheSettings, *, autocast: Autocast) -> "GradientCacheTrainer":
         """The same step on the same model, in other chunks and under another autocast."""
@@ -228,55 +217,3 @@ class GradientCacheTrainer:
 
 def _has_batch_norm(model: BaseEmbeddingModel) -> bool:
     return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-def _not_finite(batch: Batch, own: Sides, cuts: tuple[Cut, Cut]) -> str | None:
-    """What to tell the user: which of this rank's rows and chunks have embeddings that are not finite, if any have."""
-    bad_queries, bad_documents = _bad_rows(own.queries), _bad_rows(own.documents)
-    bad = bad_queries | _rows_naming(batch.targets, bad_documents)
-    if not bad_queries.any() and not bad_documents.any():
-        return None
-    named = [origin for row, origin in enumerate(batch.origins) if bad[row]]
-    chunks = [*_bad_chunks("queries", bad_queries, cuts[0]), *_bad_chunks("documents", bad_documents, cuts[1])]
-    where = f" ({', '.join(chunks)})" if any(len(cut.rows) > 1 for cut in cuts) else ""
-    return f"the loss is not finite: the embeddings of {name_rows(named) or 'some rows'} are not{where}"
-
-
-def _not_finite_elsewhere(joined: JoinedBatch, every: Sides) -> str:
-    """The same where this rank's own embeddings are finite: whose are not, or that all are."""
-    ranks = joined.ranks_of(_bad_rows(every.queries), _bad_rows(every.documents))
-    if not ranks:
-        return "the loss is not finite though all embeddings are (temperature or bias out of range?)"
-    where = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-    return f"the loss is not finite: embeddings of {where} are not, which names the rows"
-
-
-def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:
-    """The chunks of a side with bad rows (bool [rows]): `["chunk 2 of 3 of the queries"]`."""
-    numbers = cut.chunks_of(bad)
-    words = "chunk" if len(numbers) == 1 else "chunks"
-    return [f"{words} {', '.join(map(str, numbers))} of {len(cut.rows)} of the {side}"] if numbers else []
-
-
-def name_rows(origins: Sequence[str]) -> str:
-    """Where rows come from, the first few of them: `train.jsonl:2, train.jsonl:5 and 3 more`."""
-    more = f" and {len(origins) - MOST_NAMED} more" if len(origins) > MOST_NAMED else ""
-    return f"{', '.join(origins[:MOST_NAMED])}{more}"
-
-
-def _bad_rows(embeddings: Embeddings) -> Tensor:
-    """Bool [rows], on the host: True where a vector is not finite (padding does not count)."""
-    bad = ~embeddings.vectors.isfinite().all(dim=-1)  # [rows] or [rows, tokens]
-    if embeddings.mask is not None:
-        bad &= embeddings.mask
-    return bad.flatten(1).any(dim=1).cpu() if bad.ndim > 1 else bad.cpu()
-
-
-def _rows_naming(targets: Targets, documents: Tensor) -> Tensor:
-    """Bool [queries]: the rows that name one of the `documents` (bool [documents]) as positive or negative."""
-    rows = range(len(targets.query_hashes))
-    own = [
-        concat_rows([take_rows(side, row, row + 1).values for side in (targets.positives, targets.negatives)])
-        for row in rows
-    ]
-    return torch.tensor([bool(documents[columns].any()) for columns in own])

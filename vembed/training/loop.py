@@ -25,7 +25,7 @@ from vembed.errors import DataError, NotFiniteError
 from vembed.grad_cache.cachex.functional import LossScale
 from vembed.losses.objective import limit_scale, scale_of
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.gradient_cache_trainer import GradientCacheTrainer, name_rows
+from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.interrupts import StopSignal
 from vembed.training.optimizer import apply_schedule, rates_by_part
 from vembed.training.plan import Plan
@@ -34,6 +34,7 @@ from vembed.training.rng import rng_unmoved
 from vembed.training.schedule import Schedule
 from vembed.training.settings import GroupPart
 from vembed.training.state import LogWindow, Metrics, StepStart, TrainState
+from vembed.training.step.not_finite import name_rows
 from vembed.types import Batch
 from vembed.utils.distributed import average_gradients
 
