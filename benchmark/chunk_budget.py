@@ -80,7 +80,7 @@ def start_worker(options: argparse.Namespace, mode: str, folder: str) -> "subpro
 
 
 def ask(worker: "subprocess.Popen[str]") -> dict[str, float]:
-    """One step of a worker: its seconds, its peak so far, its loss, and how it is cut."""
+    """One step of a worker: its seconds, its peak so far, its loss, and how it is chunked."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write("step\n")
@@ -101,7 +101,7 @@ def work(options: argparse.Namespace, mode: str, folder: str) -> None:
     from vembed.losses.settings import LossSettings
     from vembed.model.modeling import VisualRetrievalModel
     from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-    from vembed.training.step.chunks import cut_side
+    from vembed.training.step.chunking import chunk_side
     from vembed.utils.memory import MIB, peak_memory_mib, reset_peak_memory, used_memory_bytes
 
     torch.set_num_threads(1)
@@ -112,8 +112,10 @@ def work(options: argparse.Namespace, mode: str, folder: str) -> None:
     settings = GradCacheSettings.model_validate(chunks)
     trainer = GradientCacheTrainer(model.model, model.processor, LossFactory.create(LossSettings()), settings)
     batch = make_batch(Path(folder), model.processor)
-    cuts = [cut_side(side, model.processor, settings) for side in (batch.queries, batch.documents)]
-    padded = [model.processor.prepare(chunk.items, chunk.side) for cut in cuts for chunk in cut.chunks]
+    partitions = [chunk_side(side, model.processor, settings) for side in (batch.queries, batch.documents)]
+    padded = [
+        model.processor.prepare(chunk.items, chunk.side) for partition in partitions for chunk in partition.chunks
+    ]
     facts = {
         "chunks": len(padded),
         "tokens": sum(inputs.tensors["input_ids"].values.numel() for inputs in padded),

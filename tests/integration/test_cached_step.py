@@ -35,7 +35,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.step.chunks import cut_side
+from vembed.training.step.chunking import chunk_side
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
 
 SIGLIP = pytest.param("siglip", marks=pytest.mark.slow)  # to the step it is what CLIP is
@@ -323,14 +323,16 @@ def test_chunks_of_tokens_replay_dropout_and_augmentation(folders, family, retai
     batch = replace(make_batch(pair), queries=queries, documents=documents)
     longest = max(pair.processor.count_tokens((*queries.items, *documents.items), "query"))
     settings = GradCacheSettings(gradient_cache_chunk_tokens=2 * longest, gradient_cache_retain=retain)
-    cuts = [cut_side(side, pair.processor, settings) for side in (queries, documents)]
-    assert min(len(cut.rows) for cut in cuts) > 1
+    partitions = [chunk_side(side, pair.processor, settings) for side in (queries, documents)]
+    assert min(len(partition.rows) for partition in partitions) > 1
 
     def one_graph() -> tuple[float, dict[str, Tensor]]:
         sides = []
-        for cut in cuts:
-            prepared = [pair.processor.prepare(chunk.items, chunk.side) for chunk in cut.chunks]
-            sides.append(cut.in_order(concat_rows([pair.model(pair.processor.finish(inputs)) for inputs in prepared])))
+        for partition in partitions:
+            prepared = [pair.processor.prepare(chunk.items, chunk.side) for chunk in partition.chunks]
+            sides.append(
+                partition.in_order(concat_rows([pair.model(pair.processor.finish(inputs)) for inputs in prepared]))
+            )
         scale, bias = pair.model.logit_scale, pair.model.logit_bias
         loss = objective_of(pair)(*sides, batch.targets, logit_scale=scale, logit_bias=bias)
         loss.backward()
@@ -476,8 +478,8 @@ def test_a_frozen_encoder_of_token_vectors_runs_once_per_chunk_within_its_memory
         hook.remove()
         runs.append(len(seen))
         assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
-    kept = len(cut_side(batch.queries, pair.processor, settings).rows)
-    kept += len(cut_side(batch.documents, pair.processor, settings).rows)
+    kept = len(chunk_side(batch.queries, pair.processor, settings).rows)
+    kept += len(chunk_side(batch.documents, pair.processor, settings).rows)
     assert runs[0] == kept
     assert runs[1] == runs[2] - 1
     assert runs[2] == 2 * kept - 1  # the last chunk keeps its graph

@@ -17,7 +17,8 @@ from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
-from vembed.training.step.chunks import ChunkReader, Cut, cut_in_words, cut_side, retain_of
+from vembed.training.step.chunk_reader import ChunkReader
+from vembed.training.step.chunking import SidePartition, chunk_side, describe_chunks, retain_of
 from vembed.training.step.not_finite import LossCheck
 from vembed.training.step.ranks import JoinedBatch, join_ranks
 from vembed.training.step.sizing import StepParts, settle
@@ -48,7 +49,7 @@ class StepResult:
 class GradientCacheTrainer:
     """Adds the gradient of the objective over one batch to the model's parameters; the optimiser is not its business.
 
-    A side is cut into chunks of `gradient_cache_chunk_size` rows, or of `gradient_cache_chunk_tokens`. A chunk is
+    A side is divided into chunks of `gradient_cache_chunk_size` rows, or of `gradient_cache_chunk_tokens`. A chunk is
     prepared, moved to `device`, finished by the processor and encoded there under `autocast()`; a stack of its pictures
     and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when both are, or
     with `use_gradient_cache` off, the step is the plain step. The share `gradient_cache_retain` of all chunks, and the
@@ -89,7 +90,7 @@ class GradientCacheTrainer:
         Raises NotFiniteError, before any gradient is added, when the loss is not finite; it names the rows.
         """
         settings = self.settle(batch)
-        queries, documents = self._cut(batch.queries, settings), self._cut(batch.documents, settings)
+        queries, documents = self._chunk(batch.queries, settings), self._chunk(batch.documents, settings)
         has_replays = len(queries.rows) > 1 or len(documents.rows) > 1
         reader = ChunkReader(self._processor, round(settings.gradient_cache_states_gib * GIB) if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
@@ -103,7 +104,7 @@ class GradientCacheTrainer:
             check(loss, own, every)
             return loss
 
-        sides = [cut.chunked(self._encoder(self._model, reader)) for cut in (queries, documents)]
+        sides = [side.with_encoder(self._encoder(self._model, reader)) for side in (queries, documents)]
         loss = cached_backward(sides, loss_of, loss_scale=loss_scale, retain=retain_of(settings))
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
@@ -152,7 +153,7 @@ class GradientCacheTrainer:
             ]
             self._settled = settle(self._settings, parts)
             if self._settled.use_gradient_cache:
-                for words in dict.fromkeys(map(self.cut_in_words, batches)):
+                for words in dict.fromkeys(map(self.describe_chunks, batches)):
                     _log.info(words)
             if self._settled.use_gradient_cache and _has_batch_norm(self._model):
                 _log.info(
@@ -161,34 +162,36 @@ class GradientCacheTrainer:
                 )
         return self._settled
 
-    def cut_in_words(self, batch: Batch) -> str:
-        """What a batch is cut into, of how many rows, and how much of that needs no second forward."""
+    def describe_chunks(self, batch: Batch) -> str:
+        """The chunks of a batch in words: of how many rows, and how much of that needs no second forward."""
         settings = self.settle(batch)
-        cuts = [cut_side(side, self._processor, settings) for side in (batch.queries, batch.documents)]
-        return f"a batch of {batch.queries.num_rows} rows is {cut_in_words(cuts, settings)}"
+        partitions = [chunk_side(side, self._processor, settings) for side in (batch.queries, batch.documents)]
+        return f"a batch of {batch.queries.num_rows} rows is {describe_chunks(partitions, settings)}"
 
-    def _cut(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> Cut:
-        cut = cut_side(side, self._processor, settings)
+    def _chunk(self, side: Inputs | ItemRows, settings: GradCacheSettings) -> SidePartition:
+        partition = chunk_side(side, self._processor, settings)
         limit = settings.gradient_cache_chunk_tokens
         assert limit != "auto"
-        if limit is not None and cut.most_tokens > limit and not self._told_of_long_rows:
+        if limit is not None and partition.most_tokens > limit and not self._told_of_long_rows:
             self._told_of_long_rows = True
             _log.warning(
                 "a row has %d tokens, over gradient_cache_chunk_tokens: %d; such a row is a chunk by itself, and memory"
                 " follows it (max_length cuts texts, max_pixels or image_size pictures)",
-                cut.most_tokens,
+                partition.most_tokens,
                 limit,
             )
-        return cut
+        return partition
 
     def _with_teacher(self, batch: Batch) -> Targets:
         return batch.targets if self._teacher is None else replace(batch.targets, teacher=self._teacher.sides(batch))
 
-    def _with_reference(self, joined: JoinedBatch, cuts: tuple[Cut, Cut], reader: ChunkReader) -> Targets:
+    def _with_reference(
+        self, joined: JoinedBatch, sides: tuple[SidePartition, SidePartition], reader: ChunkReader
+    ) -> Targets:
         if self.reference is None:
             return joined.targets
         encode = self._encoder(self.reference.model, reader)
-        queries, documents = (cut.in_order(self.reference.embed(cut.chunked(encode))) for cut in cuts)
+        queries, documents = (side.in_order(self.reference.embed(side.with_encoder(encode))) for side in sides)
         return replace(joined.targets, reference=joined.gather(Sides(queries, documents)))
 
     def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Inputs | ItemRows], Embeddings]:

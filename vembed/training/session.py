@@ -76,7 +76,9 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
         rows=session.data.rows,
         device=str(engine.precision.device),
         mixed_precision=engine.precision.mixed_precision,
-        chunks=tuple(dict.fromkeys(map(engine.trainer.cut_in_words, batches))) if settings.use_gradient_cache else (),
+        chunks=tuple(dict.fromkeys(map(engine.trainer.describe_chunks, batches)))
+        if settings.use_gradient_cache
+        else (),
         memory=max(estimates, key=lambda estimate: estimate.total_mib),
     )
 

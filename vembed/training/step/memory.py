@@ -25,7 +25,8 @@ from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
-from vembed.training.step.chunks import MADE, Cut, Side, cut_side, retain_of
+from vembed.training.step.chunk_reader import MADE
+from vembed.training.step.chunking import Side, SidePartition, chunk_side, retain_of
 from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
 from vembed.utils.memory import GIB, MIB, used_memory_bytes
 
@@ -80,8 +81,10 @@ def estimate_memory(
         with precision.autocast():
             return model(finished(rows))
 
-    cuts = [cut_side(side, processor, settings) for side in sides]
-    kept = held_bytes([chunk_graphs(model, encode, cut, processor) for cut in cuts], retain_of(settings))
+    partitions = [chunk_side(side, processor, settings) for side in sides]
+    kept = held_bytes(
+        [chunk_graphs(model, encode, partition, processor) for partition in partitions], retain_of(settings)
+    )
     return MemoryEstimate(
         {
             "process": max(0, used - weights - held) if device.type == "cpu" else 0,
@@ -90,7 +93,7 @@ def estimate_memory(
             "gradients": learning,
             "AdamW": 2 * learning,
             "activations": kept,
-            "frozen towers' output": _state_bytes(model, finished, cuts, processor, settings, reference),
+            "frozen towers' output": _state_bytes(model, finished, partitions, processor, settings, reference),
             "working memory": learning + working_bytes(model, device, kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
@@ -101,7 +104,7 @@ def estimate_memory(
 def _state_bytes(
     model: BaseEmbeddingModel,
     finished: Callable[[Side], Inputs],
-    cuts: Sequence[Cut],
+    partitions: Sequence[SidePartition],
     processor: Processor,
     settings: GradCacheSettings,
     reference: Reference | None,
@@ -110,15 +113,15 @@ def _state_bytes(
 
     Of chunks that keep their graphs nothing is, unless a reference encodes them first.
     """
-    num_chunks = sum(len(cut.rows) for cut in cuts)
-    if not keeps_states(model) or num_chunks == len(cuts):
+    num_chunks = sum(len(partition.rows) for partition in partitions)
+    if not keeps_states(model) or num_chunks == len(partitions):
         return 0
     kept = num_retained(num_chunks, retain_of(settings)) if reference is None else 0
     total = 0
-    for cut in cuts:
-        row = take_rows(largest_first(cut.side, processor), 0, 1)
+    for partition in partitions:
+        row = take_rows(largest_first(partition.side, processor), 0, 1)
         tensors = with_fixed_features(model, finished(row)).tensors
-        total += cut.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
+        total += partition.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
     return min(total * (num_chunks - kept) // num_chunks, round(settings.gradient_cache_states_gib * GIB))
 
 
@@ -147,25 +150,27 @@ def graph_size(model: BaseEmbeddingModel, encode: Encode, rows: Side) -> GraphSi
         return GraphSize(one, kept(2) - one if rows.num_rows > 1 else one)
 
 
-def chunk_graphs(model: BaseEmbeddingModel, encode: Encode, cut: Cut, processor: Processor) -> list[int]:
+def chunk_graphs(
+    model: BaseEmbeddingModel, encode: Encode, partition: SidePartition, processor: Processor
+) -> list[int]:
     """Bytes of the graph of each chunk, in order.
 
     Chunks of a number of rows take them as they come, so that the largest of a batch may meet; chunks of a number of
     tokens are those of this batch, and none is taken to be smaller than the largest.
     """
-    if not cut.most_tokens:
-        size = graph_size(model, encode, largest_first(cut.side, processor))
-        return [size.of(len(rows)) for rows in cut.rows]
-    chunk = largest_chunk(cut, processor)
+    if not partition.most_tokens:
+        size = graph_size(model, encode, largest_first(partition.side, processor))
+        return [size.of(len(rows)) for rows in partition.rows]
+    chunk = largest_chunk(partition, processor)
     size = graph_size(model, encode, chunk)
-    return [size.of(chunk.num_rows)] * len(cut.rows)
+    return [size.of(chunk.num_rows)] * len(partition.rows)
 
 
-def largest_chunk(cut: Cut, processor: Processor) -> Side:
+def largest_chunk(partition: SidePartition, processor: Processor) -> Side:
     """The rows of the chunk with most tokens, padding counted; those that are largest first."""
-    sizes = row_sizes(cut.side, processor)
-    rows = max(cut.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max()) if len(rows) else 0)
-    return largest_first(select_rows(cut.side, torch.tensor(rows, dtype=torch.int64)), processor)
+    sizes = row_sizes(partition.side, processor)
+    rows = max(partition.rows, key=lambda rows: len(rows) * int(sizes[list(rows)].max()) if len(rows) else 0)
+    return largest_first(select_rows(partition.side, torch.tensor(rows, dtype=torch.int64)), processor)
 
 
 def held_bytes(graphs: Sequence[Sequence[int]], retain: float) -> int:

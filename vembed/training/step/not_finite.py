@@ -10,7 +10,7 @@ from torch import Tensor
 from vembed.errors import NotFiniteError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, take_rows
 from vembed.model.base import BaseEmbeddingModel
-from vembed.training.step.chunks import Cut
+from vembed.training.step.chunking import SidePartition
 from vembed.training.step.ranks import JoinedBatch
 from vembed.types import Batch, Embeddings, Sides, Targets
 
@@ -23,7 +23,7 @@ class LossCheck:
 
     model: BaseEmbeddingModel
     batch: Batch
-    chunks: tuple[Cut, Cut]
+    chunks: tuple[SidePartition, SidePartition]
     joined: JoinedBatch
 
     def __call__(self, loss: Tensor, own: Sides, every: Sides) -> None:
@@ -41,7 +41,7 @@ class LossCheck:
         named = [origin for row, origin in enumerate(self.batch.origins) if bad[row]]
         queries, documents = self.chunks
         chunks = [*_bad_chunks("queries", bad_queries, queries), *_bad_chunks("documents", bad_documents, documents)]
-        where = f" ({', '.join(chunks)})" if any(len(cut.rows) > 1 for cut in self.chunks) else ""
+        where = f" ({', '.join(chunks)})" if any(len(side.rows) > 1 for side in self.chunks) else ""
         return f": the embeddings of {name_rows(named) or 'some rows'} are not{where}"
 
     def _elsewhere(self, every: Sides) -> str:
@@ -73,11 +73,11 @@ def name_rows(origins: Sequence[str]) -> str:
     return f"{', '.join(origins[:MOST_NAMED])}{more}"
 
 
-def _bad_chunks(side: str, bad: Tensor, cut: Cut) -> list[str]:
+def _bad_chunks(side: str, bad: Tensor, partition: SidePartition) -> list[str]:
     """The chunks of a side with bad rows (bool [rows]): `["chunk 2 of 3 of the queries"]`."""
-    numbers = cut.chunks_of(bad)
+    numbers = partition.chunks_of(bad)
     words = "chunk" if len(numbers) == 1 else "chunks"
-    return [f"{words} {', '.join(map(str, numbers))} of {len(cut.rows)} of the {side}"] if numbers else []
+    return [f"{words} {', '.join(map(str, numbers))} of {len(partition.rows)} of the {side}"] if numbers else []
 
 
 def _bad_rows(embeddings: Embeddings) -> Tensor:

@@ -19,7 +19,7 @@ from vembed.losses.class_weights import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states
 from vembed.training.rng import rng_unmoved
-from vembed.training.step.chunks import Cut, Side, cut_side
+from vembed.training.step.chunking import Side, SidePartition, chunk_side
 from vembed.training.step.memory import (
     Encode,
     chunk_graphs,
@@ -151,8 +151,8 @@ def _choose_share(settings: GradCacheSettings, batches: Sequence[StepParts], roo
 
 def _kept_chunks(settings: GradCacheSettings, parts: StepParts, room: int) -> tuple[int, int]:
     """How many chunks of a batch may keep their graphs, and how many there are."""
-    cuts = [cut_side(side, parts.processor, settings) for side in parts.sides]
-    graphs = [chunk_graphs(parts.model, parts.encode, cut, parts.processor) for cut in cuts]
+    partitions = [chunk_side(side, parts.processor, settings) for side in parts.sides]
+    graphs = [chunk_graphs(parts.model, parts.encode, partition, parts.processor) for partition in partitions]
     total = number = sum(map(len, graphs))
     while number > 1 and _step_bytes(parts, graphs, number / total) > room:
         number -= 1
@@ -195,8 +195,8 @@ def _tokens_by_estimate(settings: GradCacheSettings, parts: StepParts, room: int
     """Whether chunks of so many tokens fit, by the sizes of graphs."""
 
     def fits(tokens: int) -> bool:
-        cuts = _cuts_of_tokens(settings, parts, tokens)
-        graphs = [chunk_graphs(parts.model, parts.encode, cut, parts.processor) for cut in cuts]
+        partitions = _chunks_of_tokens(settings, parts, tokens)
+        graphs = [chunk_graphs(parts.model, parts.encode, partition, parts.processor) for partition in partitions]
         return _step_bytes(parts, graphs, 0.0) <= room
 
     return fits
@@ -206,16 +206,16 @@ def _tokens_by_trial(settings: GradCacheSettings, parts: StepParts, room: int) -
     """Whether a forward and backward of the largest chunk of so many tokens leave room for AdamW's moments."""
 
     def fits(tokens: int) -> bool:
-        cuts = _cuts_of_tokens(settings, parts, tokens)
-        chunks = [largest_chunk(cut, parts.processor) for cut in cuts]
-        return _runs(parts, chunks, room, at_once=all(len(cut.rows) == 1 for cut in cuts))
+        partitions = _chunks_of_tokens(settings, parts, tokens)
+        chunks = [largest_chunk(partition, parts.processor) for partition in partitions]
+        return _runs(parts, chunks, room, at_once=all(len(partition.rows) == 1 for partition in partitions))
 
     return fits
 
 
-def _cuts_of_tokens(settings: GradCacheSettings, parts: StepParts, tokens: int) -> list[Cut]:
+def _chunks_of_tokens(settings: GradCacheSettings, parts: StepParts, tokens: int) -> list[SidePartition]:
     chosen = settings.model_copy(update={"gradient_cache_chunk_tokens": tokens})
-    return [cut_side(side, parts.processor, chosen) for side in parts.sides]
+    return [chunk_side(side, parts.processor, chosen) for side in parts.sides]
 
 
 def _runs(parts: StepParts, chunks: Sequence[Side], room: int, *, at_once: bool) -> bool:

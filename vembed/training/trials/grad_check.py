@@ -16,7 +16,7 @@ from torch import Tensor
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.network.parameters import parameter_infos
 from vembed.training.session import Session
-from vembed.training.step.chunks import cut_side
+from vembed.training.step.chunking import chunk_side
 from vembed.training.step.memory import row_sizes
 from vembed.training.trials.overview import table
 from vembed.types import Batch
@@ -108,11 +108,13 @@ def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
     comparisons.append(_compare(title, gradients(cached), whole))
     dtypes = {info.parameter.dtype for info in parameter_infos(model) if info.parameter.is_floating_point()}
     dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-    cuts = [cut_side(side, session.model.processor, cached) for side in (batches[0].queries, batches[0].documents)]
+    partitions = [
+        chunk_side(side, session.model.processor, cached) for side in (batches[0].queries, batches[0].documents)
+    ]
     return GradCheck(
         cached,
-        (cuts[0].side.num_rows, cuts[1].side.num_rows),
-        (len(cuts[0].rows), len(cuts[1].rows)),
+        (partitions[0].side.num_rows, partitions[1].side.num_rows),
+        (len(partitions[0].rows), len(partitions[1].rows)),
         dtype,
         _MOST_DIFFERENCE.get(dtype, _MOST_DIFFERENCE_LOW),
         comparisons,

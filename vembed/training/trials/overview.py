@@ -33,7 +33,7 @@ class ModelSummary:
 class Overview:
     """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows.
 
-    teacher: what is learned from, in words. chunks: what batches of the data sets are cut into, in
+    teacher: what is learned from, in words. chunks: what batches of the data sets are divided into, in
     words.
     """
 

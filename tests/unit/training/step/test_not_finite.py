@@ -8,7 +8,7 @@ import torch
 from tests.targets import make_targets
 from vembed.errors import NotFiniteError
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.training.step.chunks import Cut
+from vembed.training.step.chunking import SidePartition
 from vembed.training.step.not_finite import MOST_NAMED, LossCheck
 from vembed.training.step.ranks import JoinedBatch, join_ranks
 from vembed.types import Batch, Embeddings, Inputs, Sides
@@ -31,8 +31,10 @@ def batch_of(num_rows=ROWS, num_documents=DOCUMENTS):
 
 
 def check_of(model, batch, *, in_chunks=True, joined=None):
-    queries = Cut(batch.queries, [[0, 2], [1]] if in_chunks else [range(batch.queries.num_rows)])
-    documents = Cut(batch.documents, [range(2), range(2, 4)] if in_chunks else [range(batch.documents.num_rows)])
+    queries = SidePartition(batch.queries, [[0, 2], [1]] if in_chunks else [range(batch.queries.num_rows)])
+    documents = SidePartition(
+        batch.documents, [range(2), range(2, 4)] if in_chunks else [range(batch.documents.num_rows)]
+    )
     return LossCheck(model, batch, (queries, documents), joined or join_ranks(batch.targets))
 
 

@@ -17,7 +17,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.step import sizing
-from vembed.training.step.chunks import cut_side
+from vembed.training.step.chunking import chunk_side
 from vembed.training.step.memory import WORKING_SHARE, graph_size, learning_bytes, row_sizes
 from vembed.training.step.sizing import StepParts
 from vembed.types import ItemRows
@@ -125,7 +125,7 @@ def test_where_not_even_a_row_fits_a_warning_says_so(pairs, caplog):
         ({"gradient_cache_chunk_tokens": 40, "gradient_cache_retain": 0.5}, "of up to 40 tokens; 6 of these 12 need"),
     ],
 )
-def test_the_log_says_what_a_batch_is_cut_into_once(pairs, chunks, words, caplog):
+def test_the_log_says_once_how_a_batch_is_divided(pairs, chunks, words, caplog):
     model, batch = pairs()
     caplog.set_level(logging.INFO, "vembed")
     trainer = trainer_of(model, **chunks)
@@ -177,13 +177,13 @@ def test_auto_tokens_are_what_a_cpu_is_busy_with_or_fewer_where_memory_is_short(
     memory = gib_for(model, batch, 3)
     trainer = trainer_of(model, gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=memory)
     settled = trainer.settle(batch)
-    cut = cut_side(batch.documents, model.processor, settled)
-    assert max(map(len, cut.rows)) == 3
+    partition = chunk_side(batch.documents, model.processor, settled)
+    assert max(map(len, partition.rows)) == 3
     assert trainer.chunks["gradient_cache_chunk_tokens"] == settled.gradient_cache_chunk_tokens
 
     nothing = trainer_of(model, gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=1e-6).settle(batch)
     assert nothing.gradient_cache_chunk_tokens == max(
-        cut_side(side, model.processor, settled).most_tokens for side in (batch.queries, batch.documents)
+        chunk_side(side, model.processor, settled).most_tokens for side in (batch.queries, batch.documents)
     )
 
 
@@ -197,7 +197,7 @@ def test_a_device_is_tried_with_fewer_tokens_until_a_step_runs(pairs, monkeypatc
     settled = sizing.settle(settings, [parts_of(model, batch, encode)])
     assert tried[0] == ROWS
     assert max(tried[-2:]) <= 5 < min(tried[:-2])
-    rows = [cut_side(side, model.processor, settled).rows for side in (batch.queries, batch.documents)]
+    rows = [chunk_side(side, model.processor, settled).rows for side in (batch.queries, batch.documents)]
     assert [max(map(len, side)) for side in rows] == tried[-2:]
 
 

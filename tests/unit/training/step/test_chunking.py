@@ -1,4 +1,4 @@
-"""How a side is cut into chunks, by rows and by tokens, and when its rows are prepared."""
+"""How a side is divided into chunks, by rows and by tokens."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.step.chunks import ChunkReader, Cut, cut_side
+from vembed.training.step.chunking import SidePartition, chunk_side
 from vembed.types import Embeddings, ImageSource, Inputs, Item, ItemRows, LoadedExample
 
 TEXTS = ["a", "red " * 9, "blue circle", "green " * 9, "", "small " * 4]
@@ -38,7 +38,7 @@ def settings(**values) -> GradCacheSettings:
     return GradCacheSettings(**values)
 
 
-def test_item_rows_are_counted_cut_chosen_and_joined_with_their_items(processor):
+def test_item_rows_are_counted_sliced_chosen_and_joined_with_their_items(processor):
     rows = texts(processor)
     assert num_rows(rows) == num_rows([rows, torch.zeros(6, 1)]) == 6
     assert take_rows(rows, 1, 3).items == rows.items[1:3]
@@ -51,42 +51,42 @@ def test_item_rows_are_counted_cut_chosen_and_joined_with_their_items(processor)
 
 def test_chunks_of_rows_take_them_in_order(processor):
     rows = texts(processor)
-    assert [list(chunk) for chunk in cut_side(rows, processor, settings(gradient_cache_chunk_size=4)).rows] == [
+    assert [list(chunk) for chunk in chunk_side(rows, processor, settings(gradient_cache_chunk_size=4)).rows] == [
         [0, 1, 2, 3],
         [4, 5],
     ]
-    assert cut_side(rows, processor, settings(use_gradient_cache=False)).chunks == [rows]
-    assert cut_side(rows, processor, settings(gradient_cache_chunk_size=6)).chunks == [rows]
+    assert chunk_side(rows, processor, settings(use_gradient_cache=False)).chunks == [rows]
+    assert chunk_side(rows, processor, settings(gradient_cache_chunk_size=6)).chunks == [rows]
 
 
 def test_chunks_of_tokens_hold_rows_alike_in_length_and_stay_within_the_budget(processor):
     rows = texts(processor)
     counts = processor.count_tokens(rows.items, "query")
     assert counts == [len(processor.prepare([item], "query").tensors["input_ids"].values[0]) for item in rows.items]
-    cut = cut_side(rows, processor, settings(gradient_cache_chunk_tokens=24))
-    assert sorted(row for chunk in cut.rows for row in chunk) == list(range(6))
-    assert len(cut.rows) == 2
-    assert all(list(chunk) == sorted(chunk) for chunk in cut.rows)
-    padded = [processor.prepare(chunk.items, "query").tensors["input_ids"].values for chunk in cut.chunks]
+    partition = chunk_side(rows, processor, settings(gradient_cache_chunk_tokens=24))
+    assert sorted(row for chunk in partition.rows for row in chunk) == list(range(6))
+    assert len(partition.rows) == 2
+    assert all(list(chunk) == sorted(chunk) for chunk in partition.rows)
+    padded = [processor.prepare(chunk.items, "query").tensors["input_ids"].values for chunk in partition.chunks]
     assert all(tokens.numel() <= 24 for tokens in padded)
     assert sum(tokens.numel() for tokens in padded) < 6 * max(counts)
 
 
 def test_embeddings_come_back_into_the_order_of_the_side():
     side = Inputs(5, {})
-    cut = Cut(side, [[1, 3], [0], [2, 4]])
+    partition = SidePartition(side, [[1, 3], [0], [2, 4]])
     vectors = torch.tensor([[1.0], [3.0], [0.0], [2.0], [4.0]])
-    assert cut.in_order(Embeddings(vectors)).vectors.flatten().tolist() == [0, 1, 2, 3, 4]
+    assert partition.in_order(Embeddings(vectors)).vectors.flatten().tolist() == [0, 1, 2, 3, 4]
     ordered = Embeddings(vectors)
-    assert Cut(side, [range(2), range(2, 5)]).in_order(ordered) is ordered
+    assert SidePartition(side, [range(2), range(2, 5)]).in_order(ordered) is ordered
 
 
 def test_a_row_over_the_budget_is_a_chunk_by_itself(processor):
     rows = texts(processor)
-    cut = cut_side(rows, processor, settings(gradient_cache_chunk_tokens=8))
+    partition = chunk_side(rows, processor, settings(gradient_cache_chunk_tokens=8))
     counts = processor.count_tokens(rows.items, "query")
-    assert all(len(chunk) == 1 or len(chunk) * max(counts[row] for row in chunk) <= 8 for chunk in cut.rows)
-    assert cut.most_tokens == max(counts) > 8
+    assert all(len(chunk) == 1 or len(chunk) * max(counts[row] for row in chunk) <= 8 for chunk in partition.rows)
+    assert partition.most_tokens == max(counts) > 8
 
 
 def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):
@@ -107,13 +107,13 @@ def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):
 def test_a_side_without_rows_is_one_chunk(processor):
     nothing = ItemRows((), "query")
     for chosen in (settings(), settings(gradient_cache_chunk_tokens=8), settings(use_gradient_cache=False)):
-        assert [num_rows(chunk) for chunk in cut_side(nothing, processor, chosen).chunks] == [0]
+        assert [num_rows(chunk) for chunk in chunk_side(nothing, processor, chosen).chunks] == [0]
 
 
-def test_inputs_that_are_padded_already_cannot_be_cut_by_tokens(processor):
+def test_inputs_that_are_padded_already_cannot_be_chunked_by_tokens(processor):
     inputs = processor.prepare([Item(text="a"), Item(text="b")], "query")
     with pytest.raises(UsageError, match="gradient_cache_chunk_tokens: rows that are prepared already"):
-        cut_side(inputs, processor, settings(gradient_cache_chunk_tokens=8))
+        chunk_side(inputs, processor, settings(gradient_cache_chunk_tokens=8))
 
 
 def test_patches_of_pictures_count_as_tokens(processor):
@@ -123,30 +123,3 @@ def test_patches_of_pictures_count_as_tokens(processor):
     pixels = processor.load(items[1]).images[0]["pixel_values"]
     assert one == (pixels.shape[1] // 8) * (pixels.shape[2] // 8), "the tiny CLIP cuts patches of 8 pixels"
     assert (two, both) == (2 * one, text + 2 * one)
-
-
-def test_texts_are_prepared_once_and_pictures_each_time(processor):
-    image = ImageSource(pil=make_picture(0))
-    words, pictures = texts(processor), rows_of(processor, [Item(images=(image,)), Item(text="a")])
-    reader = ChunkReader(processor)
-    first, again = reader(words), reader(words)
-    assert first is again
-    shown, shown_again = reader(pictures), reader(pictures)
-    assert shown is not shown_again
-    assert torch.equal(shown.tensors["pixel_values"].values, shown_again.tensors["pixel_values"].values)
-    assert isinstance(shown, Inputs)
-    assert reader(first) is first
-
-
-def test_texts_that_are_cut_are_counted_once(processor):
-    rows = rows_of(processor, [Item(text="a " * 100), Item(text="a"), Item(text="b " * 100)])
-    reader = ChunkReader(processor)
-    for _ in range(2):
-        for chunk in (take_rows(rows, 0, 2), take_rows(rows, 2, 3)):
-            reader(chunk)
-    assert reader.num_truncated == 4, "chunks that are not the same object count apart"
-    reader = ChunkReader(processor)
-    chunks = [take_rows(rows, 0, 2), take_rows(rows, 2, 3)]
-    for chunk in chunks * 2:
-        reader(chunk)
-    assert reader.num_truncated == 2
