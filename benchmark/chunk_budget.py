@@ -101,7 +101,7 @@ def work(options: argparse.Namespace, mode: str, folder: str) -> None:
     from vembed.losses.settings import LossSettings
     from vembed.model.modeling import VisualRetrievalModel
     from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-    from vembed.training.step.chunking import chunk_side
+    from vembed.training.step.chunking import chunk_batch
     from vembed.utils.memory import MIB, peak_memory_mib, reset_peak_memory, used_memory_bytes
 
     torch.set_num_threads(1)
@@ -112,10 +112,8 @@ def work(options: argparse.Namespace, mode: str, folder: str) -> None:
     settings = GradCacheSettings.model_validate(chunks)
     trainer = GradientCacheTrainer(model.model, model.processor, LossFactory.create(LossSettings()), settings)
     batch = make_batch(Path(folder), model.processor)
-    partitions = [chunk_side(side, model.processor, settings) for side in (batch.queries, batch.documents)]
-    padded = [
-        model.processor.prepare(chunk.items, chunk.side) for partition in partitions for chunk in partition.chunks
-    ]
+    sides = chunk_batch(batch, model.processor, trainer.find_chunking(batch))
+    padded = [model.processor.prepare(chunk.items, chunk.side) for side in sides for chunk in side.chunks]
     facts = {
         "chunks": len(padded),
         "tokens": sum(inputs.tensors["input_ids"].values.numel() for inputs in padded),

@@ -35,7 +35,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.step.chunking import chunk_side
+from vembed.training.step.chunking import Chunking, chunk_batch
 from vembed.types import Batch, Embeddings, EncodedItem, ImageSource, Inputs, Item, ItemRows, Side
 
 SIGLIP = pytest.param("siglip", marks=pytest.mark.slow)  # to the step it is what CLIP is
@@ -323,7 +323,7 @@ def test_chunks_of_tokens_replay_dropout_and_augmentation(folders, family, retai
     batch = replace(make_batch(pair), queries=queries, documents=documents)
     longest = max(pair.processor.count_tokens((*queries.items, *documents.items), "query"))
     settings = GradCacheSettings(gradient_cache_chunk_tokens=2 * longest, gradient_cache_retain=retain)
-    partitions = [chunk_side(side, pair.processor, settings) for side in (queries, documents)]
+    partitions = chunk_batch(batch, pair.processor, Chunking(chunk_tokens=2 * longest))
     assert min(len(partition.rows) for partition in partitions) > 1
 
     def one_graph() -> tuple[float, dict[str, Tensor]]:
@@ -363,7 +363,7 @@ def test_under_checkpointing_every_graph_that_fits_is_kept(folders):
     batch = make_batch(pair)
     with counted_rows(pair.model) as seen:
         trainer = trainer_of(pair, 4)
-        trainer.settle(batch)
+        trainer.find_chunking(batch)
         seen.clear()
         trainer.step(batch)
         assert seen == [4, 3, 4, 4, 3]
@@ -478,11 +478,10 @@ def test_a_frozen_encoder_of_token_vectors_runs_once_per_chunk_within_its_memory
         hook.remove()
         runs.append(len(seen))
         assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
-    kept = len(chunk_side(batch.queries, pair.processor, settings).rows)
-    kept += len(chunk_side(batch.documents, pair.processor, settings).rows)
-    assert runs[0] == kept
+    num_chunks = sum(len(side.rows) for side in chunk_batch(batch, pair.processor, Chunking(chunk_size=3)))
+    assert runs[0] == num_chunks
     assert runs[1] == runs[2] - 1
-    assert runs[2] == 2 * kept - 1  # the last chunk keeps its graph
+    assert runs[2] == 2 * num_chunks - 1  # the last chunk keeps its graph
 
 
 def test_a_frozen_tower_runs_once_per_chunk_of_rows_that_are_prepared_too(folders):

@@ -1,7 +1,7 @@
 """The training step of vision-language models with a frozen vision tower: it looks at each picture once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -24,7 +24,9 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
+from vembed.training.step.chunking import Chunking
 from vembed.types import Batch, EncodedItem, ImageSource, Item, ItemRows
+from vembed.utils.memory import GIB
 
 LORA = {"use_lora": True, "lora_r": 2, "lora_dropout": 0.3}
 MODELS = {
@@ -168,10 +170,10 @@ def test_nothing_is_kept_of_chunks_that_keep_their_graphs(load, monkeypatch):
     monkeypatch.setattr(PictureCut, "_taken", lambda *arguments: taken.append(1) or take(*arguments))
     trainer = trainer_of(pair, 2)
     for retain, num_taken in ((0.0, 3), (0.5, 1), (1.0, 0)):  # of six chunks the last four hold pictures
-        settings = trainer._settings.model_copy(update={"gradient_cache_retain": retain})
+        chunking = replace(trainer.find_chunking(batch), retain=retain)
         torch.manual_seed(1)
         with counted(pair) as seen:
-            trainer.with_settings(settings, autocast=trainer._autocast).step(batch)
+            trainer.with_chunking(chunking, autocast=nullcontext).step(batch)
         assert (len(taken), len(seen)) == (num_taken, 4)
         assert_gradients_equal(take_gradients(pair.model.named_parameters()), expected)
         taken.clear()
@@ -184,9 +186,8 @@ def test_pictures_held_as_files_and_chunks_of_tokens_are_kept_too(load, settings
     expected = gradients(pair, make_batch(pair), None)
     batch = make_batch(pair, encoded=True)
     assert_gradients_equal(gradients(pair, batch, 2), expected)
-    trainer = trainer_of(pair, 1)
-    settings = GradCacheSettings(gradient_cache_chunk_tokens=60, gradient_cache_retain=0.0)
-    trainer = trainer.with_settings(settings, autocast=trainer._autocast)
+    chunking = Chunking(chunk_tokens=60, most_state_bytes=GIB)
+    trainer = trainer_of(pair, 1).with_chunking(chunking, autocast=nullcontext)
     gradients(pair, batch, 2)
     with counted(pair) as seen:
         result = trainer.step(batch)

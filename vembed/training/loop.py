@@ -234,7 +234,7 @@ def _add_batch(
     except NotFiniteError as error:
         total.problem = str(error)
         _refuse_nan(engine, state, total.problem)
-    state.loader, state.chunks = loader_state, engine.trainer.chunks
+    state.loader, state.chunks = loader_state, engine.trainer.chunking_finder.found
     total.num_batches += 1
     total.num_samples += batch.queries.num_rows
     total.origins += batch.origins

@@ -24,6 +24,7 @@ from vembed.training.run.data import RunData
 from vembed.training.run.folder import checkpoint_step
 from vembed.training.settings import Part
 from vembed.training.state import Best, Metrics, TrainState
+from vembed.training.step.chunking import chunk_batch, describe_chunks
 from vembed.training.step.memory import estimate_memory
 from vembed.training.trials.overview import Overview, summarize_model
 from vembed.utils.memory import reset_peak_memory
@@ -54,19 +55,20 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
     processor = session.model.processor
     estimates = []
     batches = list(session.loader.first_batches())
-    settings = engine.trainer.settle(*batches)
+    chunking = engine.trainer.find_chunking(*batches)
     for batch in batches:
         estimates.append(
             estimate_memory(
                 engine.model,
                 processor,
                 batch,
-                settings=settings,
+                chunking=chunking,
                 precision=engine.precision,
                 reference=engine.trainer.reference,
                 classes=session.objective.classes,
             )
         )
+    chunks = [describe_chunks(chunk_batch(batch, processor, chunking), chunking) for batch in batches]
     return Overview(
         model=summarize_model(engine.model, reason, session.frozen),
         teacher=teacher,
@@ -76,9 +78,7 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
         rows=session.data.rows,
         device=str(engine.precision.device),
         mixed_precision=engine.precision.mixed_precision,
-        chunks=tuple(dict.fromkeys(map(engine.trainer.describe_chunks, batches)))
-        if settings.use_gradient_cache
-        else (),
+        chunks=tuple(dict.fromkeys(chunks)) if chunking.is_on else (),
         memory=max(estimates, key=lambda estimate: estimate.total_mib),
     )
 
@@ -128,8 +128,8 @@ def train(
         )
         milestones = Milestones(evaluate, judge, checkpoints.save, callbacks, stop)
         try:
-            if len(session.data.train) > 1 and engine.trainer.has_to_choose:
-                engine.trainer.settle(*session.loader.first_batches())  # one set's rows may be larger than another's
+            if len(session.data.train) > 1 and engine.trainer.chunking_finder.has_to_choose:
+                engine.trainer.find_chunking(*session.loader.first_batches())  # rows of one set may be larger
             fit(engine, session.loader, plan, state, milestones=milestones)
         except StopRequested:
             save_once(state, milestones)

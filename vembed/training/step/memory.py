@@ -17,7 +17,6 @@ from torch import Tensor
 
 from vembed.grad_cache.cachex.functional import num_retained
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
-from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.class_weights import ClassWeights
 from vembed.losses.strips import MOST_SCORES
 from vembed.model.base import BaseEmbeddingModel
@@ -26,9 +25,9 @@ from vembed.training.dpo import Reference
 from vembed.training.precision import Precision
 from vembed.training.rng import rng_unmoved
 from vembed.training.step.chunk_reader import MADE
-from vembed.training.step.chunking import Side, SidePartition, chunk_side, retain_of
+from vembed.training.step.chunking import Chunking, Side, SidePartition, chunk_batch
 from vembed.types import Batch, ImageSource, Inputs, ItemRows, Processor
-from vembed.utils.memory import GIB, MIB, used_memory_bytes
+from vembed.utils.memory import MIB, used_memory_bytes
 
 # The scores, their softmax in both directions, and the gradient of each.
 _NUM_SCORE_MATRICES = 6
@@ -55,15 +54,14 @@ def estimate_memory(
     processor: Processor,
     batch: Batch,
     *,
-    settings: GradCacheSettings,
+    chunking: Chunking,
     precision: Precision,
     reference: Reference | None = None,
     classes: ClassWeights | None = None,
 ) -> MemoryEstimate:
     """The peak of training on batches like `batch`. To be called with the model on its device, before training.
 
-    settings: without `auto`. reference: what the objective compares with; classes: the weights that it learns; both on
-    the same device.
+    reference: what the objective compares with; classes: the weights that it learns; both on the same device.
     """
     device = precision.device
     of_classes = [] if classes is None else [classes.weight]
@@ -81,10 +79,9 @@ def estimate_memory(
         with precision.autocast():
             return model(finished(rows))
 
-    partitions = [chunk_side(side, processor, settings) for side in sides]
-    kept = held_bytes(
-        [chunk_graphs(model, encode, partition, processor) for partition in partitions], retain_of(settings)
-    )
+    partitions = chunk_batch(batch, processor, chunking)
+    graphs = [chunk_graphs(model, encode, partition, processor) for partition in partitions]
+    kept = held_bytes(graphs, chunking.retain)
     return MemoryEstimate(
         {
             "process": max(0, used - weights - held) if device.type == "cpu" else 0,
@@ -93,7 +90,7 @@ def estimate_memory(
             "gradients": learning,
             "AdamW": 2 * learning,
             "activations": kept,
-            "frozen towers' output": _state_bytes(model, finished, partitions, processor, settings, reference),
+            "frozen towers' output": _state_bytes(model, finished, partitions, processor, chunking, reference),
             "working memory": learning + working_bytes(model, device, kept),
             "inputs": sum(map(_input_bytes, sides)) if device.type == "cpu" else 0,
             "embeddings and scores": _scores_bytes(model, batch) + _class_scores_bytes(batch, of_classes),
@@ -106,7 +103,7 @@ def _state_bytes(
     finished: Callable[[Side], Inputs],
     partitions: Sequence[SidePartition],
     processor: Processor,
-    settings: GradCacheSettings,
+    chunking: Chunking,
     reference: Reference | None,
 ) -> int:
     """What is kept of what frozen towers give for tokens, by the largest row of each side. finished: a row's inputs.
@@ -116,13 +113,13 @@ def _state_bytes(
     num_chunks = sum(len(partition.rows) for partition in partitions)
     if not keeps_states(model) or num_chunks == len(partitions):
         return 0
-    kept = num_retained(num_chunks, retain_of(settings)) if reference is None else 0
+    kept = num_retained(num_chunks, chunking.retain) if reference is None else 0
     total = 0
     for partition in partitions:
         row = take_rows(largest_first(partition.side, processor), 0, 1)
         tensors = with_fixed_features(model, finished(row)).tensors
         total += partition.side.num_rows * sum(tensors[name].values.nbytes for name in MADE if name in tensors)
-    return min(total * (num_chunks - kept) // num_chunks, round(settings.gradient_cache_states_gib * GIB))
+    return min(total * (num_chunks - kept) // num_chunks, chunking.most_state_bytes)
 
 
 @dataclass(frozen=True)

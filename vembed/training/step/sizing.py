@@ -1,88 +1,130 @@
 """What `auto` stands for in the gradient cache: how many rows a chunk holds, and how many chunks keep their graphs.
 
-Both follow from the memory that is free, once, at the first batch. On a CPU from the sizes of graphs, as in
-`training/step/memory.py`; on an accelerator a chunk is tried, forward and backward, and made smaller until it fits.
+Both follow from the memory that is free, once, at the first batch. On a CPU from the sizes of graphs; on an accelerator
+a chunk is tried, forward and backward, and made smaller until it fits.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from vembed.errors import ConfigError
-from vembed.grad_cache.cachex.tree_utils import list_tensors, take_rows
+from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.grad_cache.settings import GradCacheSettings
-from vembed.losses.class_weights import ClassWeights
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states
-from vembed.training.rng import rng_unmoved
-from vembed.training.step.chunking import Side, SidePartition, chunk_side
-from vembed.training.step.memory import (
-    Encode,
-    chunk_graphs,
-    graph_size,
-    held_bytes,
-    largest_chunk,
-    largest_first,
-    learning_bytes,
-    row_sizes,
-    working_bytes,
+from vembed.training.step.chunking import Chunking, describe_chunks
+from vembed.training.step.memory import row_sizes
+from vembed.training.step.memory_fit import (
+    StepParts,
+    count_kept_graphs,
+    rows_by_estimate,
+    rows_by_trial,
+    tokens_by_estimate,
+    tokens_by_trial,
 )
-from vembed.types import Processor
-from vembed.utils.memory import (
-    GIB,
-    MIB,
-    free_memory_bytes,
-    peak_memory_mib,
-    release_unused_memory,
-    reset_peak_memory,
-    used_memory_bytes,
-)
+from vembed.utils.memory import GIB, free_memory_bytes
 
 _CPU_TOKENS = 4096  # of a chunk: more give a CPU nothing to do that it could do faster
 _CPU_SHARE, _ACCELERATOR_SHARE = 0.5, 0.9  # of what is free: other programs need a CPU's memory too
+_MAY_BE_AUTO = frozenset({"gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain"})
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StepParts:
-    """What a step consists of. encode: prepares a chunk of a side, moves it to the device, and embeds it there.
+class ChunkingFinder:
+    """Finds the Chunking of a run at its first batch, and stays with it.
 
-    sides: of a batch like all others. classes: weights that the loss learns.
+    It is what the settings ask for, with numbers in the place of `auto`.
     """
 
-    model: BaseEmbeddingModel
-    processor: Processor
-    encode: Encode
-    sides: Sequence[Side]
-    device: torch.device
-    classes: ClassWeights | None = None
+    def __init__(self, settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
+        self._settings = settings
+        self._model = model
+        self._chunking: Chunking | None = None
+        self._has_told = False
+
+    @property
+    def has_to_choose(self) -> bool:
+        """Whether the first batches that `find` is asked about decide how large chunks are."""
+        asked = self._settings.model_dump(include=set(_MAY_BE_AUTO))
+        by_default = self._settings.gradient_cache_retain is None and self._model.checkpoints_gradients
+        return self._chunking is None and self._settings.use_gradient_cache and (by_default or "auto" in asked.values())
+
+    def find(self, batches: Sequence[StepParts]) -> Chunking:
+        """The Chunking that suits the first batches that it is asked about, which a log line tells of."""
+        if self._chunking is None:
+            self._chunking = find_chunking(self._settings, batches)
+        if self._chunking.is_on and not self._has_told:
+            self._has_told = True
+            self._tell(self._chunking, batches)
+        return self._chunking
+
+    def fix(self, chunking: Chunking) -> None:
+        """Take this one, whatever the settings ask for."""
+        self._chunking = chunking
+
+    @property
+    def found(self) -> Mapping[str, Any]:  # Any: settings of different types
+        """The settings that may be `auto`, in numbers, for a run that goes on from here; none before a batch."""
+        if self._chunking is None:
+            return {}
+        asked = self._settings.model_dump(include=set(_MAY_BE_AUTO))
+        return {**asked, **_in_settings(self._chunking)}
+
+    def keep(self, found: Mapping[str, Any]) -> None:  # Any: settings of different types
+        """Go on with the numbers that another run found, whatever memory is free now."""
+        asked = self._settings.model_dump()
+        told = [f"{key} {value:g}" for key, value in found.items() if asked[key] == "auto"]
+        if told:
+            _log.info("auto stays what the run began with: %s", ", ".join(told))
+        self._settings = self._settings.model_copy(update=dict(found))
+
+    def _tell(self, chunking: Chunking, batches: Sequence[StepParts]) -> None:
+        for words in dict.fromkeys(describe_chunks(parts.partitions(chunking), chunking) for parts in batches):
+            _log.info(words)
+        if any(is_batch_norm(module) for module in self._model.modules()):
+            _log.info(
+                "batch norms keep their statistics, since those of a chunk are not those of the batch;"
+                " train_batch_norm: true needs use_gradient_cache: false"
+            )
 
 
-def settle(settings: GradCacheSettings, batches: Sequence[StepParts]) -> GradCacheSettings:
-    """The settings with numbers in the place of `auto`, as memory has room for a step of any of these batches.
+def find_chunking(settings: GradCacheSettings, batches: Sequence[StepParts]) -> Chunking:
+    """What the settings ask for; `auto` is what memory has room for in a step of any of these batches.
 
     Leaves gradients and random numbers as they were.
     """
     if not settings.use_gradient_cache:
-        return settings
+        return Chunking()
+    size, tokens = settings.gradient_cache_chunk_size, settings.gradient_cache_chunk_tokens
     retain = settings.gradient_cache_retain
     if retain is None:
         retain = "auto" if batches[0].model.checkpoints_gradients else 0.0
-    by_tokens = settings.gradient_cache_chunk_tokens is not None
-    key = "gradient_cache_chunk_tokens" if by_tokens else "gradient_cache_chunk_size"
-    size = settings.gradient_cache_chunk_tokens if by_tokens else settings.gradient_cache_chunk_size
-    if "auto" in (size, retain):
-        room = _room_bytes(settings, batches[0])
-        if size == "auto":
-            chosen = _choose_tokens(settings, batches, room) if by_tokens else _choose_rows(batches, room)
-            settings = settings.model_copy(update={key: chosen})
-        if retain == "auto":
-            retain = _choose_share(settings, batches, room)
-    return settings.model_copy(update={"gradient_cache_retain": retain})
+    room = _room_bytes(settings, batches[0]) if "auto" in (size, tokens, retain) else 0
+    if tokens is not None:
+        chunking = Chunking(chunk_tokens=_choose_tokens(batches, room) if tokens == "auto" else tokens)
+    else:
+        chunking = Chunking(chunk_size=_choose_rows(batches, room) if size == "auto" else size)
+    share = _choose_share(chunking, batches, room) if retain == "auto" else retain
+    return replace(chunking, retain=share, most_state_bytes=most_state_bytes(settings))
+
+
+def most_state_bytes(settings: GradCacheSettings) -> int:
+    """Bytes of what frozen towers give for every token that may be kept."""
+    return round(settings.gradient_cache_states_gib * GIB)
+
+
+def _in_settings(chunking: Chunking) -> dict[str, int | float]:
+    """What a Chunking says of the settings that may be `auto`."""
+    if not chunking.is_on:
+        return {}
+    sizes = {
+        "gradient_cache_chunk_size": chunking.chunk_size,
+        "gradient_cache_chunk_tokens": chunking.chunk_tokens,
+    }
+    return {key: size for key, size in sizes.items() if size is not None} | {"gradient_cache_retain": chunking.retain}
 
 
 def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
@@ -98,21 +140,21 @@ def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel
 def _choose_rows(batches: Sequence[StepParts], room: int) -> int:
     """The most rows of a chunk, all chunks of the larger side about equal. room: bytes that a step may take."""
     most = max(1, *(side.num_rows for parts in batches for side in parts.sides))
-    by = _by_estimate if batches[0].device.type == "cpu" else _by_trial
+    by = rows_by_estimate if batches[0].device.type == "cpu" else rows_by_trial
     tests = [by(parts, room) for parts in batches]
     size = next((size for size in _sizes(most) if all(fits(size) for fits in tests)), None)
     _tell("gradient_cache_chunk_size", size, "rows", room)
     return size or 1
 
 
-def _choose_tokens(settings: GradCacheSettings, batches: Sequence[StepParts], room: int) -> int:
+def _choose_tokens(batches: Sequence[StepParts], room: int) -> int:
     """The most tokens of a chunk, no fewer than the longest row has."""
     counts = [row_sizes(side, parts.processor) for parts in batches for side in parts.sides if side.num_rows]
     longest = max(int(count.max()) for count in counts)
     whole = max(len(count) * int(count.max()) for count in counts)
     on_cpu = batches[0].device.type == "cpu"
-    by, most = (_tokens_by_estimate, max(longest, _CPU_TOKENS)) if on_cpu else (_tokens_by_trial, whole)
-    tests = [by(settings, parts, room) for parts in batches]
+    by, most = (tokens_by_estimate, max(longest, _CPU_TOKENS)) if on_cpu else (tokens_by_trial, whole)
+    tests = [by(parts, room) for parts in batches]
     budgets = (budget for budget in _sizes(most) if budget >= longest)
     tokens = next((budget for budget in budgets if all(fits(budget) for fits in tests)), None)
     _tell("gradient_cache_chunk_tokens", tokens, "tokens", room)
@@ -141,115 +183,13 @@ def _sizes(most: int) -> Iterator[int]:
         num_chunks, last = num_chunks + max(1, num_chunks // 4), size
 
 
-def _choose_share(settings: GradCacheSettings, batches: Sequence[StepParts], room: int) -> float:
+def _choose_share(chunking: Chunking, batches: Sequence[StepParts], room: int) -> float:
     """The largest share of chunks whose graphs fit beside what a step takes anyway, of whichever batch."""
-    number, total = min((_kept_chunks(settings, parts, room) for parts in batches), key=lambda kept: kept[0] / kept[1])
+    kept = [count_kept_graphs(parts, chunking, room) for parts in batches]
+    number, total = min(kept, key=lambda counts: counts[0] / counts[1])
     if total > len(batches[0].sides):  # else it is the plain step
         _log.info("gradient_cache_retain: auto keeps the graphs of %d of %d chunks here", number, total)
     return number / total
-
-
-def _kept_chunks(settings: GradCacheSettings, parts: StepParts, room: int) -> tuple[int, int]:
-    """How many chunks of a batch may keep their graphs, and how many there are."""
-    partitions = [chunk_side(side, parts.processor, settings) for side in parts.sides]
-    graphs = [chunk_graphs(parts.model, parts.encode, partition, parts.processor) for partition in partitions]
-    total = number = sum(map(len, graphs))
-    while number > 1 and _step_bytes(parts, graphs, number / total) > room:
-        number -= 1
-    return number, total
-
-
-def _step_bytes(parts: StepParts, graphs: Sequence[Sequence[int]], retain: float) -> int:
-    """What a step takes: gradients, both moments of AdamW, those of a chunk before they are added, and activations."""
-    held = held_bytes(graphs, retain)
-    return 4 * learning_bytes(parts.model, parts.classes) + held + working_bytes(parts.model, parts.device, held)
-
-
-def _by_estimate(parts: StepParts, room: int) -> Callable[[int], bool]:
-    """Whether chunks of so many rows fit, by the sizes of graphs."""
-    sides = [largest_first(side, parts.processor) for side in parts.sides]
-    sizes = [graph_size(parts.model, parts.encode, side) for side in sides]
-
-    def fits(chunk_size: int) -> bool:
-        graphs = [
-            [size.of(min(chunk_size, side.num_rows))] * max(1, math.ceil(side.num_rows / chunk_size))
-            for size, side in zip(sizes, sides, strict=True)
-        ]
-        return _step_bytes(parts, graphs, 0.0) <= room
-
-    return fits
-
-
-def _by_trial(parts: StepParts, room: int) -> Callable[[int], bool]:
-    """Whether a forward and backward of so many rows leave room for AdamW's moments."""
-    sides = [largest_first(side, parts.processor) for side in parts.sides]
-
-    def fits(chunk_size: int) -> bool:
-        chunks = [take_rows(side, 0, min(chunk_size, side.num_rows)) for side in sides]
-        return _runs(parts, chunks, room, at_once=all(side.num_rows <= chunk_size for side in sides))
-
-    return fits
-
-
-def _tokens_by_estimate(settings: GradCacheSettings, parts: StepParts, room: int) -> Callable[[int], bool]:
-    """Whether chunks of so many tokens fit, by the sizes of graphs."""
-
-    def fits(tokens: int) -> bool:
-        partitions = _chunks_of_tokens(settings, parts, tokens)
-        graphs = [chunk_graphs(parts.model, parts.encode, partition, parts.processor) for partition in partitions]
-        return _step_bytes(parts, graphs, 0.0) <= room
-
-    return fits
-
-
-def _tokens_by_trial(settings: GradCacheSettings, parts: StepParts, room: int) -> Callable[[int], bool]:
-    """Whether a forward and backward of the largest chunk of so many tokens leave room for AdamW's moments."""
-
-    def fits(tokens: int) -> bool:
-        partitions = _chunks_of_tokens(settings, parts, tokens)
-        chunks = [largest_chunk(partition, parts.processor) for partition in partitions]
-        return _runs(parts, chunks, room, at_once=all(len(partition.rows) == 1 for partition in partitions))
-
-    return fits
-
-
-def _chunks_of_tokens(settings: GradCacheSettings, parts: StepParts, tokens: int) -> list[SidePartition]:
-    chosen = settings.model_copy(update={"gradient_cache_chunk_tokens": tokens})
-    return [chunk_side(side, parts.processor, chosen) for side in parts.sides]
-
-
-def _runs(parts: StepParts, chunks: Sequence[Side], room: int, *, at_once: bool) -> bool:
-    """Whether a forward and backward of these chunks, together or one by one, leave room for AdamW's moments."""
-    before = used_memory_bytes(parts.device)
-    reset_peak_memory(parts.device)
-    try:
-        for group in [chunks] if at_once else [[chunk] for chunk in chunks]:
-            _try_backward(parts, group)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        release_unused_memory(parts.device)
-    taken = peak_memory_mib(parts.device) * MIB - before
-    # A trial has no loss, and so no gradient of the classes' weights.
-    of_loss = learning_bytes(parts.model, parts.classes) - learning_bytes(parts.model)
-    return taken + 2 * learning_bytes(parts.model) + 3 * of_loss <= room
-
-
-def _try_backward(parts: StepParts, chunks: Sequence[Side]) -> None:
-    """Forward and backward of chunks at once."""
-    parameters = list(parts.model.parameters())
-    gradients: list[Tensor | None] = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    try:
-        with rng_unmoved():
-            embedded = [output for chunk in chunks for output in list_tensors(parts.encode(chunk))]
-            outputs = [output for output in embedded if output.requires_grad]
-            if outputs:
-                torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-    finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
 
 
 def _room_bytes(settings: GradCacheSettings, parts: StepParts) -> int:

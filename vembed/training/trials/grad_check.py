@@ -8,7 +8,7 @@ chunks against the second forward of each, in training mode, shows whether the r
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch import Tensor
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.network.parameters import parameter_infos
 from vembed.training.session import Session
-from vembed.training.step.chunking import chunk_side
+from vembed.training.step.chunking import Chunking, chunk_batch
 from vembed.training.step.memory import row_sizes
+from vembed.training.step.sizing import most_state_bytes
 from vembed.training.trials.overview import table
 from vembed.types import Batch
 
@@ -40,7 +41,7 @@ class Comparison:
 class GradCheck:
     """What was compared, on what, and the most that the relative difference may be."""
 
-    settings: GradCacheSettings
+    chunking: Chunking
     num_rows: tuple[int, int]
     num_chunks: tuple[int, int]
     dtype: torch.dtype
@@ -57,10 +58,8 @@ class GradCheck:
 
     def lines(self) -> Iterator[str]:
         """The findings in words."""
-        tokens = self.settings.gradient_cache_chunk_tokens
-        chunk = f"{tokens:,} tokens" if tokens else f"{self.settings.gradient_cache_chunk_size} rows"
         yield f"batch         {self.num_rows[0]} queries, {self.num_rows[1]} documents"
-        yield f"chunk         {chunk}: {self.num_chunks[0]} of queries, {self.num_chunks[1]} of documents"
+        yield f"chunk         {self.chunking.limit}: {self.num_chunks[0]} of queries, {self.num_chunks[1]} of documents"
         yield f"weights       {str(self.dtype).removeprefix('torch.')}, computed without autocast"
         for comparison in self.comparisons:
             yield ""
@@ -87,10 +86,10 @@ def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
     """Compare on the first batch of each data set of the session. Trains nothing; parameters stay as they are."""
     batches = list(session.loader.first_batches())
     cached = _smaller_chunks(session, settings, batches[0])
-    plain = GradCacheSettings(use_gradient_cache=False)
+    plain = Chunking()
     model = session.model.model
 
-    def gradients(chosen: GradCacheSettings) -> Gradients:
+    def gradients(chosen: Chunking) -> Gradients:
         torch.manual_seed(0)
         return _gradients(session, batches, chosen)
 
@@ -100,7 +99,7 @@ def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
     drawn = _compare("", _gradients(session, batches, plain), whole).difference > 0
     comparisons = []
     if drawn:
-        kept = cached.model_copy(update={"gradient_cache_retain": 1.0})
+        kept = replace(cached, retain=1.0)
         comparisons.append(_compare("chunks again against one graph, with dropout", gradients(cached), gradients(kept)))
         model.eval()
         whole = gradients(plain)
@@ -108,37 +107,32 @@ def check_gradients(session: Session, settings: GradCacheSettings) -> GradCheck:
     comparisons.append(_compare(title, gradients(cached), whole))
     dtypes = {info.parameter.dtype for info in parameter_infos(model) if info.parameter.is_floating_point()}
     dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-    partitions = [
-        chunk_side(side, session.model.processor, cached) for side in (batches[0].queries, batches[0].documents)
-    ]
+    queries, documents = chunk_batch(batches[0], session.model.processor, cached)
     return GradCheck(
         cached,
-        (partitions[0].side.num_rows, partitions[1].side.num_rows),
-        (len(partitions[0].rows), len(partitions[1].rows)),
+        (queries.side.num_rows, documents.side.num_rows),
+        (len(queries.rows), len(documents.rows)),
         dtype,
         _MOST_DIFFERENCE.get(dtype, _MOST_DIFFERENCE_LOW),
         comparisons,
     )
 
 
-def _smaller_chunks(session: Session, settings: GradCacheSettings, batch: Batch) -> GradCacheSettings:
+def _smaller_chunks(session: Session, settings: GradCacheSettings, batch: Batch) -> Chunking:
     """The user's chunks, or smaller ones of the same kind where they would hold the batch, and no graph kept."""
-    changes: dict[str, object] = {"use_gradient_cache": True, "gradient_cache_retain": 0.0}
     sides = (batch.queries, batch.documents)
-    fewest = min(side.num_rows for side in sides)
     size, tokens = settings.gradient_cache_chunk_size, settings.gradient_cache_chunk_tokens
     if tokens is None:
-        most = max(1, math.ceil(fewest / _CHUNKS))
-        changes["gradient_cache_chunk_size"] = most if size == "auto" else min(size, most)
+        most = max(1, math.ceil(min(side.num_rows for side in sides) / _CHUNKS))
+        chunking = Chunking(chunk_size=most if size == "auto" else min(size, most))
     else:
-        sizes = [row_sizes(side, session.model.processor) for side in sides]
-        longest = max(int(size.max()) for size in sizes)
-        changes["gradient_cache_chunk_tokens"] = 2 * longest if tokens == "auto" else min(tokens, 2 * longest)
-    return settings.model_copy(update=changes)
+        longest = max(int(row_sizes(side, session.model.processor).max()) for side in sides)
+        chunking = Chunking(chunk_tokens=2 * longest if tokens == "auto" else min(tokens, 2 * longest))
+    return replace(chunking, most_state_bytes=most_state_bytes(settings))
 
 
-def _gradients(session: Session, batches: Sequence[Batch], settings: GradCacheSettings) -> Gradients:
-    trainer = session.engine.trainer.with_settings(settings, autocast=nullcontext)
+def _gradients(session: Session, batches: Sequence[Batch], chunking: Chunking) -> Gradients:
+    trainer = session.engine.trainer.with_chunking(chunking, autocast=nullcontext)
     for batch in batches:
         trainer.step(batch)
     parts: dict[str, dict[str, Tensor]] = {}

@@ -15,7 +15,7 @@ from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.step.chunking import SidePartition, chunk_side
+from vembed.training.step.chunking import Chunking, SidePartition, chunk_side
 from vembed.types import Embeddings, ImageSource, Inputs, Item, ItemRows, LoadedExample
 
 TEXTS = ["a", "red " * 9, "blue circle", "green " * 9, "", "small " * 4]
@@ -34,10 +34,6 @@ def texts(processor) -> ItemRows:
     return rows_of(processor, [Item(text=text) for text in TEXTS])
 
 
-def settings(**values) -> GradCacheSettings:
-    return GradCacheSettings(**values)
-
-
 def test_item_rows_are_counted_sliced_chosen_and_joined_with_their_items(processor):
     rows = texts(processor)
     assert num_rows(rows) == num_rows([rows, torch.zeros(6, 1)]) == 6
@@ -51,19 +47,19 @@ def test_item_rows_are_counted_sliced_chosen_and_joined_with_their_items(process
 
 def test_chunks_of_rows_take_them_in_order(processor):
     rows = texts(processor)
-    assert [list(chunk) for chunk in chunk_side(rows, processor, settings(gradient_cache_chunk_size=4)).rows] == [
+    assert [list(chunk) for chunk in chunk_side(rows, processor, Chunking(chunk_size=4)).rows] == [
         [0, 1, 2, 3],
         [4, 5],
     ]
-    assert chunk_side(rows, processor, settings(use_gradient_cache=False)).chunks == [rows]
-    assert chunk_side(rows, processor, settings(gradient_cache_chunk_size=6)).chunks == [rows]
+    assert chunk_side(rows, processor, Chunking()).chunks == [rows]
+    assert chunk_side(rows, processor, Chunking(chunk_size=6)).chunks == [rows]
 
 
 def test_chunks_of_tokens_hold_rows_alike_in_length_and_stay_within_the_budget(processor):
     rows = texts(processor)
     counts = processor.count_tokens(rows.items, "query")
     assert counts == [len(processor.prepare([item], "query").tensors["input_ids"].values[0]) for item in rows.items]
-    partition = chunk_side(rows, processor, settings(gradient_cache_chunk_tokens=24))
+    partition = chunk_side(rows, processor, Chunking(chunk_tokens=24))
     assert sorted(row for chunk in partition.rows for row in chunk) == list(range(6))
     assert len(partition.rows) == 2
     assert all(list(chunk) == sorted(chunk) for chunk in partition.rows)
@@ -83,7 +79,7 @@ def test_embeddings_come_back_into_the_order_of_the_side():
 
 def test_a_row_over_the_budget_is_a_chunk_by_itself(processor):
     rows = texts(processor)
-    partition = chunk_side(rows, processor, settings(gradient_cache_chunk_tokens=8))
+    partition = chunk_side(rows, processor, Chunking(chunk_tokens=8))
     counts = processor.count_tokens(rows.items, "query")
     assert all(len(chunk) == 1 or len(chunk) * max(counts[row] for row in chunk) <= 8 for chunk in partition.rows)
     assert partition.most_tokens == max(counts) > 8
@@ -94,8 +90,8 @@ def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):
     load = model.processor.load
     texts = [(load(Item(text=text)), load(Item(text=f"{text} b"))) for text in TEXTS]
     batch = Collator()([LoadedExample(query, (document,)) for query, document in texts])
-    chosen = settings(gradient_cache_chunk_tokens=8)
-    trainer = GradientCacheTrainer(model.model, model.processor, LossFactory.create(LossSettings()), chosen)
+    settings = GradCacheSettings(gradient_cache_chunk_tokens=8)
+    trainer = GradientCacheTrainer(model.model, model.processor, LossFactory.create(LossSettings()), settings)
     with caplog.at_level(logging.WARNING, logger="vembed"):
         for _ in range(2):
             trainer.step(batch)
@@ -106,14 +102,14 @@ def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):
 
 def test_a_side_without_rows_is_one_chunk(processor):
     nothing = ItemRows((), "query")
-    for chosen in (settings(), settings(gradient_cache_chunk_tokens=8), settings(use_gradient_cache=False)):
+    for chosen in (Chunking(chunk_size=32), Chunking(chunk_tokens=8), Chunking()):
         assert [num_rows(chunk) for chunk in chunk_side(nothing, processor, chosen).chunks] == [0]
 
 
 def test_inputs_that_are_padded_already_cannot_be_chunked_by_tokens(processor):
     inputs = processor.prepare([Item(text="a"), Item(text="b")], "query")
     with pytest.raises(UsageError, match="gradient_cache_chunk_tokens: rows that are prepared already"):
-        chunk_side(inputs, processor, settings(gradient_cache_chunk_tokens=8))
+        chunk_side(inputs, processor, Chunking(chunk_tokens=8))
 
 
 def test_patches_of_pictures_count_as_tokens(processor):

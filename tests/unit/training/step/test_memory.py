@@ -7,15 +7,16 @@ from tests.pictures import write_pairs
 from vembed.data.batches.loader import TrainingLoader
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
-from vembed.grad_cache.settings import GradCacheSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
 from vembed.training.precision import choose_precision
 from vembed.training.settings import TrainingSettings
+from vembed.training.step.chunking import Chunking
 from vembed.training.step.memory import estimate_memory
 
 ROWS = 12
+WHOLE = Chunking(chunk_size=ROWS)
 
 
 @pytest.fixture(scope="module", params=["t2i", "m2i"])
@@ -31,12 +32,12 @@ def batch_of(request, tmp_path_factory):
     return batch
 
 
-def estimate(model, batch, **settings):
+def estimate(model, batch, chunking=WHOLE):
     return estimate_memory(
         model.model,
         model.processor,
         batch,
-        settings=GradCacheSettings(**settings),
+        chunking=chunking,
         precision=choose_precision(TrainingSettings(device="cpu")),
     ).parts
 
@@ -61,10 +62,10 @@ def test_activations_of_two_rows_tell_those_of_a_chunk(clip_folder, batch_of):
     model = VisualRetrievalModel.from_pretrained(clip_folder)
     batch = batch_of(model)
     sides = [kept_bytes(model, side) for side in (batch.queries, batch.documents)]
-    plain = estimate(model, batch, use_gradient_cache=False)["activations"]
+    plain = estimate(model, batch, Chunking())["activations"]
     assert plain == pytest.approx(sum(sides), rel=0.05)
-    assert estimate(model, batch, gradient_cache_chunk_size=ROWS)["activations"] == plain
-    third = estimate(model, batch, gradient_cache_chunk_size=ROWS // 3)["activations"]
+    assert estimate(model, batch)["activations"] == plain
+    third = estimate(model, batch, Chunking(chunk_size=ROWS // 3))["activations"]
     assert third == pytest.approx(max(sides) / 3, rel=0.1)
 
 
@@ -72,10 +73,9 @@ def test_graphs_that_are_kept_count(clip_folder, batch_of):
     model = VisualRetrievalModel.from_pretrained(clip_folder)
     batch = batch_of(model)
     sides = [kept_bytes(model, side) for side in (batch.queries, batch.documents)]
-    chunks = {"gradient_cache_chunk_size": ROWS // 3}
 
     def activations(share):
-        return estimate(model, batch, **chunks, gradient_cache_retain=share)["activations"]
+        return estimate(model, batch, Chunking(chunk_size=ROWS // 3, retain=share))["activations"]
 
     assert activations(0.0) == activations(1 / 6) == pytest.approx(max(sides) / 3, rel=0.1)
     assert activations(0.5) == pytest.approx(max(max(sides) / 3, sides[1]), rel=0.1)
