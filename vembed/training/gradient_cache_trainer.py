@@ -46,13 +46,20 @@ class StepResult:
 class GradientCacheTrainer:
     """Adds the gradient of the objective over one batch to the model's parameters; the optimiser is not its business.
 
-    A side is divided into chunks of `gradient_cache_chunk_size` rows, or of `gradient_cache_chunk_tokens`. A chunk is
-    prepared, moved to `device`, finished by the processor and encoded there under `autocast()`; a stack of its pictures
-    and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when both are, or
-    with `use_gradient_cache` off, the step is the plain step. The share `gradient_cache_retain` of all chunks, and the
-    last one in any case, is encoded once.
-    reference: the model as it was before training, for an objective that compares with it. teacher: what an objective
-    learns from, where batches do not bring its embeddings themselves.
+    A step is, in this order:
+
+        chunk_batch         both sides in chunks, of `gradient_cache_chunk_size` rows or `gradient_cache_chunk_tokens`
+        join_ranks          the targets of all ranks as one, with a teacher's embeddings where one is learned from
+        Reference.embed     what the model was before training makes of each chunk, for an objective that compares
+        Objective           the loss over all rows, once they are embedded; LossCheck refuses one that is not finite
+        cached_backward     its gradient, chunk by chunk
+
+    A chunk is prepared, moved to `device`, finished by the processor and encoded there under `autocast()`; a stack of
+    its pictures and their floats exist for that long only. A side of no more rows than a chunk is one chunk, and when
+    both are, or with `use_gradient_cache` off, the step is the plain step. The share `gradient_cache_retain` of all
+    chunks, and the last one in any case, is encoded once.
+    reference: the model as it was before training. teacher: what an objective learns from, where batches do not bring
+    its embeddings themselves.
 
     Of several ranks, each with a batch of its own and the same weights, every one calls `step` alike: the loss is of
     all their batches as one, and the mean of their gradients (`average_gradients`) is its gradient.
@@ -87,16 +94,16 @@ class GradientCacheTrainer:
         """
         chunking = self.find_chunking(batch)
         queries, documents = sides = self._chunk(batch, chunking)
-        has_replays = any(len(side.rows) > 1 for side in sides)
+        has_replays = any(len(side.rows) > 1 for side in sides)  # else nothing is read twice
         reader = ChunkReader(self._processor, chunking.most_state_bytes if has_replays else 0)
         joined = join_ranks(move(self._with_teacher(batch), self._device))
         targets = self._with_reference(joined, sides, reader)
         check = LossCheck(self._model, batch, sides, joined)
 
         def loss_of(query_vectors: Embeddings, document_vectors: Embeddings) -> Tensor:
-            own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))  # as in the batch
+            own = Sides(queries.in_order(query_vectors), documents.in_order(document_vectors))  # [own rows, dim]
             every = joined.gather(own)  # [rows of all ranks, dim]
-            loss = self._loss(every, targets)  # []
+            loss = self._loss(every, targets)
             check(loss, own, every)
             return loss
 
@@ -106,6 +113,10 @@ class GradientCacheTrainer:
         scale = scale_of(self._model.logit_scale.detach())
         num_rows = batch.queries.num_rows, batch.documents.num_rows
         return StepResult(loss.item(), *num_rows, scale.item(), reader.num_truncated)
+
+    def find_chunking(self, *batches: Batch) -> Chunking:
+        """How batches are divided into chunks: as suits the first ones that it is asked about."""
+        return self.chunking_finder.find([self._parts(batch) for batch in batches])
 
     def with_chunking(self, chunking: Chunking, *, autocast: Autocast) -> "GradientCacheTrainer":
         """The same step on the same model, in these chunks and under another autocast."""
@@ -121,15 +132,6 @@ class GradientCacheTrainer:
         )
         trainer.chunking_finder.fix(chunking)
         return trainer
-
-    def find_chunking(self, *batches: Batch) -> Chunking:
-        """How batches are divided into chunks: as suits the first ones that it is asked about."""
-        return self.chunking_finder.find([self._parts(batch) for batch in batches])
-
-    def _parts(self, batch: Batch) -> StepParts:
-        encode = self._encoder(self._model, ChunkReader(self._processor))
-        sides = (batch.queries, batch.documents)
-        return StepParts(self._model, self._processor, encode, sides, self._device, self._objective.classes)
 
     def _chunk(self, batch: Batch, chunking: Chunking) -> tuple[SidePartition, SidePartition]:
         sides, limit = chunk_batch(batch, self._processor, chunking), chunking.chunk_tokens
@@ -156,9 +158,6 @@ class GradientCacheTrainer:
         queries, documents = (side.in_order(self.reference.embed(side.with_encoder(encode))) for side in sides)
         return replace(joined.targets, reference=joined.gather(Sides(queries, documents)))
 
-    def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Side], Embeddings]:
-        return lambda chunk: self._encode(model, chunk, reader)
-
     def _loss(self, embeddings: Sides, targets: Targets) -> Tensor:
         return self._objective(
             embeddings.queries,
@@ -167,6 +166,9 @@ class GradientCacheTrainer:
             logit_scale=self._model.logit_scale,
             logit_bias=self._model.logit_bias,
         )
+
+    def _encoder(self, model: BaseEmbeddingModel, reader: ChunkReader) -> Callable[[Side], Embeddings]:
+        return lambda chunk: self._encode(model, chunk, reader)
 
     def _encode(self, model: BaseEmbeddingModel, chunk: Side, reader: ChunkReader) -> Embeddings:
         inputs = self._processor.finish(move(reader(chunk), self._device))
@@ -178,3 +180,8 @@ class GradientCacheTrainer:
                 reader.keep(chunk, inputs, fixed)
             embeddings: Embeddings = model(fixed)
         return embeddings
+
+    def _parts(self, batch: Batch) -> StepParts:
+        encode = self._encoder(self._model, ChunkReader(self._processor))
+        sides = (batch.queries, batch.documents)
+        return StepParts(self._model, self._processor, encode, sides, self._device, self._objective.classes)

@@ -74,7 +74,7 @@ class SidePartition:
 
     def in_order(self, embeddings: Embeddings) -> Embeddings:
         """The embeddings of all chunks, one after the other, in the order of the side."""
-        places = torch.tensor([row for rows in self.rows for row in rows], dtype=torch.int64)
+        places = torch.tensor([row for rows in self.rows for row in rows], dtype=torch.int64)  # [rows]
         if torch.equal(places, torch.arange(len(places))):
             return embeddings
         return select_rows(embeddings, places.argsort().to(embeddings.vectors.device))

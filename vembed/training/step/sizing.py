@@ -29,7 +29,7 @@ from vembed.utils.memory import GIB, free_memory_bytes
 
 _CPU_TOKENS = 4096  # of a chunk: more give a CPU nothing to do that it could do faster
 _CPU_SHARE, _ACCELERATOR_SHARE = 0.5, 0.9  # of what is free: other programs need a CPU's memory too
-_MAY_BE_AUTO = frozenset({"gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain"})
+_MAY_BE_AUTO = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +71,11 @@ class ChunkingFinder:
         if self._chunking is None:
             return {}
         asked = self._settings.model_dump(include=set(_MAY_BE_AUTO))
-        return {**asked, **_in_settings(self._chunking)}
+        if not self._chunking.is_on:
+            return asked
+        numbers = (self._chunking.chunk_size, self._chunking.chunk_tokens, self._chunking.retain)
+        chosen = zip(_MAY_BE_AUTO, numbers, strict=True)
+        return asked | {key: number for key, number in chosen if number is not None}
 
     def keep(self, found: Mapping[str, Any]) -> None:  # Any: settings of different types
         """Go on with the numbers that another run found, whatever memory is free now."""
@@ -114,17 +118,6 @@ def find_chunking(settings: GradCacheSettings, batches: Sequence[StepParts]) -> 
 def most_state_bytes(settings: GradCacheSettings) -> int:
     """Bytes of what frozen towers give for every token that may be kept."""
     return round(settings.gradient_cache_states_gib * GIB)
-
-
-def _in_settings(chunking: Chunking) -> dict[str, int | float]:
-    """What a Chunking says of the settings that may be `auto`."""
-    if not chunking.is_on:
-        return {}
-    sizes = {
-        "gradient_cache_chunk_size": chunking.chunk_size,
-        "gradient_cache_chunk_tokens": chunking.chunk_tokens,
-    }
-    return {key: size for key, size in sizes.items() if size is not None} | {"gradient_cache_retain": chunking.retain}
 
 
 def check_limit_of_states(settings: GradCacheSettings, model: BaseEmbeddingModel) -> None:
