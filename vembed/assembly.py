@@ -14,7 +14,7 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
-from vembed.losses.teacher_needs import compares_scores, row_needs
+from vembed.losses.teacher_needs import compares_scores, measuring_needs, row_needs
 from vembed.model.learning.scale import add_bias
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
@@ -25,8 +25,10 @@ from vembed.training.loop import Engine
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.plan import make_plan, rows_per_batch
 from vembed.training.precision import Precision, choose_precision, settle_dtypes
+from vembed.training.run.checkpoint import Checkpoints, RunFacts
 from vembed.training.run.data import RunData, check_every_set_teaches, read_run_data
 from vembed.training.run.folder import RunFolder
+from vembed.training.run.report import ReportSettings
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session
 from vembed.training.settings import Part
@@ -125,6 +127,29 @@ def assemble_apart(config: Config) -> Session:
     return assemble(config, loaded, BadSamples(config.data), teacher)
 
 
+def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFolder) -> Checkpoints:
+    """What writes and reads the run's checkpoints, and refuses those of another run."""
+    reference = session.engine.trainer.reference
+    teacher = loaded.teacher
+    facts = RunFacts(
+        settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
+        defaults=config.defaults(),
+        rows=session.data.rows["train"],
+        provenance={
+            "loss": config.loss.loss_type,
+            "widths": list(loaded.objective.widths),
+            "seed": config.training.seed,
+            **({} if teacher is None else {"teacher": {"model": teacher.name, "weights": teacher.fingerprint}}),
+        },
+        start=None if reference is None else reference.start,
+    )
+    precision = session.engine.precision
+    limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
+    optimizer = session.engine.optimizer
+    classes = loaded.objective.classes
+    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge, classes)
+
+
 def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
     """What measures the model on the validation sets; None without any."""
     if not loaded.data.validation:
@@ -132,6 +157,20 @@ def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | Non
     sets = [retrieval_set(dataset, config.data) for dataset in loaded.data.validation]
     evaluator = Evaluator(sets, config.evaluation)
     return lambda: evaluator.measure(loaded.model).metrics
+
+
+def report_settings(config: Config, config_text: str) -> ReportSettings:
+    """What measuring base and tuned model takes from a config. `config_text` is shown in the report."""
+    return ReportSettings(
+        model=config.model,
+        data=config.data,
+        evaluation=config.evaluation,
+        seed=config.training.seed,
+        device=choose_precision(config.training).device,
+        config_text=config_text,
+        needs=measuring_needs(config.loss, config.loss_options),
+        features=features_of(config),
+    )
 
 
 def features_of(config: Config) -> FrozenFeatures | None:

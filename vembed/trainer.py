@@ -12,24 +12,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vembed.assembly import Loaded, assemble, assemble_apart, evaluation_of, features_of, load, with_features
+from vembed.assembly import (
+    assemble,
+    assemble_apart,
+    checkpoints_of,
+    evaluation_of,
+    load,
+    report_settings,
+    with_features,
+)
 from vembed.config import TRAIN, Config, load_config
 from vembed.data.batches.workers import resolve_num_workers
 from vembed.data.settings import DataEntry
 from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
 from vembed.errors import DataError, UsageError
-from vembed.losses.teacher_needs import measuring_needs
+from vembed.training.callbacks import open_callbacks
 from vembed.training.plan import rows_per_batch
-from vembed.training.precision import choose_precision
-from vembed.training.run.checkpoint import Checkpoints, RunFacts
+from vembed.training.run.checkpoint import Checkpoints
 from vembed.training.run.folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
-from vembed.training.run.report import ReportSettings, RunReport, report_run
+from vembed.training.run.report import RunReport, report_run
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.state import Best, Metrics, TrainState
-from vembed.training.teacher import (
-    teacher_items,
-)
+from vembed.training.teacher import teacher_items
 from vembed.training.trials.grad_check import GradCheck, check_gradients
 from vembed.training.trials.measure import Measurement, measure
 from vembed.training.trials.overview import Overview
@@ -137,10 +142,12 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
         loaded.teacher.fill(teacher_items(loaded.data.train, config.data))
     run = open_run_folder(config.training)
     session = assemble(config, loaded, BadSamples(config.data, run.path), loaded.teacher)
-    checkpoints = _checkpoints(config, loaded, session, run)
+    checkpoints = checkpoints_of(config, loaded, session, run)
     state = _start(config, session, checkpoints)
     try:
-        train(session, checkpoints, state, evaluate=evaluate, best_metric=config.evaluation.best_metric)
+        with open_callbacks(run, session.plan, loaded.precision.device, state) as callbacks:
+            metric = config.evaluation.best_metric
+            train(session, checkpoints, state, evaluate=evaluate, best_metric=metric, callbacks=callbacks)
     except DataError:
         # Data that is refused before the first step leaves no folder that stands in the way of the mended data; the
         # list of skipped rows stays, for it is what the message sends the user to.
@@ -159,42 +166,6 @@ def _inputs(config: Config) -> list[str]:
         entries = source if isinstance(source, tuple) else (source,)
         names += [entry.path if isinstance(entry, DataEntry) else entry for entry in entries]
     return [name for name in names if name is not None]
-
-
-def report_settings(config: Config, config_text: str) -> ReportSettings:
-    """What measuring base and tuned model takes from a config. `config_text` is shown in the report."""
-    return ReportSettings(
-        model=config.model,
-        data=config.data,
-        evaluation=config.evaluation,
-        seed=config.training.seed,
-        device=choose_precision(config.training).device,
-        config_text=config_text,
-        needs=measuring_needs(config.loss, config.loss_options),
-        features=features_of(config),
-    )
-
-
-def _checkpoints(config: Config, loaded: Loaded, session: Session, run: RunFolder) -> Checkpoints:
-    reference = session.engine.trainer.reference
-    teacher = loaded.teacher
-    facts = RunFacts(
-        settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
-        defaults=config.defaults(),
-        rows=session.data.rows["train"],
-        provenance={
-            "loss": config.loss.loss_type,
-            "widths": list(loaded.objective.widths),
-            "seed": config.training.seed,
-            **({} if teacher is None else {"teacher": {"model": teacher.name, "weights": teacher.fingerprint}}),
-        },
-        start=None if reference is None else reference.start,
-    )
-    precision = session.engine.precision
-    limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
-    optimizer = session.engine.optimizer
-    classes = loaded.objective.classes
-    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge, classes)
 
 
 def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainState:

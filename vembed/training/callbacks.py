@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vembed.training.loop import Callback, StepRecord
 from vembed.training.plan import Plan
+from vembed.training.run.folder import RunFolder
 from vembed.training.state import Metrics, TrainState
 from vembed.utils.files import disk_errors
 from vembed.utils.logging import console
@@ -20,6 +21,14 @@ from vembed.utils.memory import peak_memory_mib
 _log = logging.getLogger(__name__)
 _SHOWN = ("recall@", "mrr")
 _WIDE = 130  # columns of a terminal from which on the bar shows every fact
+
+
+@contextmanager
+def open_callbacks(run: RunFolder, plan: Plan, device: torch.device, state: TrainState) -> Iterator[Sequence[Callback]]:
+    """What watches every run from `state` on; what of it holds something is closed at the end, whatever happens."""
+    cut_metrics(run.metrics, state.num_metrics_lines)
+    with progress_display(plan, device, state.step) as display:
+        yield MetricsFile(run.metrics, plan, device), display
 
 
 class MetricsFile:

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -13,9 +12,8 @@ from vembed.data.summary import summarize
 from vembed.errors import DataError, Interrupted, NotFiniteError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.training.callbacks import MetricsFile, cut_metrics, progress_display
 from vembed.training.interrupts import StopRequested, stop_signal
-from vembed.training.loop import Engine, Milestones, fit, save_once
+from vembed.training.loop import Callback, Engine, Milestones, fit, save_once
 from vembed.training.optimizer import GroupSummary
 from vembed.training.plan import Plan
 from vembed.training.run.checkpoint import Checkpoints
@@ -103,16 +101,15 @@ def train(
     *,
     evaluate: Callable[[], Metrics] | None,
     best_metric: str,
+    callbacks: Sequence[Callback],
 ) -> None:
-    """Train from `state` to the end, with metrics, checkpoints and best/ in the run's folder.
+    """Train from `state` to the end, with checkpoints and best/ in the run's folder; `callbacks` watch.
 
     Raises Interrupted after a signal and DataError for a row that cannot be used, when a checkpoint is written;
     NotFiniteError, which names the last checkpoints.
     """
-    engine, plan, run = session.engine, session.plan, checkpoints.run
-    device = engine.precision.device
-    reset_peak_memory(device)
-    cut_metrics(run.metrics, state.num_metrics_lines)
+    engine, plan = session.engine, session.plan
+    reset_peak_memory(engine.precision.device)
 
     def judge(metrics: Metrics, state: TrainState) -> None:
         value = sum(values[best_metric] for values in metrics.values()) / len(metrics)
@@ -120,12 +117,7 @@ def train(
             state.best = Best(best_metric, value, state.step)
             checkpoints.save_best(state)
 
-    with ExitStack() as stack:
-        stop = stack.enter_context(stop_signal())
-        callbacks = (
-            MetricsFile(run.metrics, plan, device),
-            stack.enter_context(progress_display(plan, device, state.step)),
-        )
+    with stop_signal() as stop:
         milestones = Milestones(evaluate, judge, checkpoints.save, callbacks, stop)
         try:
             if len(session.data.train) > 1 and engine.trainer.chunking_finder.has_to_choose:
