@@ -36,7 +36,7 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.settings import ModelSettings
-from vembed.registry import nearest_names
+from vembed.registry import no_such
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
 from vembed.version import __version__
@@ -204,13 +204,7 @@ def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) ->
     for key in purpose.existing:
         yield from missing_data(key, config.data)
     if config.loss.loss_type not in LossRegistry:
-        yield ("loss_type",), _unknown_loss(config.loss.loss_type)
-
-
-def _unknown_loss(name: str) -> str:
-    near = nearest_names(name, LossRegistry.list())
-    hint = f"; did you mean {near[0]}?" if near else "."
-    return f"there is no loss {name!r}{hint} Known: {', '.join(LossRegistry.list())}"
+        yield ("loss_type",), no_such("loss", config.loss.loss_type, LossRegistry.list())
 
 
 def _rule_sections(config: Config) -> Sections:

@@ -19,6 +19,18 @@ def nearest_names(name: str, known: Iterable[str], *, limit: int = 1) -> list[st
     return difflib.get_close_matches(name, list(known), n=limit, cutoff=0.6)
 
 
+def no_such(kind: str, name: str, known: Iterable[str]) -> str:
+    """What is wrong with a name that none of `kind` has, with the nearest that one has.
+
+    >>> no_such("fusion", "gatd", ["gated", "sum"])
+    "there is no fusion 'gatd'; did you mean gated? Known: gated, sum"
+    """
+    names = list(known)
+    near = nearest_names(name, names)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"there is no {kind} {name!r}{hint} Known: {', '.join(names)}"
+
+
 class Registry(Generic[Component]):
     """Maps a name to a component, or to the `module:attribute` that holds it and is imported on first use.
 

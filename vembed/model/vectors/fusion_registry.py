@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vembed.registry import Registry, nearest_names
+from vembed.registry import Registry, no_such
 
 if TYPE_CHECKING:
     from vembed.model.vectors.fusion import Fusion
@@ -30,9 +30,4 @@ def unknown_fusion(name: str) -> str | None:
     >>> unknown_fusion("gatd")
     "there is no fusion 'gatd'; did you mean gated? Known: attention, gated, mlp, sum"
     """
-    known = fusion_names()
-    if name in known:
-        return None
-    near = nearest_names(name, known)
-    hint = f"; did you mean {near[0]}?" if near else "."
-    return f"there is no fusion {name!r}{hint} Known: {', '.join(known)}"
+    return None if name in fusion_names() else no_such("fusion", name, fusion_names())
