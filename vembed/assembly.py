@@ -1,7 +1,7 @@
 """A config becomes the parts of a run: data and model, checked against each other, then step, loader and plan."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from vembed.training.state import Metrics
 from vembed.training.step.sizing import check_limit_of_states
 from vembed.training.teacher import StandIn, TeacherSource, open_teacher, teacher_in_data
 from vembed.training.teacher_model import TeacherModel, TeacherOptions
+from vembed.training.trackers.registry import CallbackRegistry, OpenTracker
 from vembed.utils.distributed import require_one_process, seed_everything
 
 
@@ -50,11 +51,13 @@ class Loaded:
     precision: Precision
     features: FrozenFeatures | None
     teacher: TeacherModel | None
+    trackers: Mapping[str, OpenTracker]
 
 
 def load(config: Config) -> Loaded:
     """Data and model, checked against each other, and what of the model learns."""
     require_one_process()
+    trackers = {name: CallbackRegistry.get(name) for name in config.training.report_to}
     features = features_of(config)
     precision = choose_precision(config.training)
     resumed = config.training.resume_from_checkpoint is not None
@@ -73,7 +76,8 @@ def load(config: Config) -> Loaded:
     check_limit_of_states(config.grad_cache, model.model)
     check_every_set_teaches(data, model.model)
     model.model.to(precision.device)
-    return Loaded(data, model, _objective(config, model, data, teacher), frozen, precision, features, teacher)
+    objective = _objective(config, model, data, teacher)
+    return Loaded(data, model, objective, frozen, precision, features, teacher, trackers)
 
 
 def with_features(loaded: Loaded) -> Loaded:

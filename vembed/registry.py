@@ -1,4 +1,4 @@
-"""One registry for everything that is chosen by name: models, processors, collators, losses."""
+"""One registry for everything that is chosen by name: models, processors, collators, losses, trackers."""
 
 import difflib
 import importlib

@@ -145,7 +145,8 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     checkpoints = checkpoints_of(config, loaded, session, run)
     state = _start(config, session, checkpoints)
     try:
-        with open_callbacks(run, session.plan, loaded.precision.device, state) as callbacks:
+        device, trackers = loaded.precision.device, loaded.trackers
+        with open_callbacks(run, session.plan, device, state=state, trackers=trackers) as callbacks:
             metric = config.evaluation.best_metric
             train(session, checkpoints, state, evaluate=evaluate, best_metric=metric, callbacks=callbacks)
     except DataError:

@@ -39,7 +39,9 @@ from vembed.losses.registry import LossRegistry
 from vembed.utils.settings import Section
 
 EXCEPTIONS = {
+    "file: my_trackers.py": "the page has the reader write it",
     "file: regnet_family.py": "the page has the reader write it",
+    "flag: --logdir": "an option of TensorBoard",
     "key: include_prompt": "a field of sentence-transformers' files",
     "key: mask_ratio": "a field of an MAE's config.json",
     "key: with_lora": "a block of presets",

@@ -17,7 +17,9 @@ from vembed.losses.settings import LossSettings
 from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, row_needs, teaching_problems
 from vembed.model.settings import ModelSettings
 from vembed.model.vectors.fusion_registry import unknown_fusion
+from vembed.registry import no_such
 from vembed.training.settings import TrainingSettings
+from vembed.training.trackers.registry import CallbackRegistry
 from vembed.utils.settings import Section
 
 _METRIC = re.compile(r"(?:recall|hit_rate|ndcg)@(?P<k>\d+)|mrr|map")
@@ -49,6 +51,7 @@ def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Findin
     yield from _left_out_findings(sections, user)
     yield from _negatives_findings(sections)
     yield from _training_findings(sections.training)
+    yield from _tracker_findings(sections.training)
     yield from _adapter_findings(sections)
     yield from _cache_findings(sections)
     yield from _validation_findings(sections, user)
@@ -208,6 +211,14 @@ def _training_findings(training: TrainingSettings) -> Iterator[Finding]:
     rows, shares = training.global_batch_size, training.gradient_accumulation_steps
     if rows is not None and rows % shares:
         yield ("global_batch_size",), f"{rows} does not divide by gradient_accumulation_steps {shares}"
+
+
+def _tracker_findings(training: TrainingSettings) -> Iterator[Finding]:
+    for number, name in enumerate(training.report_to):
+        if name not in CallbackRegistry:
+            yield ("report_to", number), no_such("tracker", name, CallbackRegistry.list())
+        elif name in training.report_to[:number]:
+            yield ("report_to", number), f"{name!r} is named twice; keep one"
 
 
 def _adapter_findings(sections: Sections) -> Iterator[Finding]:

@@ -1,11 +1,12 @@
-"""What watches a run: metrics.jsonl, and a progress bar or log lines."""
+"""What watches a run: metrics.jsonl, a progress bar or log lines, and the trackers that were asked for."""
 
 import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,9 +15,12 @@ from vembed.training.loop import Callback, StepRecord
 from vembed.training.plan import Plan
 from vembed.training.run.folder import RunFolder
 from vembed.training.state import Metrics, TrainState
+from vembed.training.trackers.registry import OpenTracker, TrackedRun
 from vembed.utils.files import disk_errors
 from vembed.utils.logging import console
 from vembed.utils.memory import peak_memory_mib
+
+Line = Mapping[str, Any]  # Any: JSON; of metrics.jsonl
 
 _log = logging.getLogger(__name__)
 _SHOWN = ("recall@", "mrr")
@@ -24,11 +28,18 @@ _WIDE = 130  # columns of a terminal from which on the bar shows every fact
 
 
 @contextmanager
-def open_callbacks(run: RunFolder, plan: Plan, device: torch.device, state: TrainState) -> Iterator[Sequence[Callback]]:
-    """What watches every run from `state` on; what of it holds something is closed at the end, whatever happens."""
-    cut_metrics(run.metrics, state.num_metrics_lines)
-    with progress_display(plan, device, state.step) as display:
-        yield MetricsFile(run.metrics, plan, device), display
+def open_callbacks(
+    run: RunFolder, plan: Plan, device: torch.device, *, state: TrainState, trackers: Mapping[str, OpenTracker]
+) -> Iterator[Sequence[Callback]]:
+    """What watches a run from `state` on; what of it holds something is closed at the end, whatever happens."""
+    lines = cut_metrics(run.metrics, state.num_metrics_lines)
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_tracker(TrackedRun(run.tracker(name), plan, device, state.step, lines)))
+            for name, open_tracker in trackers.items()
+        ]
+        display = stack.enter_context(progress_display(plan, device, state.step))
+        yield [MetricsFile(run.metrics, plan, device), *opened, display]
 
 
 class MetricsFile:
@@ -44,39 +55,49 @@ class MetricsFile:
 
     def on_log(self, record: StepRecord, state: TrainState) -> None:
         """Write a line."""
-        line = {
-            "step": state.step,
-            "epoch": round(state.step / self._plan.steps_per_epoch, 4),
-            "loss": state.window.mean_loss if math.isfinite(state.window.mean_loss) else None,
-            "learning_rate": leading_rate(record),
-            "learning_rates": record.learning_rates,
-            "temperature": record.temperature,
-            "grad_norm": None if record.skipped else record.grad_norm,
-            "samples_per_second": round(state.window.samples_per_second, 2),
-            "peak_memory_mib": round(peak_memory_mib(self._device), 1),
-            "samples": state.num_samples,
-            "skipped_steps": state.num_skipped_steps,
-            "truncated_texts": state.num_truncated_texts,
-        }
-        self._write(line, state)
+        self._write(log_line(record, state, self._plan, self._device), state)
 
     def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
         """Write the evaluation."""
-        self._write({"step": state.step, "eval": metrics}, state)
+        self._write(evaluation_line(metrics, state), state)
 
-    def _write(self, line: Mapping[str, object], state: TrainState) -> None:
+    def _write(self, line: Line, state: TrainState) -> None:
         with disk_errors(self._file), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         state.num_metrics_lines += 1
 
 
-def cut_metrics(file: Path, num_lines: int) -> None:
-    """Keep the first lines of metrics.jsonl: those of the steps that a resumed checkpoint has seen."""
+def log_line(record: StepRecord, state: TrainState, plan: Plan, device: torch.device) -> Line:
+    """What a run tells of the steps since it last logged: means over them, the rates of the last, counts of all."""
+    return {
+        "step": state.step,
+        "epoch": round(state.step / plan.steps_per_epoch, 4),
+        "loss": state.window.mean_loss if math.isfinite(state.window.mean_loss) else None,
+        "learning_rate": leading_rate(record),
+        "learning_rates": record.learning_rates,
+        "temperature": record.temperature,
+        "grad_norm": None if record.skipped else record.grad_norm,
+        "samples_per_second": round(state.window.samples_per_second, 2),
+        "peak_memory_mib": round(peak_memory_mib(device), 1),
+        "samples": state.num_samples,
+        "skipped_steps": state.num_skipped_steps,
+        "truncated_texts": state.num_truncated_texts,
+    }
+
+
+def evaluation_line(metrics: Metrics, state: TrainState) -> Line:
+    """What a run tells of an evaluation."""
+    return {"step": state.step, "eval": metrics}
+
+
+def cut_metrics(file: Path, num_lines: int) -> list[Line]:
+    """Keep the first lines of metrics.jsonl: those of the steps that a resumed checkpoint has seen. Gives them."""
     if not file.exists():
-        return
+        return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) > num_lines:
         file.write_text("".join(lines[:num_lines]), encoding="utf-8")
+    return [json.loads(line) for line in lines[:num_lines]]
 
 
 class LogLines:

@@ -63,6 +63,9 @@ class TrainingSettings(Section):
         json_schema_extra=only_with("cache_frozen_features", True),
     )
     logging_steps: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    report_to: tuple[str, ...] = Field(
+        (), description="Trackers that get what metrics.jsonl gets: tensorboard, or those that plugins register."
+    )
     eval_steps: int | None = Field(None, ge=1, description="Steps between validations; default: once per epoch.")
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: once per epoch.")
     save_adapter_only: bool = Field(

@@ -20,6 +20,7 @@ _FREE = frozenset(
         "overwrite_output_dir",
         "max_steps",
         "logging_steps",
+        "report_to",
         "eval_steps",
         "save_steps",
         "save_adapter_only",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
+from vembed.training.trackers.registry import CallbackRegistry
 from vembed.utils.files import atomic_file, is_leftover, recover
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -53,6 +54,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    def tracker(self, name: str) -> Path:
+        """The folder of the tracker of this name."""
+        return self.path / name
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint of `step` lies, or would lie."""
         return self.path / f"checkpoint-{step}"
@@ -69,7 +74,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         files = (self.config, self.record, self.metrics, self.split, self.bad_samples)
-        known = {*files, self.best, self.final, self.report}
+        known = {*files, self.best, self.final, self.report, *map(self.tracker, CallbackRegistry.list())}
         return [
             path
             for path in sorted(self.path.iterdir())
