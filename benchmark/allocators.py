@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from machine import machine_in_words
+
 from vembed.demo.files import prepare
 from vembed.demo.recipe import EPOCHS, write_recipe
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--preload", metavar="NAME=PATH", action="append", default=[])
     options = parser.parse_args()
     recipe = write_recipe(prepare(options.folder), options.folder, epochs=EPOCHS)
+    print(machine_in_words())
     print("| allocator | peak, MiB | samples/s |\n|---|---|---|")
     for name, variables in (GLIBC | dict(preloads(options.preload))).items():
         peak, rate = train(recipe, options.folder / "run", options.steps, variables)

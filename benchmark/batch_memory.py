@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import linear_regression, mean, median
 from typing import Any
 
+from machine import machine_in_words
+
 KINDS = ("uint8", "encoded")
 LIMITS = {"uint8": 0.16, "encoded": 0.03}  # MiB per sample; encoded: over the file itself
 MIB = 2**20
@@ -48,6 +50,7 @@ def main() -> None:
         rows = 2 * max(options.batches)
         sizes = write_rows(Path(folder), rows)
         settings = write_model(Path(folder)) | {"num_workers": options.num_workers}
+        print(machine_in_words())
         print(f"{rows} files of {mean(sizes) / MIB:.3f} MiB on average, {options.repeats} runs each")
         print("| held as | batch | resident samples | peak, MiB | over the first, MiB per sample more |")
         print("|---|---|---|---|---|")

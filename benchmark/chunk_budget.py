@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from machine import machine_in_words
 from mixed_texts import LONGEST, write_minilm_and_draw
 
 MODES = ("rows", "tokens")
@@ -42,6 +43,7 @@ def main() -> None:
         results = compare(options, folder)
     seconds = {mode: median(result["seconds"] for result in results[mode][1:]) for mode in MODES}
     peaks = {mode: results[mode][-1]["peak_mib"] for mode in MODES}
+    print(machine_in_words())
     print("| chunks of | chunks | tokens with padding | seconds | MiB | time | memory |")
     print("|---|---|---|---|---|---|---|")
     for mode in MODES:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from demo_dinov2 import write_dinov2
+from machine import machine_in_words
 
 from vembed.demo.files import DemoFiles, prepare
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("output/frozen"))
     arguments = parser.parse_args()
     files = prepare(arguments.folder)
+    print(machine_in_words())
     print(f"MiniLM + image tower, both frozen, {arguments.epochs} epochs, {arguments.threads} threads\n")
     print("| image tower | cache | s per later epoch | faster | s of the command | " + " | ".join(METRICS) + " |")
     print("|---|---|---|---|---|" + "---|" * len(METRICS))

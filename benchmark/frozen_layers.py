@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from machine import machine_in_words
+
 LEARNING, FROZEN, RUN_TWICE, RUN_ONCE = "learning", "frozen", "frozen, run twice", "frozen, run once"
 MODES = {"vit": (LEARNING, FROZEN), "qwen2_vl": (LEARNING, RUN_TWICE, RUN_ONCE)}
 PIXELS = 112
@@ -65,6 +67,7 @@ def compare(options: argparse.Namespace) -> None:
     seconds = {mode: median(result["seconds"] for result in results[mode][1:]) for mode in modes}
     peak = {mode: results[mode][-1]["peak_mib"] for mode in modes}
     frozen = f"{options.frozen} of 8 layers" if options.model == "vit" else "the vision tower"
+    print(machine_in_words())
     print(f"{options.model}, batch {options.batch_size} + {options.batch_size}, chunk {options.chunk_size}, {frozen}")
     print(f"{'step':<18} {'seconds':>8} {'peak MiB':>9} {'time':>6} {'memory':>7} {'loss':>9}")
     for mode in modes:

@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import machine_in_words
+
 CONTENDERS = ("vembed", "list", "padded")
 LENGTHS = {"ragged": (50, 206), "fixed": (128, 128)}
 QUERY_TOKENS, WIDTH = 32, 128
@@ -36,6 +38,7 @@ def main() -> None:
     if options.worker:
         work(options, *options.worker)
         return
+    print(machine_in_words())
     print(f"{options.queries} queries x {options.documents} documents, threads: {options.threads}")
     print(f"{'documents':<10} {'contender':<30} {'seconds':>8} {'MiB':>6} {'time':>6} {'memory':>7}")
     for lengths in options.lengths:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from machine import machine_in_words
+
 TOLERANCE = 0.3
 WORDS = "red blue green small large round square bright dark picture sign shape cat dog tree house over under".split()
 Settings = dict[str, Any]
@@ -33,6 +35,7 @@ def main() -> None:
     if options.worker:
         work(*options.worker, steps=options.steps)
         return
+    print(machine_in_words())
     print(f"{'config':<10} {'estimated MiB':>14} {'measured MiB':>13} {'error':>7}")
     worst = 0.0
     for name in [options.only] if options.only else CONFIGS:
