@@ -24,17 +24,17 @@ from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.loop import Engine
 from vembed.training.optimizer import build_optimizer, freeze_by_rate
 from vembed.training.plan import make_plan, rows_per_batch
-from vembed.training.precision import Precision, choose_precision, settle_dtypes
-from vembed.training.run.checkpoint import Checkpoints, RunFacts
-from vembed.training.run.data import RunData, check_every_set_teaches, read_run_data
+from vembed.training.precision import Precision, cast_trainable_to_float32, choose_precision
+from vembed.training.run.checkpoint import Checkpoints, RunIdentity
+from vembed.training.run.data import RunData, check_datasets_train, read_run_data
 from vembed.training.run.folder import RunFolder
 from vembed.training.run.report import ReportSettings
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session
 from vembed.training.settings import Part
 from vembed.training.state import Metrics
-from vembed.training.step.sizing import check_limit_of_states
-from vembed.training.teacher import StandIn, TeacherSource, open_teacher, teacher_in_data
+from vembed.training.step.auto_chunking import check_hidden_state_limit
+from vembed.training.teacher import RandomTeacher, TeacherSource, open_teacher, precomputed_teacher
 from vembed.training.teacher_model import TeacherModel, TeacherOptions
 from vembed.training.trackers.registry import CallbackRegistry, OpenTracker
 from vembed.utils.distributed import require_one_process, seed_everything
@@ -72,9 +72,9 @@ def load(config: Config) -> Loaded:
         for dataset in sets:
             model.check_mode(dataset.mode)
     frozen = freeze_by_rate(model.model, config.optimizer)
-    settle_dtypes(model.model, config.model, precision)
-    check_limit_of_states(config.grad_cache, model.model)
-    check_every_set_teaches(data, model.model)
+    cast_trainable_to_float32(model.model, config.model, precision)
+    check_hidden_state_limit(config.grad_cache, model.model)
+    check_datasets_train(data, model.model)
     model.model.to(precision.device)
     objective = _objective(config, model, data, teacher)
     return Loaded(data, model, objective, frozen, precision, features, teacher, trackers)
@@ -85,7 +85,7 @@ def with_features(loaded: Loaded) -> Loaded:
     if loaded.features is None:
         return loaded
     rows = items_of_rows((*loaded.data.train, *loaded.data.validation))
-    return dataclasses.replace(loaded, model=loaded.features.feed(loaded.model, rows))
+    return dataclasses.replace(loaded, model=loaded.features.attach(loaded.model, rows))
 
 
 def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: TeacherSource | None = None) -> Session:
@@ -127,7 +127,7 @@ def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: T
 def assemble_apart(config: Config) -> Session:
     """A run whose steps are looked at, not kept; a teacher model is stood in for."""
     loaded = load(config)
-    teacher = None if loaded.teacher is None else StandIn(loaded.teacher.facts)
+    teacher = None if loaded.teacher is None else RandomTeacher(loaded.teacher.facts)
     return assemble(config, loaded, BadSamples(config.data), teacher)
 
 
@@ -135,7 +135,7 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
     """What writes and reads the run's checkpoints, and refuses those of another run."""
     reference = session.engine.trainer.reference
     teacher = loaded.teacher
-    facts = RunFacts(
+    identity = RunIdentity(
         settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
         defaults=config.defaults(),
         rows=session.data.rows["train"],
@@ -145,13 +145,13 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
             "seed": config.training.seed,
             **({} if teacher is None else {"teacher": {"model": teacher.name, "weights": teacher.fingerprint}}),
         },
-        start=None if reference is None else reference.start,
+        start_checksum=None if reference is None else reference.start_checksum,
     )
     precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
     optimizer = session.engine.optimizer
     classes = loaded.objective.classes
-    return Checkpoints(run, session.model, optimizer, precision.scaler, facts, config.model, limit, merge, classes)
+    return Checkpoints(run, session.model, optimizer, precision.scaler, identity, config.model, limit, merge, classes)
 
 
 def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
@@ -202,7 +202,7 @@ def _objective(config: Config, model: VisualRetrievalModel, data: RunData, teach
         normalize=model.spec.normalize,
         classes=class_keys(data.train) if learns_classes else (),
         seed=config.training.seed,
-        teacher=teacher_in_data(config.loss, data.train) if teacher is None else teacher.teacher,
+        teacher=precomputed_teacher(config.loss, data.train) if teacher is None else teacher.teacher,
     )
     if objective.classes is not None:
         objective.classes.to(model.model.logit_scale.device)

@@ -173,7 +173,7 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
     """The state to train from; writes what a run's folder holds from the beginning."""
     run, resume = checkpoints.run, config.training.resume_from_checkpoint
     state = TrainState() if resume is None else checkpoints.resume(find_checkpoint(run, resume))
-    session.engine.trainer.chunking_finder.keep(state.chunks)
+    session.engine.trainer.chunking_finder.restore(state.chunks)
     with disk_errors(run.path):
         _write_config(config, run)
         if session.data.split is not None and session.data.validation:

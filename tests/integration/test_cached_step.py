@@ -331,7 +331,7 @@ def test_chunks_of_tokens_replay_dropout_and_augmentation(folders, family, retai
         for partition in partitions:
             prepared = [pair.processor.prepare(chunk.items, chunk.side) for chunk in partition.chunks]
             sides.append(
-                partition.in_order(concat_rows([pair.model(pair.processor.finish(inputs)) for inputs in prepared]))
+                partition.restore_order(concat_rows([pair.model(pair.processor.finish(inputs)) for inputs in prepared]))
             )
         scale, bias = pair.model.logit_scale, pair.model.logit_bias
         loss = objective_of(pair)(*sides, batch.targets, logit_scale=scale, logit_bias=bias)

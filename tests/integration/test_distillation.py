@@ -142,7 +142,7 @@ def test_a_batch_finds_what_the_teacher_makes_of_its_items(tmp_path, settings, c
     model = VisualRetrievalModel.from_pretrained(settings["model_name"])
     loader = BlockLoader(datasets, model.processor, seed=0)
     batch = Collator()([loader.load_example(datasets[0][row], epoch=0) for row in (5, 0, 7)])
-    sides = TeacherModel(colbert_folder, tmp_path / "cache", options).sides(batch)
+    sides = TeacherModel(colbert_folder, tmp_path / "cache", options).embeddings(batch)
     own = VisualRetrievalModel.from_pretrained(colbert_folder)
     for side, found, rows in (("query", sides.queries, batch.queries), ("document", sides.documents, batch.documents)):
         wanted = own.encode([Item(text=item.text) for item in rows.items], side=side)
@@ -153,7 +153,7 @@ def test_a_batch_finds_what_the_teacher_makes_of_its_items(tmp_path, settings, c
 
 
 def test_what_an_interruption_left_is_not_embedded_again(tmp_path, settings, embedded, monkeypatch):
-    monkeypatch.setattr(teacher_model, "_AT_ONCE", {"maxsim": 5, "single": 5})
+    monkeypatch.setattr(teacher_model, "_BLOCK_SIZES", {"maxsim": 5, "single": 5})
     real, written = VectorStore.append, []
 
     def stopped(self, keys, embeddings):

@@ -186,7 +186,7 @@ def test_pictures_held_as_files_and_chunks_of_tokens_are_kept_too(load, settings
     expected = gradients(pair, make_batch(pair), None)
     batch = make_batch(pair, encoded=True)
     assert_gradients_equal(gradients(pair, batch, 2), expected)
-    chunking = Chunking(chunk_tokens=60, most_state_bytes=GIB)
+    chunking = Chunking(chunk_tokens=60, max_hidden_state_bytes=GIB)
     trainer = trainer_of(pair, 1).with_chunking(chunking, autocast=nullcontext)
     gradients(pair, batch, 2)
     with counted(pair) as seen:

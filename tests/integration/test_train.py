@@ -362,6 +362,6 @@ def test_measuring_counts_steps_and_writes_nothing(tmp_path, settings):
     assert measurement.num_samples == pytest.approx(4 * 19 / 3, abs=6)
     assert measurement.seconds > 0
     assert measurement.peak_memory_mib > 50
-    assert measurement.limit in ("loader", "model")
+    assert measurement.bottleneck in ("loader", "model")
     assert len(measurement.lines()) == 6
     assert not (tmp_path / "run").exists()

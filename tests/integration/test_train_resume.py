@@ -16,7 +16,7 @@ from tests.runs import finish, read_bytes, read_lines, start_training, two_data_
 from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
 from vembed.training.state import Best
-from vembed.training.step import sizing
+from vembed.training.step import auto_chunking
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +99,14 @@ def test_what_auto_chose_stays_whatever_is_free_afterwards(tmp_path, settings, m
     caplog.set_level(logging.INFO, "vembed")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     own = {**settings, "gradient_cache_chunk_size": "auto", "gradient_cache_retain": "auto"}
-    monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**20)
+    monkeypatch.setattr(auto_chunking, "free_memory_bytes", lambda _device: 2**20)
     Trainer({**own, "output_dir": str(straight)}).train()
     assert caplog.text.count("a batch of") == len(settings["data_path"])
     chosen = json.loads((straight / "checkpoint-5" / "training_state.json").read_text())["state"]["chunks"]
     assert chosen["gradient_cache_chunk_size"] < settings["batch_size"]
 
     copy_without(straight, resumed, "checkpoint-10", "final")
-    monkeypatch.setattr(sizing, "free_memory_bytes", lambda _device: 2**40)
+    monkeypatch.setattr(auto_chunking, "free_memory_bytes", lambda _device: 2**40)
     caplog.clear()
     Trainer({**own, "output_dir": str(resumed), "resume_from_checkpoint": "latest"}).train()
     assert (

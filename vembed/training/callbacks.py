@@ -1,4 +1,4 @@
-"""What watches a run: metrics.jsonl, a progress bar or log lines, and the trackers that were asked for."""
+"""The callbacks of a run: metrics.jsonl, a progress bar or log lines, and the trackers that were asked for."""
 
 import json
 import logging
@@ -23,16 +23,16 @@ from vembed.utils.memory import peak_memory_mib
 Line = Mapping[str, Any]  # Any: JSON; of metrics.jsonl
 
 _log = logging.getLogger(__name__)
-_SHOWN = ("recall@", "mrr")
-_WIDE = 130  # columns of a terminal from which on the bar shows every fact
+_SHOWN_METRICS = ("recall@", "mrr")
+_WIDE_COLUMNS = 130  # columns of a terminal from which on the bar shows every fact
 
 
 @contextmanager
 def open_callbacks(
     run: RunFolder, plan: Plan, device: torch.device, *, state: TrainState, trackers: Mapping[str, OpenTracker]
 ) -> Iterator[Sequence[Callback]]:
-    """What watches a run from `state` on; what of it holds something is closed at the end, whatever happens."""
-    lines = cut_metrics(run.metrics, state.num_metrics_lines)
+    """The callbacks of a run that goes on from `state`; those that hold files are closed when the block ends."""
+    lines = truncate_metrics(run.metrics, state.num_metrics_lines)
     with ExitStack() as stack:
         opened = [
             stack.enter_context(open_tracker(TrackedRun(run.tracker(name), plan, device, state.step, lines)))
@@ -68,12 +68,12 @@ class MetricsFile:
 
 
 def log_line(record: StepRecord, state: TrainState, plan: Plan, device: torch.device) -> Line:
-    """What a run tells of the steps since it last logged: means over them, the rates of the last, counts of all."""
+    """A line of metrics.jsonl on the steps since the line before: means over them, last rates, counts of the run."""
     return {
         "step": state.step,
         "epoch": round(state.step / plan.steps_per_epoch, 4),
         "loss": state.window.mean_loss if math.isfinite(state.window.mean_loss) else None,
-        "learning_rate": leading_rate(record),
+        "learning_rate": main_learning_rate(record),
         "learning_rates": record.learning_rates,
         "temperature": record.temperature,
         "grad_norm": None if record.skipped else record.grad_norm,
@@ -86,12 +86,12 @@ def log_line(record: StepRecord, state: TrainState, plan: Plan, device: torch.de
 
 
 def evaluation_line(metrics: Metrics, state: TrainState) -> Line:
-    """What a run tells of an evaluation."""
+    """A line of metrics.jsonl on an evaluation."""
     return {"step": state.step, "eval": metrics}
 
 
-def cut_metrics(file: Path, num_lines: int) -> list[Line]:
-    """Keep the first lines of metrics.jsonl: those of the steps that a resumed checkpoint has seen. Gives them."""
+def truncate_metrics(file: Path, num_lines: int) -> list[Line]:
+    """Cut metrics.jsonl to its first `num_lines` lines and return them: those that a resumed checkpoint knows of."""
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -112,7 +112,7 @@ class LogLines:
 
     def on_log(self, record: StepRecord, state: TrainState) -> None:
         """Log a line."""
-        facts = _facts(state.window.mean_loss, record, state.window.samples_per_second, self._device)
+        facts = _status(state.window.mean_loss, record, state.window.samples_per_second, self._device)
         _log.info("step %d/%d  %s", state.step, self._plan.num_steps, facts)
 
     def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
@@ -126,13 +126,13 @@ class ProgressBar:
     def __init__(self, progress: Progress, plan: Plan, device: torch.device, step: int) -> None:
         self._progress = progress
         self._device = device
-        self._wide = progress.console.width >= _WIDE
+        self._wide = progress.console.width >= _WIDE_COLUMNS
         self._task = progress.add_task("training", total=plan.num_steps, completed=step, facts="")
 
     def on_step(self, record: StepRecord, state: TrainState) -> None:
         """Move the bar."""
         speed = record.num_samples / (record.load_seconds + record.step_seconds)
-        whole = _facts(record.loss, record, speed, self._device)
+        whole = _status(record.loss, record, speed, self._device)
         facts = whole if self._wide else f"loss {record.loss:.4f}  {speed:.1f} samples/s"
         self._progress.update(self._task, completed=state.step, facts=facts)
 
@@ -157,25 +157,25 @@ def progress_display(plan: Plan, device: torch.device, step: int) -> Iterator[Ca
 def log_evaluation(metrics: Metrics, state: TrainState) -> None:
     """One log line per data set, of the figures that are looked at first; metrics.jsonl has all."""
     for name, values in metrics.items():
-        shown = [f"{metric} {value:.4f}" for metric, value in values.items() if metric.startswith(_SHOWN)]
+        shown = [f"{metric} {value:.4f}" for metric, value in values.items() if metric.startswith(_SHOWN_METRICS)]
         _log.info("step %d  evaluation of %s: %s", state.step, name, "  ".join(shown))
 
 
-def leading_rate(record: StepRecord) -> float:
-    """The rate of what learns most of the work: the towers, else the heads."""
+def main_learning_rate(record: StepRecord) -> float:
+    """The highest rate of the towers; of all other parts where no tower is trained."""
     towers = [rate for part, rate in record.learning_rates.items() if part in ("text", "vision")]
     return max(towers) if towers else max(record.learning_rates.values())
 
 
 def _progress() -> Progress:
-    wide = console().width >= _WIDE
+    wide = console().width >= _WIDE_COLUMNS
     first, last = TextColumn("{task.description}"), TextColumn("{task.fields[facts]}")
     times = [TimeElapsedColumn(), TimeRemainingColumn()] if wide else [TimeRemainingColumn()]
     return Progress(first, BarColumn(20 if wide else 12), MofNCompleteColumn(), *times, last, console=console())
 
 
-def _facts(loss: float, record: StepRecord, samples_per_second: float, device: torch.device) -> str:
+def _status(loss: float, record: StepRecord, samples_per_second: float, device: torch.device) -> str:
     return (
-        f"loss {loss:.4f}  rate {leading_rate(record):.2e}  {samples_per_second:.1f} samples/s"
+        f"loss {loss:.4f}  rate {main_learning_rate(record):.2e}  {samples_per_second:.1f} samples/s"
         f"  peak {peak_memory_mib(device):.0f} MiB"
     )

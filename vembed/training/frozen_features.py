@@ -1,4 +1,4 @@
-"""The feature cache of a run: frozen towers run once per item, for training, validation and the report together."""
+"""The feature cache of a run: each frozen tower encodes an item once, for training, validation and the report."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,20 +22,24 @@ ItemSides = Iterable[tuple[Item, Side]]
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """Where a run keeps the features of its frozen towers, and which these are."""
+    """The folder in which a run caches the features of its frozen towers, and the towers."""
 
     folder: Path
     towers: tuple[Tower, ...]
 
     def check(self, model: VisualRetrievalModel) -> None:
-        """Raise ConfigError for a model of a kind of which nothing is kept."""
+        """Raise ConfigError for a model of a family whose features cannot be cached."""
         try:
             check_family(model)
         except ModelError as error:
             raise ConfigError(f"cache_frozen_features: {error}") from error
 
-    def feed(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
-        """The model, reading features instead of these items. Raises ConfigError for one that takes none."""
+    def attach(self, model: VisualRetrievalModel, items: ItemSides) -> VisualRetrievalModel:
+        """The model with a processor that reads cached features in place of texts and pictures; fills the cache first.
+
+        Raises ConfigError for a model of a family whose features cannot be cached.
+        """
+        # A model that was opened for the report has no tower frozen yet.
         model.model.freeze([tower for tower in self.towers if tower not in model.model.freezing.towers])
         try:
             cache = FeatureCache(model, self.folder)
@@ -48,9 +52,9 @@ class FrozenFeatures:
 def frozen_features(
     training: TrainingSettings, model: ModelSettings, optimizer: OptimizerSettings, data: DataSettings
 ) -> FrozenFeatures | None:
-    """What the settings ask for; None without cache_frozen_features.
+    """The feature cache that the settings ask for; None without cache_frozen_features.
 
-    Raises ConfigError when no tower is frozen wholly, or when the pictures of one are changed anew in every epoch.
+    Raises ConfigError when no tower is frozen as a whole, or when augmentation changes its pictures in every epoch.
     """
     if not training.cache_frozen_features:
         return None
@@ -72,7 +76,7 @@ def frozen_features(
 
 
 def items_of_rows(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[Item, Side]]:
-    """What the rows of data sets hold, each with its side; rows that cannot be used hold nothing."""
+    """The items of all rows, each with its side. Unusable rows are left out, for those who read them to refuse."""
     for dataset in datasets:
         for row in range(len(dataset)):
             try:
@@ -84,7 +88,7 @@ def items_of_rows(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[
 
 
 def items_of_sets(sets: Sequence[RetrievalSet]) -> Iterator[tuple[Item, Side]]:
-    """Queries and gallery of what is measured, each with its side."""
+    """Queries and gallery of evaluated sets, each with its side."""
     for one in sets:
         for query in one.queries:
             yield query, "query"

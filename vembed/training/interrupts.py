@@ -12,11 +12,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """Raised at a moment at which the run can be saved and continued; not an Exception, so that nothing swallows it."""
+    """Raised where the run can be saved and resumed; not an Exception, so that no handler between swallows it."""
 
 
 class StopSignal:
-    """What was asked for so far. `number` is the signal's, once there was one."""
+    """The stop that was asked for, if any: `number` is the signal's, None before one came."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -28,8 +28,8 @@ class StopSignal:
             raise StopRequested
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """In this block, which changes nothing that a checkpoint holds, a signal need not wait."""
+    def interruptible(self) -> Iterator[None]:
+        """A signal raises at once in this block, which must change nothing that a checkpoint holds (an evaluation)."""
         self._may_raise = True
         try:
             self.check()
@@ -38,7 +38,7 @@ class StopSignal:
             self._may_raise = False
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler."""
+        """The signal handler: notes the first signal; raises KeyboardInterrupt at the second."""
         if self.number is not None:
             raise KeyboardInterrupt
         self.number = number

@@ -4,11 +4,11 @@
         for every step of it:                         steps_of_epoch
             batches forward and backward              GradientCacheTrainer.step
             average over ranks, clip, update          _update
-            log; evaluate, save if due                _do_what_is_due
+            log; evaluate, save if due                _evaluate_and_save_if_due
     evaluate and save the end
 
-Everything that changes is in `TrainState`, the parameters, the optimiser and the random generators; a checkpoint holds
-all four, so a run that is continued from one does what it would have done. Weights are changed in `_update` alone.
+All that changes is in `TrainState`, the parameters, the optimiser and the random generators. A checkpoint holds all
+four, so that a resumed run takes the same steps, to the bit. Weights are changed in `_update` alone.
 """
 
 import logging
@@ -30,23 +30,23 @@ from vembed.training.interrupts import StopSignal
 from vembed.training.optimizer import apply_schedule, rates_by_part
 from vembed.training.plan import Plan
 from vembed.training.precision import Precision
-from vembed.training.rng import rng_unmoved
+from vembed.training.rng import preserve_rng
 from vembed.training.schedule import Schedule
 from vembed.training.settings import GroupPart
-from vembed.training.state import LogWindow, Metrics, StepStart, TrainState
+from vembed.training.state import LogWindow, Metrics, StepSnapshot, TrainState
 from vembed.training.step.not_finite import name_rows
 from vembed.types import Batch
 from vembed.utils.distributed import average_gradients
 
 _log = logging.getLogger(__name__)
-MOST_NAN_IN_A_ROW = 20  # with on_nan: skip; after so many the run learns nothing any more
+MAX_NAN_IN_A_ROW = 20  # skipped steps, with on_nan: skip; a run that has so many will not recover
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What turns batches into updates. `max_grad_norm` 0 does not clip.
+    """The parts that turn batches into updates: model, gradients, optimiser, schedule. `max_grad_norm` 0: no clipping.
 
-    on_nan: whether a loss or gradient that is no number stops the run, or its step is left out.
+    on_nan: for a loss or gradient that is not finite, "raise" stops the run, "skip" leaves its step out.
     """
 
     model: BaseEmbeddingModel
@@ -60,10 +60,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. `skipped`: the gradient is no number, so the parameters stayed as they were.
+    """The figures of one step. `skipped`: loss or gradient was not finite, so the parameters stayed as they were.
 
-    loss: the mean of its batches', NaN when none of them is a number.
-    learning_rates: the highest of each part of the model.
+    loss: the mean over its batches; over those with a finite loss where one had none, NaN where all had none.
+    learning_rates: part of the model -> the highest rate of its groups. grad_norm: before clipping.
     """
 
     loss: float
@@ -77,55 +77,60 @@ class StepRecord:
 
 
 class Callback(Protocol):
-    """Something that watches a run: a file, a progress bar, a tracker."""
+    """Is called as a run goes on: a metrics file, a progress bar, a tracker."""
 
     def on_step(self, record: StepRecord, state: TrainState) -> None:
         """After every step."""
 
     def on_log(self, record: StepRecord, state: TrainState) -> None:
-        """Every `logging_steps` steps and after the last one; `state.window` holds the sums since then."""
+        """Every `logging_steps` steps and after the last one; `state.window` holds the sums since the call before."""
 
     def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
         """After every evaluation."""
 
 
 @dataclass(frozen=True)
-class Milestones:
-    """What happens now and then. `evaluate` is None without validation data; each is called once per due step."""
+class Hooks:
+    """The functions that the loop calls between steps, each at most once per step.
+
+    evaluate: the metrics of the validation sets; None without validation data. keep_best: is given them, and saves the
+    weights if they are the best so far. save: writes a checkpoint. stop: is asked whether a signal came.
+    """
 
     evaluate: Callable[[], Metrics] | None
-    judge: Callable[[Metrics, TrainState], None]
+    keep_best: Callable[[Metrics, TrainState], None]
     save: Callable[[TrainState], object]
     callbacks: Sequence[Callback]
     stop: StopSignal
 
 
-def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *, milestones: Milestones) -> None:
+def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *, hooks: Hooks) -> None:
     """Train from `state` to the end of `plan`.
 
     Raises StopRequested after a signal and DataError for a row that cannot be used, each at a point that can be saved
     and continued from; NotFiniteError when the loss or the gradient is no longer a number, naming step and rows.
     """
     while state.step < plan.num_steps:
-        _do_what_is_due(engine, plan, state, milestones)  # if a signal came first, before the run was continued
+        # A signal may have stopped the run after a step whose evaluation was due: a resumed run makes up for it here.
+        _evaluate_and_save_if_due(engine, plan, state, hooks)
         for record in steps_of_epoch(engine, loader, plan, state):
-            _tell(record, plan, state, milestones.callbacks)
-            milestones.stop.check()
+            _run_callbacks(record, plan, state, hooks.callbacks)
+            hooks.stop.check()
             if state.step == plan.num_steps:
                 break
-            _do_what_is_due(engine, plan, state, milestones)
-        else:
+            _evaluate_and_save_if_due(engine, plan, state, hooks)
+        else:  # no break: the epoch is over, and the run is not
             if plan.eval_steps is None:
-                evaluate_once(engine, state, milestones)
+                evaluate_once(engine, state, hooks)
             state.epoch, state.loader = state.epoch + 1, None
             if plan.save_steps is None:
-                _save_if_it_learned(state, milestones)
-    evaluate_once(engine, state, milestones)
-    save_once(state, milestones)
+                _save_unless_skipped(state, hooks)
+    evaluate_once(engine, state, hooks)
+    save_once(state, hooks)
 
 
 def steps_of_epoch(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState) -> Iterator[StepRecord]:
-    """Do the steps that are left of the state's epoch, one per item; the state counts them.
+    """Take the remaining steps of the state's epoch and yield the record of each; the state counts them.
 
     The last step of an epoch may have fewer batches than the others. Raises DataError when an epoch has no batch.
     """
@@ -143,27 +148,27 @@ def steps_of_epoch(engine: Engine, loader: TrainingLoader, plan: Plan, state: Tr
         raise DataError(f"epoch {state.epoch + 1} of the training data has no batch to train on")
 
 
-def evaluate_once(engine: Engine, state: TrainState, milestones: Milestones) -> None:
-    """Evaluate, unless these weights were; leaves the random generators as they were."""
-    if milestones.evaluate is None or state.evaluated_step == state.step:
+def evaluate_once(engine: Engine, state: TrainState, hooks: Hooks) -> None:
+    """Evaluate, unless these weights were already evaluated; leaves the random generators as they were."""
+    if hooks.evaluate is None or state.evaluated_step == state.step:
         return
-    with milestones.stop.at_once(), rng_unmoved():
+    with hooks.stop.interruptible(), preserve_rng():
         engine.model.eval()
-        metrics = milestones.evaluate()
+        metrics = hooks.evaluate()
     state.evaluated_step = state.step
-    for callback in milestones.callbacks:
+    for callback in hooks.callbacks:
         callback.on_evaluation(metrics, state)
-    milestones.judge(metrics, state)
+    hooks.keep_best(metrics, state)
 
 
-def save_once(state: TrainState, milestones: Milestones) -> None:
+def save_once(state: TrainState, hooks: Hooks) -> None:
     """Write a checkpoint, unless there is one of this step."""
     if state.saved_step != state.step:
-        state.saved_step = state.step
-        milestones.save(state)
+        state.saved_step = state.step  # before saving: the checkpoint holds the state, and must know that it was saved
+        hooks.save(state)
 
 
-def _tell(record: StepRecord, plan: Plan, state: TrainState, callbacks: Sequence[Callback]) -> None:
+def _run_callbacks(record: StepRecord, plan: Plan, state: TrainState, callbacks: Sequence[Callback]) -> None:
     state.window.add(record.loss, record.num_samples, record.load_seconds + record.step_seconds)
     for callback in callbacks:
         callback.on_step(record, state)
@@ -173,22 +178,23 @@ def _tell(record: StepRecord, plan: Plan, state: TrainState, callbacks: Sequence
         state.window = LogWindow()
 
 
-def _do_what_is_due(engine: Engine, plan: Plan, state: TrainState, milestones: Milestones) -> None:
+def _evaluate_and_save_if_due(engine: Engine, plan: Plan, state: TrainState, hooks: Hooks) -> None:
     if state.step and plan.eval_steps is not None and state.step % plan.eval_steps == 0:
-        evaluate_once(engine, state, milestones)
+        evaluate_once(engine, state, hooks)
+    # Not step % save_steps: where the due step was skipped (NaN), the next one that is not is saved in its place.
     if plan.save_steps is not None and state.step // plan.save_steps > state.saved_step // plan.save_steps:
-        _save_if_it_learned(state, milestones)
+        _save_unless_skipped(state, hooks)
 
 
-def _save_if_it_learned(state: TrainState, milestones: Milestones) -> None:
-    """Write a checkpoint, unless the last step was left out: it would hold nothing new, and push out one of before."""
+def _save_unless_skipped(state: TrainState, hooks: Hooks) -> None:
+    """Write a checkpoint, unless the last step was skipped: it would hold no new weights, and replace an older one."""
     if state.num_nan_in_a_row == 0:
-        save_once(state, milestones)
+        save_once(state, hooks)
 
 
 @dataclass
 class _Accumulated:
-    """Sums over the batches of one step. `problem`: why the step cannot be used, if it cannot."""
+    """Sums over the batches of one step. `problem`: the reason why the step must be skipped; None if there is none."""
 
     num_batches: int = 0
     num_samples: int = 0
@@ -202,14 +208,14 @@ class _Accumulated:
 def _accumulate(
     engine: Engine, batches: Iterator[tuple[Batch, LoaderState]], num_batches: int, state: TrainState
 ) -> _Accumulated:
-    """Add up the gradient of the mean loss of up to `num_batches` batches; fewer when the epoch ends."""
-    total, start = _Accumulated(), StepStart.of(engine.model, state)
+    """Accumulate the gradient of the mean loss of up to `num_batches` batches; fewer when the epoch ends."""
+    total, before = _Accumulated(), StepSnapshot.take(engine.model, state)
     loss_scale = _loss_scale(engine.precision, num_batches)
     try:
         while total.num_batches < num_batches and _add_batch(engine, batches, total, state, loss_scale):
             pass
     except DataError:
-        start.restore(state)  # so that a checkpoint can be written of the step before
+        before.restore(state)  # so that a checkpoint can be written of the step before
         raise
     return total
 
@@ -221,7 +227,7 @@ def _add_batch(
     state: TrainState,
     loss_scale: LossScale,
 ) -> bool:
-    """Add the next batch's gradient; False when the epoch has none. No two batches are held at once."""
+    """Add the next batch's gradient; False when the epoch is over. Only one batch is in memory at a time."""
     started = time.perf_counter()
     batch, loader_state = next(batches, (None, None))
     loaded = time.perf_counter()
@@ -233,8 +239,8 @@ def _add_batch(
         state.num_truncated_texts += result.num_truncated
     except NotFiniteError as error:
         total.problem = str(error)
-        _refuse_nan(engine, state, total.problem)
-    state.loader, state.chunks = loader_state, engine.trainer.chunking_finder.found
+        _raise_on_nan(engine, state, total.problem)
+    state.loader, state.chunks = loader_state, engine.trainer.chunking_finder.resolved
     total.num_batches += 1
     total.num_samples += batch.queries.num_rows
     total.origins += batch.origins
@@ -244,19 +250,20 @@ def _add_batch(
 
 
 def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: TrainState) -> StepRecord:
-    """Update the parameters and the state."""
+    """Update the parameters and the state, and zero the gradients."""
     started = time.perf_counter()
     factor = engine.schedule.factor(state.step)
     apply_schedule(engine.optimizer, factor)
     grad_norm = math.nan
     if accumulated.problem is None:
         grad_norm = _update(engine, plan.num_batches_per_step / accumulated.num_batches)
+        # With a GradScaler an infinite gradient is how it finds its scale, not a divergence: it skips that step itself.
         if engine.precision.scaler is None and not math.isfinite(grad_norm):
-            accumulated.problem = _diverged(grad_norm, accumulated.origins)
+            accumulated.problem = _divergence(grad_norm, accumulated.origins)
     engine.optimizer.zero_grad(set_to_none=True)
-    _note_nan(engine, state, accumulated.problem)
+    _count_nan_step(engine, state, accumulated.problem)
     skipped = not math.isfinite(grad_norm)
-    state.step += 1
+    state.step += 1  # a skipped step too: the schedule and the data go on
     state.num_samples += accumulated.num_samples
     state.num_skipped_steps += skipped
     return StepRecord(
@@ -272,10 +279,10 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
 
 
 def _update(engine: Engine, gradient_factor: float) -> float:
-    """Average the gradient over ranks, clip and apply it if it is finite; gives its norm before clipping.
+    """Average the gradient over ranks, clip it, and apply it if it is finite; returns its norm before clipping.
 
-    `gradient_factor` makes up for the batches that a step lacks. Weights change here and nowhere else: an average of
-    them would be updated at the end of this function.
+    `gradient_factor` corrects the last step of an epoch, whose fewer losses were still divided by the full number of
+    batches per step. Weights change here and nowhere else: an EMA of them would be updated at the end of this function.
     """
     parameters = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
     average_gradients(parameters)  # before the scaler looks for what is not finite, so that all ranks find the same
@@ -285,6 +292,7 @@ def _update(engine: Engine, gradient_factor: float) -> float:
     if gradient_factor != 1:
         for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
             gradient.mul_(gradient_factor)
+    # Called without clipping too, for the norm: a limit of inf scales nothing.
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, engine.max_grad_norm or math.inf))
     if scaler is not None:
         scaler.step(engine.optimizer)
@@ -295,29 +303,29 @@ def _update(engine: Engine, gradient_factor: float) -> float:
     return norm
 
 
-def _note_nan(engine: Engine, state: TrainState, problem: str | None) -> None:
-    """Count a step that cannot be used, or raise."""
+def _count_nan_step(engine: Engine, state: TrainState, problem: str | None) -> None:
+    """Count the steps skipped in a row. Raises NotFiniteError with on_nan: raise, and after too many."""
     if problem is None:
         state.num_nan_in_a_row = 0
         return
-    _refuse_nan(engine, state, problem)
+    _raise_on_nan(engine, state, problem)
     state.num_nan_in_a_row += 1
     _log.warning("step %d is left out: %s", state.step + 1, problem)
-    if state.num_nan_in_a_row == MOST_NAN_IN_A_ROW:
-        raise NotFiniteError(f"step {state.step + 1}: the {MOST_NAN_IN_A_ROW}th in a row to be left out: {problem}")
+    if state.num_nan_in_a_row == MAX_NAN_IN_A_ROW:
+        raise NotFiniteError(f"step {state.step + 1}: the {MAX_NAN_IN_A_ROW}th in a row to be left out: {problem}")
 
 
-def _refuse_nan(engine: Engine, state: TrainState, problem: str) -> None:
+def _raise_on_nan(engine: Engine, state: TrainState, problem: str) -> None:
     if engine.on_nan == "raise":
         raise NotFiniteError(f"step {state.step + 1}: {problem}")
 
 
-def _diverged(norm: float, origins: Sequence[str]) -> str:
+def _divergence(norm: float, origins: Sequence[str]) -> str:
     return f"the gradient's norm is {norm}: training diverged at {name_rows(origins)}; lower the learning rate"
 
 
 def _loss_scale(precision: Precision, num_batches: int) -> LossScale:
-    """What the loss is multiplied by before its gradient is taken."""
+    """The factor of each batch's loss: 1 / num_batches, through the GradScaler where there is one."""
     scaler = precision.scaler
     if scaler is None:
         return 1 / num_batches

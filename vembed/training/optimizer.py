@@ -3,8 +3,8 @@
 The rate of a parameter is, first match first: `learning_rates[part]`; `head_learning_rate` for the temperature and for
 new weights (heads, adapters); `learning_rate` for pretrained ones. `layer_decay` then lowers it layer by layer from the
 top of its tower. The temperature counts as new even where a checkpoint brings one: it is a single number on a log
-scale, and at the rate of pretrained weights it would not move within a run. Rate 0 freezes. Weights of classes, which
-are the objective's, have the rate that their loss says.
+scale, and at the rate of pretrained weights it would not move within a run. Rate 0 freezes. Class weights (of losses
+such as ArcFace), which belong to the objective, have the rate of their loss's settings.
 """
 
 from collections import defaultdict
@@ -36,26 +36,26 @@ class GroupSummary:
 
 
 def freeze_by_rate(model: BaseEmbeddingModel, settings: OptimizerSettings) -> list[Part]:
-    """Turn off the gradient of every parameter whose rate is 0; gives the parts that no longer learn at all.
+    """Freeze every parameter whose rate is 0; returns the parts that are frozen whole by that.
 
     Raises ConfigError when `learning_rates` names a part that the model lacks or that is frozen already, and when
     nothing would learn.
     """
     infos = parameter_infos(model)
     _check_parts(infos, settings)
-    learning = {info.part for info in infos if info.parameter.requires_grad}
+    trainable = {info.part for info in infos if info.parameter.requires_grad}
     for info in infos:
         if _rate(info, settings) == 0:
             info.parameter.requires_grad_(False)
-    still = {info.part for info in infos if info.parameter.requires_grad}
-    idle = learning - still
-    if not still - {"scale"}:
+    still_trainable = {info.part for info in infos if info.parameter.requires_grad}
+    frozen = trainable - still_trainable
+    if not still_trainable - {"scale"}:
         raise ConfigError(
             "nothing would learn: every weight is frozen or has rate 0; check freeze, learning_rate, head_learning_rate"
             " and learning_rates"
         )
-    model.freeze([tower for tower in model.spec.towers if tower in idle])  # without dropout, too
-    return sorted(idle)
+    model.freeze([tower for tower in model.spec.towers if tower in frozen])  # puts them in eval mode: no dropout
+    return sorted(frozen)
 
 
 def build_optimizer(
@@ -119,7 +119,7 @@ def _rate(info: ParameterInfo, settings: OptimizerSettings) -> float:
 
 
 def _weight_decay(info: ParameterInfo, settings: OptimizerSettings) -> float:
-    """None on biases, norms and single vectors, which are the parameters of one axis, nor on the temperature."""
+    """Weight decay; 0 for biases, norms and single vectors (parameters of one axis), and for the temperature."""
     return 0.0 if info.parameter.ndim <= 1 or info.part == "scale" else settings.weight_decay
 
 
@@ -129,11 +129,11 @@ def _check_parts(infos: Sequence[ParameterInfo], settings: OptimizerSettings) ->
         f"learning_rates: the model has no part {part!r}; it has {', '.join(sorted(parts))}"
         for part in _missing(settings.learning_rates, parts)
     ]
-    learning = {info.part for info in infos if info.parameter.requires_grad}
+    trainable = {info.part for info in infos if info.parameter.requires_grad}
     rated = [part for part, rate in settings.learning_rates.items() if rate > 0 and part in parts]
     problems += [
         f"learning_rates: {part} has a rate but does not learn; take it from freeze (or set learn_temperature)"
-        for part in _missing(rated, learning)
+        for part in _missing(rated, trainable)
     ]
     if problems:
         raise ConfigError("\n".join(problems))

@@ -1,4 +1,4 @@
-"""How many steps a run has, of which size, and what happens after which of them."""
+"""The plan of a run: number and size of its steps, and after how many of them it logs, evaluates and saves."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Plan:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs that the steps reach into."""
+        """Epochs that the steps cover, a partial last one counted whole."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
 
 

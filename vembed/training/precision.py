@@ -18,7 +18,7 @@ from vembed.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Precision:
-    """Where and in which dtype a run computes. `scaler` exists with fp16 only, whose small gradients vanish."""
+    """The device and the autocast dtype of a run. `scaler`: with fp16 only, in which small gradients underflow."""
 
     device: torch.device
     mixed_precision: str
@@ -39,10 +39,11 @@ def choose_precision(settings: TrainingSettings) -> Precision:
     return Precision(accelerator.device, dtype, accelerator.autocast, accelerator.scaler)
 
 
-def settle_dtypes(model: BaseEmbeddingModel, settings: ModelSettings, precision: Precision) -> None:
-    """Hold what learns in float32, beside weights that do not learn and stay as they were loaded.
+def cast_trainable_to_float32(model: BaseEmbeddingModel, settings: ModelSettings, precision: Precision) -> None:
+    """Cast the trainable weights to float32, whatever autocast computes in; frozen ones keep the dtype they have.
 
-    Raises ConfigError when `torch_dtype` or `quantization` asks for what cannot learn.
+    An update is often smaller than bfloat16 can resolve at the size of the weight, and would be rounded away. Raises
+    ConfigError when `torch_dtype` or `quantization` asks for weights that cannot be trained.
     """
     trained = [name for name in model.spec.towers if name not in model.freezing.towers]
     quantized = any(not p.is_floating_point() for name in trained for p in model.towers()[name].parameters())

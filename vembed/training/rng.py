@@ -36,8 +36,8 @@ def restore_rng(states: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def rng_unmoved() -> Iterator[None]:
-    """What runs in this block leaves the generators as it found them."""
+def preserve_rng() -> Iterator[None]:
+    """Restore the generators at the end of the block, to what they were at its start."""
     states = capture_rng()
     try:
         yield

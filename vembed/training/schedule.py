@@ -11,7 +11,7 @@ Decay = Literal["cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What every group's rate is multiplied by.
+    """The factor that every group's learning rate is multiplied by, by step.
 
     The first update already learns (factor 1 / (num_warmup_steps + 1)), and so does the last. A warmup longer than
     the run never reaches 1.

@@ -1,4 +1,4 @@
-"""A run that is put together, and what can be done with it: look at it, measure it, train it."""
+"""A run, assembled and ready: an overview of it, its record for run.json, and its training."""
 
 import dataclasses
 import logging
@@ -13,7 +13,7 @@ from vembed.errors import DataError, Interrupted, NotFiniteError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.interrupts import StopRequested, stop_signal
-from vembed.training.loop import Callback, Engine, Milestones, fit, save_once
+from vembed.training.loop import Callback, Engine, Hooks, fit, save_once
 from vembed.training.optimizer import GroupSummary
 from vembed.training.plan import Plan
 from vembed.training.run.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """Model, data, and what turns one into a better other. `frozen`: parts without a rate."""
+    """The parts of a run. `frozen`: the parts of the model whose learning rate is 0, which therefore do not train."""
 
     data: RunData
     model: VisualRetrievalModel
@@ -45,9 +45,9 @@ class Session:
 
 
 def overview(session: Session, *, reason: str, teacher: str | None = None) -> Overview:
-    """What the run would do. Reads one batch of each data set; trains nothing.
+    """The run before it starts: parameters, steps, chunks, memory. Reads one batch of each data set; trains nothing.
 
-    reason: why the model is taken for one of its family. teacher: what it learns from, in words.
+    reason: why the model is taken for one of its family. teacher: the teacher model, in words.
     """
     engine = session.engine
     processor = session.model.processor
@@ -82,7 +82,7 @@ def overview(session: Session, *, reason: str, teacher: str | None = None) -> Ov
 
 
 def run_record(session: Session) -> dict[str, object]:
-    """What the run was made with and of."""
+    """The content of run.json: versions, data sets, parameter groups, plan, device."""
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -103,48 +103,52 @@ def train(
     best_metric: str,
     callbacks: Sequence[Callback],
 ) -> None:
-    """Train from `state` to the end, with checkpoints and best/ in the run's folder; `callbacks` watch.
+    """Train from `state` to the end, with checkpoints and best/ in the run's folder; `callbacks` are called on the way.
 
-    Raises Interrupted after a signal and DataError for a row that cannot be used, when a checkpoint is written;
-    NotFiniteError, which names the last checkpoints.
+    Raises Interrupted after a signal and DataError for a row that cannot be used, both after writing a checkpoint (the
+    DataError not before the first step is done); NotFiniteError, which names the last good checkpoints.
     """
     engine, plan = session.engine, session.plan
     reset_peak_memory(engine.precision.device)
 
-    def judge(metrics: Metrics, state: TrainState) -> None:
-        value = sum(values[best_metric] for values in metrics.values()) / len(metrics)
+    def keep_best(metrics: Metrics, state: TrainState) -> None:
+        value = sum(values[best_metric] for values in metrics.values()) / len(metrics)  # every set counts alike
         if state.best is None or value > state.best.value:
             state.best = Best(best_metric, value, state.step)
             checkpoints.save_best(state)
 
     with stop_signal() as stop:
-        milestones = Milestones(evaluate, judge, checkpoints.save, callbacks, stop)
+        hooks = Hooks(evaluate, keep_best, checkpoints.save, callbacks, stop)
         try:
-            if len(session.data.train) > 1 and engine.trainer.chunking_finder.has_to_choose:
-                engine.trainer.find_chunking(*session.loader.first_batches())  # rows of one set may be larger
-            fit(engine, session.loader, plan, state, milestones=milestones)
-        except StopRequested:
-            save_once(state, milestones)
+            if len(session.data.train) > 1 and engine.trainer.chunking_finder.is_undecided:
+                # Otherwise the first batch alone would decide, and another set's rows may be larger than its rows.
+                engine.trainer.find_chunking(*session.loader.first_batches())
+            fit(engine, session.loader, plan, state, hooks=hooks)
+        except StopRequested:  # raised between steps or in an evaluation, where `state` and weights belong together
+            save_once(state, hooks)
             assert stop.number is not None
             cause = f"stopped by {signal.Signals(stop.number).name}"
-            raise Interrupted(f"{cause} {_how_to_go_on(checkpoints, state, plan)}", stop.number) from None
+            raise Interrupted(f"{cause} {_how_to_resume(checkpoints, state, plan)}", stop.number) from None
         except DataError as error:
             if state.step == 0:
-                raise
-            save_once(state, milestones)
+                raise  # nothing is trained yet that a checkpoint could save
+            save_once(state, hooks)
             advice = "; mend the data first, or add --on_bad_sample skip"
-            raise DataError(f"{error}\nstopped {_how_to_go_on(checkpoints, state, plan)}{advice}") from error
+            raise DataError(f"{error}\nstopped {_how_to_resume(checkpoints, state, plan)}{advice}") from error
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}\n{_last_good(checkpoints, state)}") from error
+            # No checkpoint of this step: continued from it, the run would come to the same NaN again.
+            raise NotFiniteError(f"{error}\n{_last_good_checkpoints(checkpoints, state)}") from error
         finally:
             session.loader.close()
 
 
-def _last_good(checkpoints: Checkpoints, state: TrainState) -> str:
-    """Where the weights before a failed step are, and older ones from which a step still went well."""
+def _last_good_checkpoints(checkpoints: Checkpoints, state: TrainState) -> str:
+    """A sentence that names the last checkpoint, and the last one after which an update was still finite."""
     written = checkpoints.run.checkpoints()
     if not written:
         return "no checkpoint was written before that; save_steps sets how often one is"
+    # The newest weights may already be what makes every step fail: they are good for sure only where a later step was
+    # finite. Steps that on_nan: skip left out changed no weights; the one that failed now is not counted in state.step.
     last_update = state.step - max(0, state.num_nan_in_a_row - 1)
     good = [one for one in written if checkpoint_step(one) < last_update]
     if not good or good[-1] == written[-1]:
@@ -155,7 +159,7 @@ def _last_good(checkpoints: Checkpoints, state: TrainState) -> str:
     )
 
 
-def _how_to_go_on(checkpoints: Checkpoints, state: TrainState, plan: Plan) -> str:
+def _how_to_resume(checkpoints: Checkpoints, state: TrainState, plan: Plan) -> str:
     run = checkpoints.run
     return (
         f"after step {state.step} of {plan.num_steps};"

@@ -1,4 +1,4 @@
-"""How far a run has come: all that changes while it trains, besides parameters, optimiser and random generators."""
+"""The state of a run besides parameters, optimiser and random generators: counters, best metric, place in the data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Best:
 class LogWindow:
     """Sums since the last line of metrics.jsonl. `seconds` leave out evaluations and checkpoints.
 
-    num_steps: those with a loss that is a number.
+    num_steps: those with a finite loss.
     """
 
     loss_sum: float = 0.0
@@ -47,7 +47,7 @@ class LogWindow:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the steps; NaN when none had one that is a number."""
+        """Mean loss of the steps; NaN when none had a finite one."""
         return self.loss_sum / self.num_steps if self.num_steps else math.nan
 
     @property
@@ -60,11 +60,11 @@ class LogWindow:
 class TrainState:
     """Counters of a run. The loop writes them, a checkpoint holds them.
 
-    step: finished updates. epoch: the running epoch, from 0. loader: where in it (None: at its start).
-    evaluated_step, saved_step: when that was last done, so that none is left out or repeated after a resume.
-    num_metrics_lines: lines of metrics.jsonl that belong to the steps so far. num_nan_in_a_row: steps left out by
-    on_nan: skip since the last one that was not. chunks: what the gradient cache's `auto` stands for, as
-    memory may have room for other chunks after a resume, which would add up in another order.
+    step: finished steps, skipped ones included. epoch: the running epoch, from 0. loader: the loader's place in it
+    (None: at its start). evaluated_step, saved_step: the last step with an evaluation, with a checkpoint, so that none
+    is missed or repeated after a resume. num_metrics_lines: lines of metrics.jsonl that belong to the steps so far.
+    num_nan_in_a_row: steps that on_nan: skip left out since the last one that was not. chunks: the chunk sizes that the
+    gradient cache's `auto` chose; free memory may differ after a resume, and other chunks add up in another order.
     """
 
     step: int = 0
@@ -98,11 +98,11 @@ class TrainState:
 
 
 @dataclass(frozen=True)
-class StepStart:
-    """Where a step began, to go back there when it cannot be finished: weights change only at its end.
+class StepSnapshot:
+    """A copy of what the batches of a step change before its update, to undo them when a later one cannot be read.
 
-    It holds what the batches of a step move before its end. statistics: of batch norms that learn, with their values
-    then.
+    Weights are not in it: they change only at the end of a step. statistics: each buffer of the batch norms that are
+    in training mode, and its value then.
     """
 
     loader: LoaderState | None
@@ -111,14 +111,14 @@ class StepStart:
     statistics: tuple[tuple[Tensor, Tensor], ...]
 
     @classmethod
-    def of(cls, model: nn.Module, state: TrainState) -> StepStart:
-        """The start of the step that comes next."""
+    def take(cls, model: nn.Module, state: TrainState) -> StepSnapshot:
+        """Copy it before the first batch of a step."""
         learning = [module for module in model.modules() if is_batch_norm(module) and module.training]
         statistics = [(buffer, buffer.clone()) for module in learning for buffer in module.buffers()]
         return cls(state.loader, state.num_truncated_texts, capture_rng(), tuple(statistics))
 
     def restore(self, state: TrainState) -> None:
-        """Put all of it back."""
+        """Put all of it back, in `state`, in the buffers and in the random generators."""
         state.loader, state.num_truncated_texts = self.loader, self.num_truncated_texts
         for buffer, before in self.statistics:
             buffer.copy_(before)

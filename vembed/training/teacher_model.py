@@ -1,12 +1,12 @@
-"""A teacher: another model, whose embeddings of all training items are made once and kept on disk.
+"""A teacher model for distillation, whose embeddings of all training items are computed once and kept on disk.
 
-    TeacherModel.fill(items)       what no run has made yet, embedded and written      vembed.retrieval.vector_store
-    TeacherModel.sides(batch)      the batch's rows of it                              by content hash
+    TeacherModel.fill(items)            embeds and writes the items that no run has embedded yet
+    TeacherModel.embeddings(batch)      reads the embeddings of a batch's items, by content hash
 
-    cache/<what the teacher is>-<dtype>/teacher.json       spec, width and temperature: known without its weights
-                                        /query, /document  vectors by the item's content hash
+    cache/<fingerprint of the teacher>-<dtype>/teacher.json       spec, dim and temperature: known without its weights
+                                               /query, /document  a vembed.retrieval.vector_store by content hash
 
-The weights are opened only to embed what is missing, and are gone before training begins.
+The weights are opened only to embed what is missing, and are freed before training begins.
 """
 
 import json
@@ -34,21 +34,21 @@ from vembed.retrieval.encode import canonical_side, refuse_not_finite
 from vembed.retrieval.vector_store import VectorStore
 from vembed.scoring import get_scorer
 from vembed.training.frozen_features import ItemSides
-from vembed.training.rng import rng_unmoved
+from vembed.training.rng import preserve_rng
 from vembed.types import Batch, Embeddings, Item, Side, Sides
 from vembed.utils.files import atomic_file, disk_errors
 from vembed.version import __version__
 
 _log = logging.getLogger(__name__)
 _RECORD = "teacher.json"
-# Items that are embedded before they are written: what an interruption costs.
-_AT_ONCE = {"single": 1024, "maxsim": 128}
+# Items that are embedded before they are written, by kind of scoring: what an interruption costs.
+_BLOCK_SIZES = {"single": 1024, "maxsim": 128}
 _SECONDS_BETWEEN_LINES = 30
 
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """How a teacher embeds. settings: the consent that opening it takes, and the dtype it is opened in."""
+    """How a teacher is run. settings: trust_remote_code and the like for opening it, and the dtype of its weights."""
 
     settings: ModelSettings
     device: torch.device
@@ -58,7 +58,7 @@ class TeacherOptions:
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What is known of a teacher without its weights."""
+    """The facts of a teacher that are known without its weights. temperature: that its scores are divided by."""
 
     spec: ModelSpec
     dim: int
@@ -66,7 +66,7 @@ class TeacherFacts:
 
 
 class TeacherModel:
-    """The model called `name`, and what it has made of items below `cache`. Raises ConfigError when it is not there."""
+    """The model called `name`, with its embeddings below `cache`. Raises ConfigError when there is no such model."""
 
     def __init__(self, name: str, cache: Path, options: TeacherOptions) -> None:
         self.name = name
@@ -85,12 +85,12 @@ class TeacherModel:
 
     @property
     def teacher(self) -> Teacher:
-        """How its embeddings make scores."""
+        """Scorer, temperature and dim, with which the loss turns its embeddings into scores."""
         spec = self.facts.spec
         return Teacher(get_scorer(spec.similarity, spec.scoring), self.facts.temperature, self.facts.dim)
 
     def check_mode(self, retrieval_mode: str) -> None:
-        """Raise ConfigError when it cannot embed a side of the retrieval mode."""
+        """Raise ConfigError when it cannot embed both sides of the retrieval mode."""
         spec = self.facts.spec
         if not spec.can_mode(retrieval_mode):
             raise ConfigError(
@@ -99,32 +99,35 @@ class TeacherModel:
             )
 
     def fill(self, items: ItemSides) -> int:
-        """Embed and write what is not there yet; gives how many items that are.
+        """Embed and write the items that are not there yet; returns their number.
 
-        An item that cannot be read is left out: the row that uses it is bad for the model that learns too, or is told
-        of by `sides`. Raises ModelError for an item that the teacher cannot take.
+        An item that cannot be read is left out: the loader skips or refuses its row when the student is to read it, or
+        else `embeddings` does. Raises ModelError for an item that the teacher cannot take.
         """
-        added, told = 0, time.monotonic()
+        added, last_logged = 0, time.monotonic()
         self._write_facts()
         model: VisualRetrievalModel | None = None
         for side, block in self._missing(items):
-            model = self._open() if model is None else model
+            model = self._open() if model is None else model  # not opened at all where nothing is missing
             added += self._embed(model, block, side)
-            if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last_logged > _SECONDS_BETWEEN_LINES:
                 _log.info("teacher %s: %d items embedded so far", self.name, added)
-                told = time.monotonic()
+                last_logged = time.monotonic()
         num_kept = sum(len(store) for store in set(self._stores.values()))
         _log.info("teacher %s: %d items embedded, %d kept in %s", self.name, added, num_kept, self._folder)
         return added
 
     def summary(self) -> str:
-        """What it is, in words."""
+        """Its family, dim and name, in words."""
         spec = self.facts.spec
         per = "token" if spec.scoring == "maxsim" else "item"
         return f"{spec.family}, {self.facts.dim} numbers per {per} ({self.name})"
 
-    def sides(self, batch: Batch) -> Sides:
-        """Its embeddings of the batch, on the CPU. Raises DataError for rows of which it has none."""
+    def embeddings(self, batch: Batch) -> Sides:
+        """Its embeddings of the batch, [rows, dim] or [rows, tokens, dim] with mask, on the CPU.
+
+        Raises DataError for rows of which it has none.
+        """
         keys: dict[Side, Tensor] = {"query": batch.targets.query_hashes, "document": batch.targets.document_hashes}
         return Sides(*(self._rows(side, hashes, batch.origins) for side, hashes in keys.items()))
 
@@ -140,15 +143,15 @@ class TeacherModel:
         return store.read(keys)
 
     def _missing(self, items: ItemSides) -> Iterator[tuple[Side, Mapping[int, Item]]]:
-        """Items by content hash that are not in their store, so many at once."""
+        """Blocks of items that are not in their side's store, by content hash."""
         sides = {side: canonical_side(self.facts.spec, side) for side in self._stores}
         blocks: dict[Side, dict[int, Item]] = {side: {} for side in sides.values()}
-        size = _AT_ONCE[self.facts.spec.scoring]
+        size = _BLOCK_SIZES[self.facts.spec.scoring]
         for item, its_side in items:
             side = sides[its_side]
             try:
                 key = content_hash(item)
-            except DataError:
+            except DataError:  # it cannot be read: see `fill`
                 continue
             block = blocks[side]
             if key not in block and not self._stores[side].contains([key])[0]:
@@ -159,7 +162,10 @@ class TeacherModel:
         yield from ((side, block) for side, block in blocks.items() if block)
 
     def _embed(self, model: VisualRetrievalModel, block: Mapping[int, Item], side: Side) -> int:
-        """Embed and write a block, without the items that cannot be read; gives how many are written."""
+        """Embed and write a block, without the items that cannot be read; returns how many are written.
+
+        Which item of a failed block cannot be read is found by halving it.
+        """
         items = list(block.values())
         try:
             embeddings = model.encode(items, side=side, batch_size=self._options.batch_size)
@@ -175,7 +181,8 @@ class TeacherModel:
         return len(items)
 
     def _open(self) -> VisualRetrievalModel:
-        with rng_unmoved():
+        # A run that finds all embeddings on disk does not open the teacher, and must draw the same random numbers.
+        with preserve_rng():
             model = VisualRetrievalModel.from_pretrained(self.name, self._options.settings)
         model.model.requires_grad_(False).to(self._options.device)
         return model.with_image_limit(self._options.max_image_pixels)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from vembed.errors import CheckpointError
 from vembed.training import callbacks
-from vembed.training.callbacks import LogLines, MetricsFile, cut_metrics, progress_display
+from vembed.training.callbacks import LogLines, MetricsFile, progress_display, truncate_metrics
 from vembed.training.loop import StepRecord
 from vembed.training.plan import Plan
 from vembed.training.state import LogWindow, TrainState
@@ -71,12 +71,12 @@ def test_the_state_survives_json_exactly():
 
 def test_lines_after_the_resumed_step_are_cut(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    cut_metrics(file, 2)
+    truncate_metrics(file, 2)
     assert not file.exists()
     file.write_text("1\n2\n3\n")
-    cut_metrics(file, 2)
+    truncate_metrics(file, 2)
     assert file.read_text() == "1\n2\n"
-    cut_metrics(file, 5)
+    truncate_metrics(file, 5)
     assert file.read_text() == "1\n2\n"
 
 

@@ -18,7 +18,7 @@ def test_a_signal_waits_for_the_check():
 
 def test_a_signal_stops_at_once_what_nothing_depends_on():
     def interrupted_work(stop):
-        with stop.at_once():
+        with stop.interruptible():
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("went on")
 
@@ -31,7 +31,7 @@ def test_a_signal_stops_at_once_what_nothing_depends_on():
 def test_a_signal_from_before_is_not_forgotten():
     with stop_signal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(StopRequested), stop.at_once():
+        with pytest.raises(StopRequested), stop.interruptible():
             pytest.fail("went on")
 
 

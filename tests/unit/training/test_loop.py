@@ -20,7 +20,7 @@ from vembed.model.learning.scale import set_temperature
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
 from vembed.training.interrupts import StopRequested, StopSignal
-from vembed.training.loop import Engine, Milestones, fit, steps_of_epoch
+from vembed.training.loop import Engine, Hooks, fit, steps_of_epoch
 from vembed.training.plan import make_plan
 from vembed.training.precision import choose_precision
 from vembed.training.schedule import Schedule
@@ -80,8 +80,8 @@ class Parts:
         return found
 
 
-def milestones(log, stop=None, evaluate=None):
-    """Milestones that note what is called, with the step."""
+def hooks(log, stop=None, evaluate=None):
+    """Hooks that note what is called, with the step."""
 
     class Watcher:
         def on_step(self, record, state):
@@ -93,9 +93,9 @@ def milestones(log, stop=None, evaluate=None):
         def on_evaluation(self, metrics, state):
             log.append(("metrics", state.step, metrics))
 
-    return Milestones(
+    return Hooks(
         evaluate=evaluate,
-        judge=lambda metrics, state: log.append(("judge", state.step)),
+        keep_best=lambda metrics, state: log.append(("keep_best", state.step)),
         save=lambda state: log.append(("save", state.step)),
         callbacks=[Watcher()],
         stop=stop or StopSignal(),
@@ -260,7 +260,7 @@ def test_no_checkpoint_is_written_of_steps_that_were_left_out(clip_folder, pairs
     parts = Parts(clip_folder, pairs, batch_size=3, epochs=2, save_steps=save_steps)  # 3 steps in an epoch
     engine, log = replace(parts.engine, on_nan="skip"), []
     nan_at(parts, 2, 3)
-    fit(engine, parts.loader, parts.plan, TrainState(), milestones=milestones(log))
+    fit(engine, parts.loader, parts.plan, TrainState(), hooks=hooks(log))
     assert parts.plan.num_steps == 6
     assert [entry[1] for entry in log if entry[0] == "save"] == ([4, 6] if save_steps else [6])
 
@@ -279,7 +279,7 @@ def test_too_many_steps_without_a_number_in_a_row_stop_the_run(clip_folder, pair
     engine = replace(parts.engine, on_nan="skip")
     nan_at(parts, *range(1, 100))
     with pytest.raises(NotFiniteError, match=r"^step 20: the 20th in a row to be left out: the loss is not finite"):
-        fit(engine, parts.loader, parts.plan, TrainState(), milestones=milestones([]))
+        fit(engine, parts.loader, parts.plan, TrainState(), hooks=hooks([]))
 
 
 def test_a_window_without_a_number_says_so_in_the_metrics():
@@ -301,7 +301,7 @@ def test_the_temperature_stays_within_its_limit(clip_folder, pairs):
 
 def run(parts, log, state=None, **options):
     state = state or TrainState()
-    fit(parts.engine, parts.loader, parts.plan, state, milestones=milestones(log, **options))
+    fit(parts.engine, parts.loader, parts.plan, state, hooks=hooks(log, **options))
     return state
 
 
@@ -311,9 +311,9 @@ def test_an_epoch_ends_with_an_evaluation_and_a_checkpoint(clip_folder, pairs):
     figures = {"a": {"mrr": 1.0}}
     assert log == [
         *(("step", 1), ("step", 2), ("log", 2, 2), ("step", 3)),
-        *(("metrics", 3, figures), ("judge", 3), ("save", 3)),
+        *(("metrics", 3, figures), ("keep_best", 3), ("save", 3)),
         *(("step", 4), ("log", 4, 2), ("step", 5), ("step", 6), ("log", 6, 2)),
-        *(("metrics", 6, figures), ("judge", 6), ("save", 6)),
+        *(("metrics", 6, figures), ("keep_best", 6), ("save", 6)),
     ]
     assert (state.step, state.num_samples, state.evaluated_step, state.saved_step) == (6, 20, 6, 6)
 
@@ -336,8 +336,8 @@ def test_an_evaluation_leaves_the_random_numbers_and_the_mode_of_training(clip_f
         def on_evaluation(self, metrics, state): ...
 
     before = torch.get_rng_state()
-    watched = replace(milestones([], evaluate=evaluate), callbacks=[Watcher()])
-    fit(parts.engine, parts.loader, parts.plan, TrainState(), milestones=watched)
+    watched = replace(hooks([], evaluate=evaluate), callbacks=[Watcher()])
+    fit(parts.engine, parts.loader, parts.plan, TrainState(), hooks=watched)
     assert torch.equal(torch.get_rng_state(), before)  # a CLIP has no dropout
     assert modes == [True, False] * 6
 
@@ -346,12 +346,12 @@ def test_steps_between_evaluations_and_checkpoints(clip_folder, pairs):
     log = []
     parts = Parts(clip_folder, pairs, eval_steps=2, save_steps=3, max_steps=7, epochs=3, logging_steps=5)
     run(parts, log, evaluate=lambda: {"a": {"mrr": 1.0}})
-    assert [entry[1] for entry in log if entry[0] == "judge"] == [2, 4, 6, 7]
+    assert [entry[1] for entry in log if entry[0] == "keep_best"] == [2, 4, 6, 7]
     assert [entry[1] for entry in log if entry[0] == "save"] == [3, 6, 7]
     assert [entry[1:] for entry in log if entry[0] == "log"] == [(5, 5), (7, 2)]
 
 
-def test_without_validation_nothing_is_judged(clip_folder, pairs):
+def test_without_validation_no_best_is_kept(clip_folder, pairs):
     log = []
     run(Parts(clip_folder, pairs, max_steps=2), log)
     assert log == [("step", 1), ("step", 2), ("log", 2, 2), ("save", 2)]
@@ -378,27 +378,27 @@ def test_a_signal_stops_after_the_step_and_the_evaluation_is_made_up_for(clip_fo
 
         def on_evaluation(self, metrics, state): ...
 
-    watched = milestones(log, stop=stop, evaluate=lambda: {"a": {"mrr": 1.0}})
+    watched = hooks(log, stop=stop, evaluate=lambda: {"a": {"mrr": 1.0}})
     with pytest.raises(StopRequested):
         fit(
             *(parts.engine, parts.loader, parts.plan, state),
-            milestones=replace(watched, callbacks=[*watched.callbacks, Stopper()]),
+            hooks=replace(watched, callbacks=[*watched.callbacks, Stopper()]),
         )
     assert log == [("step", 1), ("step", 2)]
     run(parts, log, state=TrainState.from_dict(state.to_dict()), evaluate=lambda: {"a": {"mrr": 1.0}})
     assert [entry[1] for entry in log if entry[0] == "step"] == [1, 2, 3, 4, 5, 6]
-    assert [entry[1] for entry in log if entry[0] == "judge"] == [2, 4, 6]
+    assert [entry[1] for entry in log if entry[0] == "keep_best"] == [2, 4, 6]
 
 
 def test_a_signal_during_an_evaluation_leaves_it_undone(clip_folder, pairs):
     parts = Parts(clip_folder, pairs)
     log, stop, state = [], StopSignal(), TrainState()
-    moment = milestones(log, stop=stop, evaluate=lambda: stop.receive(15, None))
+    moment = hooks(log, stop=stop, evaluate=lambda: stop.receive(15, None))
     before = torch.get_rng_state()
     with pytest.raises(StopRequested):
-        fit(parts.engine, parts.loader, parts.plan, state, milestones=moment)
+        fit(parts.engine, parts.loader, parts.plan, state, hooks=moment)
     assert (state.step, state.evaluated_step, state.epoch) == (3, 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
     run(parts, log, state=state, evaluate=lambda: {"a": {"mrr": 1.0}})
-    assert [entry[1] for entry in log if entry[0] == "judge"] == [3, 6]
+    assert [entry[1] for entry in log if entry[0] == "keep_best"] == [3, 6]
     assert [entry[1] for entry in log if entry[0] == "save"] == [3, 6]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from vembed.training.rng import capture_rng, restore_rng, rng_unmoved
+from vembed.training.rng import capture_rng, preserve_rng, restore_rng
 
 
 def draw():
@@ -12,7 +12,7 @@ def draw():
 
 
 def test_generators_go_on_from_where_they_were_captured():
-    with rng_unmoved():
+    with preserve_rng():
         draw()  # one half of a pair of normal deviates of Python and of NumPy is pending now
         states = load(save(capture_rng()))
         expected = draw() + draw()
@@ -22,10 +22,10 @@ def test_generators_go_on_from_where_they_were_captured():
 
 
 def test_a_block_leaves_the_generators_unmoved():
-    with rng_unmoved():
+    with preserve_rng():
         states = capture_rng()
         expected = draw()
         restore_rng(states)
-        with rng_unmoved():
+        with preserve_rng():
             draw()
         assert draw() == expected

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vembed.errors import UsageError
-from vembed.training.rng import rng_unmoved
+from vembed.training.rng import preserve_rng
 from vembed.utils.distributed import is_main_process, rank, require_one_process, seed_everything, world_size
 
 
@@ -28,7 +28,7 @@ def test_a_seed_fixes_every_generator():
     def draw():
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    with rng_unmoved():
+    with preserve_rng():
         seed_everything(7)
         first = draw()
         assert draw() != first

@@ -1,11 +1,13 @@
-"""Checkpoints: the deployable model, and beside it what it takes to go on exactly. Safetensors and JSON, no pickles.
+"""Checkpoints: the deployable model, and beside it the training state to resume to the bit. Safetensors and JSON only.
 
     checkpoint-<step>/   the model's own files
         training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, classes/keys and classes/weight
-        training_state.json          counters, best so far, versions, the run's settings and data
+        training_state.json          counters, GradScaler, versions, the run's settings, rows of its data, checksums
+    best/                the model's own files, with the best validation metric
+    final/               a copy of best/, or the last weights without validation data; adapters are merged
 
-With LoRA the model's files are the adapters and the heads, as they are trained; the base is named in them. `final/` has
-them merged, unless `save_adapter_only`.
+With LoRA the model's files are the adapters and the heads, as they are trained, and name the base that they belong to.
+`final/` has the adapters merged into the base's weights, unless `save_adapter_only`.
 """
 
 import json
@@ -32,7 +34,7 @@ from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run.compatibility import check_same_run, versions
 from vembed.training.run.folder import RunFolder, checkpoint_step
 from vembed.training.run.tensors import (
-    Named,
+    NamedParameters,
     checksum,
     load_optimizer_tensors,
     named_parameters,
@@ -50,16 +52,19 @@ STATE_FILE = "training_state.json"
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What a checkpoint must agree on with the run that continues it: flat settings (as JSON holds them), and rows per
-    training set. `defaults`: of all settings. `provenance` goes into the deployable model's own record. `start`: a sum
-    over the weights that the run starts from, where it goes on comparing with them."""
+class RunIdentity:
+    """The facts in which a checkpoint and the run that resumes it must agree.
+
+    settings: flat, as JSON holds them. defaults: of all settings. rows: per training set. provenance: is not compared,
+    but goes into the vembed_config.json of each model that is saved. start_checksum: of the weights that the run starts
+    from, where a reference of the loss is made of them; else None.
+    """
 
     settings: Mapping[str, object]
     defaults: Mapping[str, object]
     rows: Mapping[str, int]
     provenance: Mapping[str, object]
-    start: int | None = None
+    start_checksum: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Checkpoints:
     model: VisualRetrievalModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
-    facts: RunFacts
+    identity: RunIdentity
     settings: ModelSettings
     limit: int
     merge_final: bool = True
@@ -79,8 +84,8 @@ class Checkpoints:
     def save(self, state: TrainState) -> Path:
         """Write checkpoint-<step>, then delete the oldest over the limit.
 
-        Raises CheckpointError when the disk refuses, NotFiniteError for weights that are no numbers; what was there
-        before is untouched then.
+        Raises CheckpointError when the disk refuses, NotFiniteError for weights that are not finite; older checkpoints
+        are untouched then.
         """
         self._check_finite(state)
         folder = self.run.checkpoint(state.step)
@@ -89,12 +94,12 @@ class Checkpoints:
             save_file(self._tensors(), new / TRAINING_FILE)
             (new / STATE_FILE).write_text(json.dumps(self._record(state), indent=2), encoding="utf-8")
         _log.info("wrote %s", folder)
-        for old in _superseded(self.run, state.step, self.limit):
+        for old in _oldest_over_limit(self.run, state.step, self.limit):
             shutil.rmtree(old)
         return folder
 
     def save_best(self, state: TrainState) -> Path:
-        """Write best/, a deployable model without training state, with the figure that chose it."""
+        """Write best/: a deployable model without training state. Its spec file has the metric that chose it."""
         assert state.best is not None
         self._check_finite(state)
         with atomic_folder(self.run.best) as new:
@@ -109,7 +114,7 @@ class Checkpoints:
             if state.best is None:
                 self._save_model(new, state, merge_adapters=merged)
             elif merged:
-                merge_folder(self.run.best, new, self._as_held())
+                merge_folder(self.run.best, new, self._settings_for_merge())
             else:
                 shutil.copytree(self.run.best, new, dirs_exist_ok=True)
         source = "the last step" if state.best is None else f"best/ (step {state.best.step})"
@@ -117,7 +122,7 @@ class Checkpoints:
         return self.run.final
 
     def resume(self, folder: Path) -> TrainState:
-        """Put model, optimiser, scaler and random generators where `save` found them; gives the state.
+        """Restore model, optimiser, scaler and random generators to what `save` wrote; returns the state.
 
         Raises ConfigError when settings or data changed in a way that matters, CheckpointError when the folder is
         damaged.
@@ -131,12 +136,12 @@ class Checkpoints:
             raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
         check_same_run(
             record["settings"],
-            self.facts.settings,
-            defaults=self.facts.defaults,
+            self.identity.settings,
+            defaults=self.identity.defaults,
             saved_rows=record["rows"],
-            rows=self.facts.rows,
+            rows=self.identity.rows,
         )
-        if record.get("start") != self.facts.start:
+        if record.get("start") != self.identity.start_checksum:
             raise CheckpointError(
                 f"the run of {folder} compares with the model that it started from, and what is opened now is another:"
                 " its files were changed; put them back, or start a new run"
@@ -144,49 +149,53 @@ class Checkpoints:
         if self.classes is not None:
             _load_classes(self.classes, with_prefix(tensors, _CLASSES))
         self._load_parameters(folder, record)
-        load_optimizer_tensors(self._named(), self.optimizer, tensors)
+        load_optimizer_tensors(self._named_parameters(), self.optimizer, tensors)
         if self.scaler is not None and record["scaler"] is not None:
             self.scaler.load_state_dict(record["scaler"])
-        restore_rng(with_prefix(tensors, _RNG))
+        restore_rng(with_prefix(tensors, _RNG))  # last: opening the saved model may have drawn random numbers
         state = TrainState.from_dict(record["state"])
-        state.best = self._kept_best()
+        state.best = self._read_best()
         return state
 
     def _check_finite(self, state: TrainState) -> None:
-        learning = [(name, parameter) for name, parameter in self._named() if parameter.requires_grad]
-        broken = [name for name, parameter in learning if not parameter.isfinite().all()]
+        trainable = [(name, parameter) for name, parameter in self._named_parameters() if parameter.requires_grad]
+        broken = [name for name, parameter in trainable if not parameter.isfinite().all()]
         if broken:
             raise NotFiniteError(
                 f"step {state.step}: after it the model's weights are not finite, such as {broken[0]}, and are not"
                 " written; lower the learning rate"
             )
 
-    def _kept_best(self) -> Best | None:
-        """What best/ holds. It may be from a later step than the checkpoint, if the run died between the two."""
+    def _read_best(self) -> Best | None:
+        """The evaluation that chose best/, from the folder itself; None without best/.
+
+        It may be of a later step than the checkpoint, if the run died between the two; a comparison with the
+        checkpoint's own best would then overwrite better weights.
+        """
         file = self.run.best / SPEC_FILE
         if not file.exists():
             return None
         written = json.loads(file.read_text(encoding="utf-8"))
         return Best(step=written["step"], **written["best"])
 
-    def _as_held(self) -> ModelSettings:
-        """For opening the model in the dtype that its frozen weights have in the run."""
+    def _settings_for_merge(self) -> ModelSettings:
+        """Settings that open best/ in the dtype of the run's frozen weights, as adapters were trained beside these."""
         return self.settings.for_opening().model_copy(update={"torch_dtype": self.settings.torch_dtype})
 
     def _save_model(self, folder: Path, state: TrainState, *, merge_adapters: bool = False) -> None:
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
-        extra = {**self.facts.provenance, "step": state.step, "best": best}
+        extra = {**self.identity.provenance, "step": state.step, "best": best}
         self.model.save_pretrained(folder, extra, merge_adapters=merge_adapters)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = optimizer_tensors(self._named(), self.optimizer)
+        tensors = optimizer_tensors(self._named_parameters(), self.optimizer)
         if self.classes is not None:
             tensors |= {f"{_CLASSES}{name}": value for name, value in self.classes.state_dict().items()}
         tensors |= {f"{_RNG}{name}": value for name, value in capture_rng().items()}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
-    def _named(self) -> Named:
-        """All that may learn, by name: the model's parameters, then the weights of classes."""
+    def _named_parameters(self) -> NamedParameters:
+        """The model's parameters by name, frozen ones included, then the class weights of the loss."""
         named = named_parameters(self.model.model)
         return named if self.classes is None else [*named, (f"{_CLASSES}weight", self.classes.weight)]
 
@@ -195,26 +204,29 @@ class Checkpoints:
             "format": _FORMAT,
             "state": state.to_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "weights": checksum(self._named()),
-            "start": self.facts.start,
-            "settings": dict(self.facts.settings),
-            "rows": dict(self.facts.rows),
+            "weights": checksum(self._named_parameters()),
+            "start": self.identity.start_checksum,
+            "settings": dict(self.identity.settings),
+            "rows": dict(self.identity.rows),
             "versions": versions(),
         }
 
     def _load_parameters(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The weights as they were trained; their checksum tells whether the files hold them to the bit."""
+        """Load the weights. Raises CheckpointError when their checksum says that they are not those that were trained.
+
+        They come from the files of the deployable model, which anybody may have replaced since.
+        """
         if has_adapters(self.model.model):
             self.model.load_adapters(folder)
         else:
             saved = VisualRetrievalModel.from_pretrained(str(folder), self.settings.for_opening())
             self.model.model.load_state_dict(saved.model.state_dict())
-        if checksum(self._named()) != record["weights"]:
+        if checksum(self._named_parameters()) != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
 
 
 def _load_classes(classes: ClassWeights, saved: Mapping[str, Tensor]) -> None:
-    """The weights as they were trained. Raises ConfigError when the data have other classes now."""
+    """Load the class weights. Raises ConfigError when the data have other classes now."""
     before, now = (set(keys.tolist()) for keys in (saved["keys"], classes.keys))
     if before != now:
         raise ConfigError(
@@ -226,7 +238,7 @@ def _load_classes(classes: ClassWeights, saved: Mapping[str, Tensor]) -> None:
     classes.load_state_dict(dict(saved))
 
 
-def _superseded(run: RunFolder, step: int, limit: int) -> list[Path]:
+def _oldest_over_limit(run: RunFolder, step: int, limit: int) -> list[Path]:
     """The oldest checkpoints over the limit; never the one of `step`, which was just written whole."""
     others = [path for path in run.checkpoints() if checkpoint_step(path) != step]
     return others[: max(0, len(others) - (limit - 1))]

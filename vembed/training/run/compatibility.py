@@ -1,4 +1,4 @@
-"""What a run was made with, and which settings may differ between a checkpoint and the run that continues it."""
+"""The versions a run was made with, and the settings that may differ when a checkpoint of it is resumed."""
 
 import platform
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ import transformers
 from vembed.errors import ConfigError
 from vembed.version import __version__
 
-# They decide what is written, shown or measured beside the training, how fast it is, or at what it stops; not what is
-# learned of the rows so far.
-_FREE = frozenset(
+# Settings that a resumed run may change: they decide what is written, logged or evaluated, how fast it trains and when
+# it stops, but not the weights after a given step.
+_MAY_CHANGE = frozenset(
     {
         "output_dir",
         "resume_from_checkpoint",
@@ -43,7 +43,7 @@ _FREE = frozenset(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers of a run."""
+    """Versions of the libraries and the platform on which the numbers of a run depend."""
     return {
         "vembed": __version__,
         "python": platform.python_version(),
@@ -72,7 +72,7 @@ def check_same_run(
     problems = [
         f"{key}: the checkpoint was trained with {before.get(key)!r}, now it is {after.get(key)!r}"
         for key in sorted(saved.keys() | now.keys())
-        if key not in _FREE and not _same(key, before.get(key), after.get(key))
+        if key not in _MAY_CHANGE and not _same(key, before.get(key), after.get(key))
     ]
     problems += [
         f"data set {name!r}: it had {saved_rows.get(name, 0)} rows, now it has {rows.get(name, 0)}"

@@ -1,4 +1,4 @@
-"""The data of a run: what is trained on, what chooses the best weights, what is reported."""
+"""The data of a run: training sets, validation sets that choose the best weights, test sets of the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from vembed.model.network.parameters import FUSION_PREFIX, parameter_infos
 from vembed.types import RowNeeds
 
 Datasets = Sequence[VisualRetrievalDataset]
-_BOTH = "m"  # the letter of rows with text and image
-_PARTS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
+_TEXT_AND_IMAGE = "m"  # in a retrieval mode such as m2i
+_TOWERS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m": ("text", "vision")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def read_run_data(
 ) -> RunData:
     """All data of a run, its rows checked. `saved_split`: the split of the run that is continued.
 
-    needs: what the loss needs of every row that is trained on.
+    needs: what the loss needs of every training row (scores, embeddings, negatives).
 
     Raises ConfigError without data_path, DataError for data that cannot be used.
     """
@@ -52,12 +52,12 @@ def read_run_data(
     everything = load_datasets(settings.data_path, settings, needs=needs)
     _check_query_images(settings, everything)
     _check_image_cache(settings, everything)
-    measured = RowNeeds(scores_say_relevance=needs is None or needs.scores_say_relevance)
-    test = _load(settings.test_data_path, settings, measured)
+    evaluation_needs = RowNeeds(scores_say_relevance=needs is None or needs.scores_say_relevance)
+    test = _load(settings.test_data_path, settings, evaluation_needs)
     for dataset in (*everything, *test):
         check_dataset(dataset, settings)
     if settings.val_data_path is not None:
-        validation = _load(settings.val_data_path, settings, measured)
+        validation = _load(settings.val_data_path, settings, evaluation_needs)
         for dataset in validation:
             check_dataset(dataset, settings)
         return RunData(everything, validation, test, None)
@@ -85,28 +85,28 @@ def _check_image_cache(settings: DataSettings, datasets: Datasets) -> None:
         )
 
 
-def check_every_set_teaches(data: RunData, model: BaseEmbeddingModel) -> None:
-    """Refuse a training set of which nothing but the temperature could learn, and a new fusion that no set would teach.
+def check_datasets_train(data: RunData, model: BaseEmbeddingModel) -> None:
+    """Refuse a training set that would train nothing but the temperature, and a new fusion that no set would train.
 
     Raises ConfigError.
     """
-    learning = {
+    trainable = {
         "fusion" if info.name.startswith(FUSION_PREFIX) else info.part
         for info in parameter_infos(model)
         if info.parameter.requires_grad
     }
-    if model.has_new_fusion and not any(_BOTH in dataset.mode for dataset in data.train):
+    if model.has_new_fusion and not any(_TEXT_AND_IMAGE in dataset.mode for dataset in data.train):
         raise ConfigError(
             f"fusion: {model.spec.fusion} would stay the sum that it starts as: no training set has rows of text and"
             " image (retrieval_mode m2i, m2t, ...); take it out, or add one"
         )
     for dataset in data.train:
-        parts = {part for letter in dataset.mode.split("2") for part in _PARTS[letter]}
-        fused = {"fusion"} if _BOTH in dataset.mode else set()
-        if not learning & {*parts, *fused, "heads"}:
+        towers = {tower for letter in dataset.mode.split("2") for tower in _TOWERS[letter]}
+        fusion = {"fusion"} if _TEXT_AND_IMAGE in dataset.mode else set()
+        if not trainable & {*towers, *fusion, "heads"}:
             raise ConfigError(
-                f"data set {dataset.name} ({dataset.mode}) teaches nothing: its {' and '.join(sorted(parts))} tower"
-                f"{'s are' if len(parts) > 1 else ' is'} frozen"
+                f"data set {dataset.name} ({dataset.mode}) teaches nothing: its {' and '.join(sorted(towers))} tower"
+                f"{'s are' if len(towers) > 1 else ' is'} frozen"
             )
 
 

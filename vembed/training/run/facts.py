@@ -1,4 +1,4 @@
-"""What a run's folder says about it, in tables for its report."""
+"""The facts of a finished run, read from its folder, as tables for its report."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _MINUTE = 60
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One sentence, tables, the lines of metrics.jsonl, and what metrics.json keeps of the run."""
+    """A summary sentence, tables, the lines of metrics.jsonl, and the entries of metrics.json about the run."""
 
     summary: str
     tables: Sequence[FactTable]
@@ -129,7 +129,7 @@ def _training_time(steps: Sequence[Line]) -> str:
 
 
 def _group_rows(record: Record) -> Iterator[tuple[str, ...]]:
-    """Parts that learn, the layers of a part with rates of their own as one range."""
+    """The trainable parts; where layers have rates of their own, a part's as a range."""
     parts: dict[tuple[str, bool], list[Record]] = {}
     for group in record["groups"]:
         parts.setdefault((group["part"], group["pretrained"]), []).append(group)

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and when it may be written, continued or deleted."""
+"""The folder of a run: its paths, and when it may be written, resumed or deleted."""
 
 import json
 import re
@@ -59,7 +59,7 @@ class RunFolder:
         return self.path / name
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies, or would lie."""
+        """The folder of the checkpoint of `step`, which need not exist."""
         return self.path / f"checkpoint-{step}"
 
     def checkpoints(self) -> list[Path]:

@@ -28,9 +28,9 @@ from vembed.types import RowNeeds
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a report needs to know of a run's config. config_text: as `Config.yaml_text` gives it, to be shown.
+    """The settings that a report reads. config_text: as `Config.yaml_text` gives it, to be shown.
 
-    needs: of the rows that are measured on. features: where those of frozen towers are kept, None where they are not.
+    needs: of the rows that are evaluated. features: the cache of frozen towers' features; None without one.
     """
 
     model: ModelSettings
@@ -53,7 +53,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What was measured, and where it is written, if it is."""
+    """The measured figures, and the paths of the written report; None where none was written."""
 
     role: str
     comparison: Comparison
@@ -73,8 +73,8 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
     held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
     sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
     candidates = (
-        Candidate(BASE, lambda: _fed(load_untuned(settings), settings, sets), as_base),
-        Candidate(TUNED, lambda: _fed(_load_final(run, settings), settings, sets)),
+        Candidate(BASE, lambda: _with_features(load_untuned(settings), settings, sets), as_base),
+        Candidate(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
     )
     comparison = measure_models(sets, candidates, settings.evaluation)
     content = _content(run, settings, held_out.role, comparison)
@@ -101,19 +101,20 @@ def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_s
 
 def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
     """The model as it is before training: pretrained weights, and new ones drawn from the run's seed."""
-    still = {"freeze": (), "freeze_layers": {}, "use_lora": False, "gradient_checkpointing": False}
-    model = VisualRetrievalModel.from_pretrained(None, settings.model.model_copy(update=still), seed=settings.seed)
-    return prepared(model, settings)
+    # Without what concerns training alone; new adapters would change nothing, and cost time.
+    plain = {"freeze": (), "freeze_layers": {}, "use_lora": False, "gradient_checkpointing": False}
+    model = VisualRetrievalModel.from_pretrained(None, settings.model.model_copy(update=plain), seed=settings.seed)
+    return for_inference(model, settings)
 
 
-def prepared(model: VisualRetrievalModel, settings: ReportSettings) -> VisualRetrievalModel:
-    """The model on its device, refusing images over the data's limit."""
+def for_inference(model: VisualRetrievalModel, settings: ReportSettings) -> VisualRetrievalModel:
+    """The model without gradients, on its device, refusing images over the data's limit."""
     model.model.requires_grad_(False).to(settings.device)
     return model.with_image_limit(settings.data.max_image_pixels)
 
 
 def model_title(settings: ModelSettings) -> str:
-    """What to call a model: its name, or those of its towers, without the folders they lie in.
+    """A model's title: its name, or those of its towers, without the folders they lie in.
 
     >>> model_title(ModelSettings(text_model_name="org/MiniLM", image_model_name="/tmp"))
     'org/MiniLM + tmp'
@@ -123,12 +124,14 @@ def model_title(settings: ModelSettings) -> str:
 
 
 def _load_final(run: RunFolder, settings: ReportSettings) -> VisualRetrievalModel:
-    return prepared(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
+    return for_inference(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
 
 
-def _fed(model: VisualRetrievalModel, settings: ReportSettings, sets: Sequence[RetrievalSet]) -> VisualRetrievalModel:
-    """The model, reading the features of its frozen towers where the run keeps them: both models have the same."""
-    return model if settings.features is None else settings.features.feed(model, items_of_sets(sets))
+def _with_features(
+    model: VisualRetrievalModel, settings: ReportSettings, sets: Sequence[RetrievalSet]
+) -> VisualRetrievalModel:
+    """The model, reading cached features of its frozen towers if the run caches them: base and tuned share them."""
+    return model if settings.features is None else settings.features.attach(model, items_of_sets(sets))
 
 
 def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:

@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint needs beside the model's files, by name, and back again."""
+"""The optimiser's tensors by parameter name, for a checkpoint, and back; and a checksum of trainable weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,17 @@ from torch.nn import Parameter
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.parameters import parameter_infos
 
-Named = Sequence[tuple[str, Parameter]]
+NamedParameters = Sequence[tuple[str, Parameter]]
 
 _OPTIMIZER = "optimizer/"
 
 
-def named_parameters(model: BaseEmbeddingModel) -> Named:
+def named_parameters(model: BaseEmbeddingModel) -> NamedParameters:
     """The model's parameters by name."""
     return [(info.name, info.parameter) for info in parameter_infos(model)]
 
 
-def optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(named: NamedParameters, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's moments and counters, named by parameter, so that they do not depend on the order of groups."""
     tensors = {}
     for name, parameter in named:
@@ -28,25 +28,27 @@ def optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer) -> dict[st
     return tensors
 
 
-def load_optimizer_tensors(named: Named, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. Rates and groups stay those of `optimizer`."""
+def load_optimizer_tensors(
+    named: NamedParameters, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` returned. Learning rates and groups stay those of `optimizer`."""
     names = {id(parameter): name for name, parameter in named}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = {}
     for index, parameter in enumerate(parameters):
         state = with_prefix(tensors, f"{_OPTIMIZER}{names[id(parameter)]}/")
         if state:
-            states[index] = {key: _laid_out_like(parameter, value) for key, value in state.items()}
+            states[index] = {key: _with_strides_of(parameter, value) for key, value in state.items()}
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The value in the parameter's order of memory: a fused optimiser reads both from front to back."""
+def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the memory layout of the parameter: a fused optimiser reads both from front to back."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
-def checksum(named: Named) -> int:
-    """A sum over the bits of the weights that learn; equal weights have equal sums, whatever device they are on."""
+def checksum(named: NamedParameters) -> int:
+    """A checksum of the trainable weights' bytes; equal weights have equal checksums, whatever device they are on."""
     total = 0
     for number, (_, parameter) in enumerate(named, start=1):
         if parameter.requires_grad:

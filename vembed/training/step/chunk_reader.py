@@ -1,8 +1,9 @@
-"""When the rows of a chunk are prepared, and what is kept of them for the second forward.
+"""ChunkReader: prepares the rows of a chunk for its forwards, and keeps between them what need not be done again.
 
-Texts are prepared once per step; rows with pictures whenever their chunk is run, for what is made of them is large.
-What a frozen tower gives for a chunk is kept, so that it is run once per step; what it gives for every token is larger,
-and kept up to a limit.
+The gradient cache reads each chunk twice (and a reference model once more). Texts are prepared once per step;
+rows with pictures for every forward, since their tensors are large. The output of a frozen tower is kept after the
+first forward, so that the tower runs once per step: a vector per row always, the hidden states of every token, which
+are larger, up to a limit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,30 +14,34 @@ from vembed.model.network.features import FEATURES
 from vembed.training.step.chunking import Side
 from vembed.types import HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
-MADE = frozenset({*FEATURES.values(), PICTURE_STATES})  # the names of what frozen towers gave
+FROZEN_OUTPUTS = frozenset({*FEATURES.values(), PICTURE_STATES})  # names, in Inputs, of outputs of frozen towers
 
 
 class ChunkReader:
     """Prepares the chunks of one step. Those without pictures are prepared once and kept, for tokens are small.
 
-    most_state_bytes: of what frozen towers give for every token, as much is kept (the last chunk may go over it).
+    max_hidden_state_bytes: limit of the frozen towers' hidden states that are kept (the last chunk may exceed it).
     """
 
-    def __init__(self, processor: Processor, most_state_bytes: int = 0) -> None:
+    def __init__(self, processor: Processor, max_hidden_state_bytes: int = 0) -> None:
         self._processor = processor
-        self._room = most_state_bytes
+        self._room = max_hidden_state_bytes
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
-        self._left: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
-        self._fixed: dict[int, tuple[Inputs, Inputs]] = {}  # by id of the first, which lives as long as this
+        # What is still to be prepared of a chunk's items beside its features, which take the place of the rest.
+        self._remaining: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
+        self._with_features: dict[int, tuple[Inputs, Inputs]] = {}  # by id of the first, which lives as long as this
 
     def __call__(self, chunk: Side) -> Inputs:
-        """The chunk's inputs, on the host; with the features that are kept of it, finished and wherever those are."""
+        """The chunk's prepared inputs, on the host; with kept features, on the features' device.
+
+        After `keep_features` they hold the features in the place of what the frozen towers read.
+        """
         if isinstance(chunk, Inputs):
-            return self._fixed.get(id(chunk), (chunk, chunk))[1]  # whose texts were counted when they were cut
+            return self._with_features.get(id(chunk), (chunk, chunk))[1]  # whose texts were counted when they were cut
         if chunk in self._kept:
             return self._kept[chunk]
-        items, features = self._left.get(chunk, (chunk.items, {}))
+        items, features = self._remaining.get(chunk, (chunk.items, {}))
         inputs = self._processor.prepare(items, chunk.side)
         self._num_truncated.setdefault(chunk, inputs.num_truncated)
         inputs = replace(inputs, tensors={**inputs.tensors, **features})
@@ -46,29 +51,30 @@ class ChunkReader:
 
     @property
     def has_room(self) -> bool:
-        """Whether more of what frozen towers give for every token may be kept."""
+        """True while hidden states may be kept."""
         return self._room > 0
 
-    def keep(self, chunk: Side, read: Inputs, fixed: Inputs) -> None:
-        """Give the features in `fixed` from now on, and prepare no more what they stand for.
+    def keep_features(self, chunk: Side, inputs: Inputs, with_features: Inputs) -> None:
+        """From now on, return the features of frozen towers for this chunk, and do not prepare what these towers read.
 
-        read: the chunk's finished inputs. fixed: the same with features (vembed.model.network.freezing).
+        inputs: the chunk's finished inputs. with_features: what `with_fixed_features` made of them.
         """
-        gone = read.tensors.keys() - fixed.tensors.keys()
-        if not gone:
+        replaced = inputs.tensors.keys() - with_features.tensors.keys()
+        if not replaced:
             return
-        features = {name: tensor for name, tensor in fixed.tensors.items() if name not in read.tensors}
-        self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in MADE)
+        features = {name: tensor for name, tensor in with_features.tensors.items() if name not in inputs.tensors}
+        self._room -= sum(ragged.values.nbytes for name, ragged in features.items() if name in FROZEN_OUTPUTS)
         if isinstance(chunk, Inputs):
-            if "pixel_values" not in fixed.tensors:  # floats of pictures exist for one chunk only
-                self._fixed[id(chunk)] = chunk, fixed
+            if "pixel_values" not in with_features.tensors:  # floats of pictures exist for one chunk only
+                self._with_features[id(chunk)] = chunk, with_features
             return
-        items, known = self._left.get(chunk, (chunk.items, {}))
-        left = [_without(item, text="input_ids" in gone, images="pixel_values" in gone) for item in items]
-        self._left[chunk] = left, {**known, **features}
+        items, known = self._remaining.get(chunk, (chunk.items, {}))
+        remaining = [_without(item, text="input_ids" in replaced, images="pixel_values" in replaced) for item in items]
+        self._remaining[chunk] = remaining, {**known, **features}
         self._kept.pop(chunk, None)
-        if not any(item.images for item in left):
-            self._kept[chunk] = fixed  # texts too, of which some were read together with the pictures
+        if not any(item.images for item in remaining):
+            # The whole inputs, texts included: those of a row with pictures may have been tokenized together with them.
+            self._kept[chunk] = with_features
 
     @property
     def num_truncated(self) -> int:

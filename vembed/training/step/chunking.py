@@ -1,6 +1,6 @@
-"""How a side is divided into chunks: by a number of rows, in order, or by a number of tokens.
+"""Divides the sides of a batch into chunks: of a number of rows, in order, or of a number of tokens.
 
-By tokens, rows that are alike in length share a chunk, and the embeddings are put back into the order of the side.
+By tokens, rows of similar length share a chunk, and the embeddings are put back into the order of the side.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,21 +21,21 @@ Side = Inputs | ItemRows
 
 @dataclass(frozen=True)
 class Chunking:
-    """How the sides of a batch are divided into chunks, and what is kept of these.
+    """The sizes of chunks, and how much of them is kept between their two forwards: the settings, without `auto`.
 
     chunk_size: the most rows of a chunk. chunk_tokens: the most tokens, padding counted. One of both is given, or none:
     then the gradient cache is off, and a side is one chunk. retain: the share of all chunks that keep their graphs, the
-    last ones. most_state_bytes: of what frozen towers give for every token, as much is kept for the second forward.
+    last ones. max_hidden_state_bytes: the limit of the frozen towers' hidden states that are kept.
     """
 
     chunk_size: int | None = None
     chunk_tokens: int | None = None
     retain: float = 0.0
-    most_state_bytes: int = 0
+    max_hidden_state_bytes: int = 0
 
     @property
     def is_on(self) -> bool:
-        """Whether sides are divided at all."""
+        """True if the gradient cache is on; else each side is one chunk."""
         return self.chunk_size is not None or self.chunk_tokens is not None
 
     @property
@@ -52,32 +52,32 @@ class Chunking:
 class SidePartition:
     """A side and the row numbers of each chunk of it: every row is in one, and each keeps the order of the side.
 
-    most_tokens: of one row, where chunks are limited by tokens.
+    max_row_tokens: tokens of the longest row, where chunks are limited by tokens; else 0.
     """
 
     side: Side
     rows: Sequence[Sequence[int]]
-    most_tokens: int = 0
+    max_row_tokens: int = 0
 
-    def chunks_of(self, chosen: Tensor) -> list[int]:
+    def chunks_with(self, chosen: Tensor) -> list[int]:
         """The numbers, from 1, of the chunks with one of the chosen rows, bool [rows]."""
         return [number for number, rows in enumerate(self.rows, 1) if chosen[list(rows)].any()]
 
     @cached_property
     def chunks(self) -> list[Side]:
-        """The side in these chunks, the same objects each time."""
-        return [_taken(self.side, rows) for rows in self.rows]
+        """The rows of each chunk; the same objects each time, by which ChunkReader knows them again."""
+        return [_select(self.side, rows) for rows in self.rows]
 
     def with_encoder(self, encode: Callable[[Side], Embeddings]) -> ChunkedSide:
-        """The side for the gradient cache; its embeddings are those of the chunks, one after the other."""
+        """The side for the gradient cache. Its embeddings come in the order of the chunks: see `restore_order`."""
         return ChunkedSide(encode, self.chunks, max(map(len, self.rows)), split=lambda chunks, _: chunks)
 
-    def in_order(self, embeddings: Embeddings) -> Embeddings:
-        """The embeddings of all chunks, one after the other, in the order of the side."""
-        places = torch.tensor([row for rows in self.rows for row in rows], dtype=torch.int64)  # [rows]
-        if torch.equal(places, torch.arange(len(places))):
+    def restore_order(self, embeddings: Embeddings) -> Embeddings:
+        """The embeddings [rows, ...] of all chunks, concatenated, brought into the order of the side."""
+        order = torch.tensor([row for rows in self.rows for row in rows], dtype=torch.int64)  # [rows]
+        if torch.equal(order, torch.arange(len(order))):
             return embeddings
-        return select_rows(embeddings, places.argsort().to(embeddings.vectors.device))
+        return select_rows(embeddings, order.argsort().to(embeddings.vectors.device))
 
 
 def chunk_batch(batch: Batch, processor: Processor, chunking: Chunking) -> tuple[SidePartition, SidePartition]:
@@ -91,7 +91,7 @@ def chunk_side(side: Side, processor: Processor, chunking: Chunking) -> SidePart
     Raises UsageError for Inputs that are to be chunked by tokens.
     """
     if chunking.chunk_tokens is not None:
-        return _by_tokens(side, processor, chunking.chunk_tokens)
+        return _chunk_by_tokens(side, processor, chunking.chunk_tokens)
     if chunking.chunk_size is None:
         return SidePartition(side, [range(side.num_rows)])
     size = chunking.chunk_size
@@ -121,7 +121,7 @@ def describe_chunks(partitions: Sequence[SidePartition], chunking: Chunking) -> 
     )
 
 
-def _by_tokens(side: Side, processor: Processor, most: int) -> SidePartition:
+def _chunk_by_tokens(side: Side, processor: Processor, most: int) -> SidePartition:
     if isinstance(side, Inputs):
         raise UsageError("gradient_cache_chunk_tokens: rows that are prepared already are padded; give ItemRows")
     counts = processor.count_tokens(side.items, side.side)
@@ -129,7 +129,7 @@ def _by_tokens(side: Side, processor: Processor, most: int) -> SidePartition:
     return SidePartition(side, rows or [range(0)], max(counts, default=0))
 
 
-def _taken(side: Side, rows: Sequence[int]) -> Side:
+def _select(side: Side, rows: Sequence[int]) -> Side:
     if isinstance(rows, range):
         return side if len(rows) == side.num_rows else take_rows(side, rows.start, rows.stop)
     return select_rows(side, torch.tensor(rows, dtype=torch.int64))

@@ -54,7 +54,7 @@ def join_targets(parts: Sequence[Targets]) -> tuple[Targets, Tensor]:
         return concat_rows([Ragged(columns[documents.values], documents.counts) for documents, columns in own])
 
     def joined_values(of_rows: Callable[[Targets], Ragged | None]) -> Ragged | None:
-        """What rows bring, where they number no documents with it."""
+        """Values of rows that are no columns (scores, hashes), concatenated."""
         return _none_if_empty(concat_rows([or_empty(of_rows(part), part) for part in parts]))
 
     joined = Targets(
@@ -87,7 +87,7 @@ def or_empty(values: Ragged | None, targets: Targets) -> Ragged:
 
 
 def _first_of_each(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct key [rows, 2] stands first, ascending, and for every row which of those has its key.
+    """The first row of each distinct key [rows, 2], ascending, and for every row the number of its key among those.
 
     >>> _first_of_each(torch.tensor([[9, 0], [2, 0], [9, 0]]))
     (tensor([0, 1]), tensor([0, 1, 0]))

@@ -1,4 +1,4 @@
-"""Why a loss is not finite: the rows and chunks whose embeddings are not, or whose rank they are, and what to do."""
+"""LossCheck: refuses a loss that is not finite, naming the rows, chunks or ranks whose embeddings are not."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vembed.training.step.chunking import SidePartition
 from vembed.training.step.ranks import JoinedBatch
 from vembed.types import Batch, Embeddings, Sides, Targets
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class LossCheck:
     chunks: tuple[SidePartition, SidePartition]
     joined: JoinedBatch
 
-    def __call__(self, loss: Tensor, own: Sides, every: Sides) -> None:
-        """Raise NotFiniteError if the loss is not finite. own: this rank's embeddings; every: those of all ranks."""
+    def __call__(self, loss: Tensor, own: Sides, gathered: Sides) -> None:
+        """Raise NotFiniteError if the loss is not finite. own: this rank's embeddings; gathered: those of all ranks."""
         if not math.isfinite(loss.item()):
-            why = self._among(own) or self._elsewhere(every)
+            why = self._explain_own_rows(own) or self._explain_other_ranks(gathered)
             raise NotFiniteError(f"the loss is not finite{why}; {self._advice()}")
 
-    def _among(self, own: Sides) -> str | None:
-        """Which of this rank's rows and chunks have embeddings that are not finite, if any have."""
+    def _explain_own_rows(self, own: Sides) -> str | None:
+        """The rows and chunks of this rank whose embeddings are not finite, in words; None if all are finite."""
         bad_queries, bad_documents = _bad_rows(own.queries), _bad_rows(own.documents)
         if not bad_queries.any() and not bad_documents.any():
             return None
@@ -44,16 +44,16 @@ class LossCheck:
         where = f" ({', '.join(chunks)})" if any(len(side.rows) > 1 for side in self.chunks) else ""
         return f": the embeddings of {name_rows(named) or 'some rows'} are not{where}"
 
-    def _elsewhere(self, every: Sides) -> str:
-        """The same where this rank's own embeddings are finite: whose are not, or that all are."""
-        ranks = self.joined.ranks_of(_bad_rows(every.queries), _bad_rows(every.documents))
+    def _explain_other_ranks(self, gathered: Sides) -> str:
+        """The ranks whose embeddings are not finite, in words, or that all embeddings are finite."""
+        ranks = self.joined.ranks_of(_bad_rows(gathered.queries), _bad_rows(gathered.documents))
         if not ranks:
             return " though all embeddings are (temperature or bias out of range?)"
         where = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
         return f": embeddings of {where} are not, which names the rows"
 
     def _advice(self) -> str:
-        """What to do about it."""
+        """The remedy, in words."""
         named = self.model.named_parameters()
         broken = [name for name, parameter in named if not parameter.isfinite().all()]
         if broken:
@@ -62,20 +62,20 @@ class LossCheck:
 
 
 def name_rows(origins: Sequence[str]) -> str:
-    """Where rows come from, the first few of them.
+    """The origins of rows, the first few of them, in words.
 
     >>> name_rows(["train.jsonl:2", "train.jsonl:5"])
     'train.jsonl:2, train.jsonl:5'
     >>> name_rows([f"{row}" for row in range(11)])
     '0, 1, 2, 3, 4, 5, 6, 7 and 3 more'
     """
-    more = f" and {len(origins) - MOST_NAMED} more" if len(origins) > MOST_NAMED else ""
-    return f"{', '.join(origins[:MOST_NAMED])}{more}"
+    more = f" and {len(origins) - MAX_NAMED} more" if len(origins) > MAX_NAMED else ""
+    return f"{', '.join(origins[:MAX_NAMED])}{more}"
 
 
 def _bad_chunks(side: str, bad: Tensor, partition: SidePartition) -> list[str]:
-    """The chunks of a side with bad rows (bool [rows]): `["chunk 2 of 3 of the queries"]`."""
-    numbers = partition.chunks_of(bad)
+    """The chunks of a side with bad rows (bool [rows]), in words: `["chunk 2 of 3 of the queries"]`, or none."""
+    numbers = partition.chunks_with(bad)
     words = "chunk" if len(numbers) == 1 else "chunks"
     return [f"{words} {', '.join(map(str, numbers))} of {len(partition.rows)} of the {side}"] if numbers else []
 

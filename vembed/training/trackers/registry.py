@@ -1,6 +1,6 @@
-"""Trackers by name: what gets a run's figures beside metrics.jsonl. Imports no torch.
+"""Experiment trackers by name, which get a run's figures beside metrics.jsonl. Imports no torch.
 
-A tracker is a function that opens one for a run, and closes it when the run ends in whatever way:
+A tracker is registered as a context manager that opens it for a run, and closes it however the run ends:
 
     @contextmanager
     def open_mine(run: TrackedRun) -> Iterator[Callback]:
@@ -30,8 +30,8 @@ class TrackedRun:
     """The run that a tracker is opened for.
 
     folder: `output_dir`/<the tracker's name>, its own, which need not exist; overwrite_output_dir deletes it. step: the
-    last one that is done, 0 in a new run. lines: those of metrics.jsonl so far. A resumed run may have come further
-    before it died: what a tracker was given then that is not in `lines` comes again, or never.
+    number of finished steps, 0 in a new run. lines: those of metrics.jsonl so far. A resumed run may have come further
+    before it died: lines that a tracker was given then and that are not in `lines` come again, or never.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""A run as numbers by name and step, which is all that most trackers take."""
+"""Scalars: a run's figures as numbers by name and step, which is all that most trackers take."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

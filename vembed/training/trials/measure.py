@@ -1,4 +1,4 @@
-"""How fast a run would be, how much memory it takes and what holds it up, from a few real steps."""
+"""Speed, memory and bottleneck of a run, from a few real steps."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of `num_steps` steps. wait_seconds: for the loader; step_seconds: in the model; both of all steps."""
+    """Figures of `num_steps` steps. wait_seconds: for the loader; step_seconds: in the model; both summed."""
 
     num_steps: int
     num_samples: int
@@ -37,12 +37,12 @@ class Measurement:
 
     @property
     def hours_per_epoch(self) -> float:
-        """Evaluations and checkpoints left out."""
+        """Hours of an epoch's steps; evaluations and checkpoints left out."""
         return self.seconds / self.num_steps * self.steps_per_epoch / _SECONDS_PER_HOUR
 
     @property
-    def limit(self) -> str:
-        """What takes most of the time: the loader or the model."""
+    def bottleneck(self) -> str:
+        """The one of loader and model that takes more of the time."""
         return "loader" if self.wait_seconds > self.step_seconds else "model"
 
     def lines(self) -> list[str]:
@@ -58,7 +58,7 @@ class Measurement:
             f"samples per second  {self.samples_per_second:.1f}",
             f"hours per epoch     {self.hours_per_epoch:.3f} ({self.steps_per_epoch} steps, without evaluations)",
             f"loader              {share:.0%} of the time is spent waiting for it ({self.num_workers} workers)",
-            f"limit               the {self.limit}; {advice[self.limit]}",
+            f"limit               the {self.bottleneck}; {advice[self.bottleneck]}",
         ]
 
 

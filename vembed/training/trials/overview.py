@@ -1,4 +1,4 @@
-"""What a run would do, in figures and in words: model, groups, steps, data, memory."""
+"""The overview of a run before it starts, as figures and as lines: model, groups, data, steps, memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ Row = Sequence[str]
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """The model, why it is taken for one of its family, and how much of it learns.
+    """The model, why it is taken for one of its family, and how much of it is trainable.
 
-    frozen: parts that do not learn. frozen_layers: of towers that do, in words.
+    frozen: parts that are frozen whole. frozen_layers: of the other towers, in words.
     """
 
     family: str
@@ -33,8 +33,7 @@ class ModelSummary:
 class Overview:
     """A run before it starts. rows: role ("train", "validation", "test") -> data set -> rows.
 
-    teacher: what is learned from, in words. chunks: what batches of the data sets are divided into, in
-    words.
+    teacher: the teacher model, in words. chunks: of a batch, in words, each different description once.
     """
 
     model: ModelSummary
@@ -102,7 +101,7 @@ class Overview:
 
 
 def summarize_model(model: BaseEmbeddingModel, reason: str, frozen: Sequence[Part]) -> ModelSummary:
-    """Counts of a model whose parts are frozen already. frozen: parts without a rate, beside its frozen towers."""
+    """The summary of a model that is frozen already. frozen: parts with rate 0, beside its frozen towers."""
     infos = parameter_infos(model)
     return ModelSummary(
         family=model.spec.family,

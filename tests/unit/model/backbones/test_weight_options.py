@@ -17,7 +17,7 @@ from vembed.model.learning.dtypes import hold_learning_in_float32
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
-from vembed.training.precision import choose_precision, settle_dtypes
+from vembed.training.precision import cast_trainable_to_float32, choose_precision
 from vembed.training.settings import TrainingSettings
 from vembed.types import Item
 
@@ -27,7 +27,7 @@ def load(folder, **settings):
 
 
 def settle(model, **settings):
-    settle_dtypes(model.model, ModelSettings(**settings), choose_precision(TrainingSettings(device="cpu")))
+    cast_trainable_to_float32(model.model, ModelSettings(**settings), choose_precision(TrainingSettings(device="cpu")))
 
 
 def cosines(first, second):

@@ -72,9 +72,9 @@ def test_embeddings_come_back_into_the_order_of_the_side():
     side = Inputs(5, {})
     partition = SidePartition(side, [[1, 3], [0], [2, 4]])
     vectors = torch.tensor([[1.0], [3.0], [0.0], [2.0], [4.0]])
-    assert partition.in_order(Embeddings(vectors)).vectors.flatten().tolist() == [0, 1, 2, 3, 4]
+    assert partition.restore_order(Embeddings(vectors)).vectors.flatten().tolist() == [0, 1, 2, 3, 4]
     ordered = Embeddings(vectors)
-    assert SidePartition(side, [range(2), range(2, 5)]).in_order(ordered) is ordered
+    assert SidePartition(side, [range(2), range(2, 5)]).restore_order(ordered) is ordered
 
 
 def test_a_row_over_the_budget_is_a_chunk_by_itself(processor):
@@ -82,7 +82,7 @@ def test_a_row_over_the_budget_is_a_chunk_by_itself(processor):
     partition = chunk_side(rows, processor, Chunking(chunk_tokens=8))
     counts = processor.count_tokens(rows.items, "query")
     assert all(len(chunk) == 1 or len(chunk) * max(counts[row] for row in chunk) <= 8 for chunk in partition.rows)
-    assert partition.most_tokens == max(counts) > 8
+    assert partition.max_row_tokens == max(counts) > 8
 
 
 def test_the_log_names_rows_over_the_budget_once(clip_folder, caplog):

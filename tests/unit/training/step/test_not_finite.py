@@ -9,7 +9,7 @@ from tests.targets import make_targets
 from vembed.errors import NotFiniteError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.step.chunking import SidePartition
-from vembed.training.step.not_finite import MOST_NAMED, LossCheck
+from vembed.training.step.not_finite import MAX_NAMED, LossCheck
 from vembed.training.step.ranks import JoinedBatch, join_ranks
 from vembed.types import Batch, Embeddings, Inputs, Sides
 
@@ -45,9 +45,9 @@ def sides(bad_queries=(), bad_documents=(), num_rows=ROWS, num_documents=DOCUMEN
     return Sides(*map(Embeddings, vectors))
 
 
-def told(check, own, every=None):
+def told(check, own, gathered=None):
     with pytest.raises(NotFiniteError) as caught:
-        check(torch.tensor(math.inf), own, every or own)
+        check(torch.tensor(math.inf), own, gathered or own)
     return str(caught.value)
 
 
@@ -71,10 +71,10 @@ def test_rows_and_chunks_with_embeddings_that_are_not_finite_are_named(model, qu
 
 
 def test_of_the_plain_step_no_chunks_are_named_and_a_few_rows_alone(model):
-    num_rows = MOST_NAMED + 3
+    num_rows = MAX_NAMED + 3
     check = check_of(model, batch_of(num_rows, num_rows), in_chunks=False)
     message = told(check, sides(range(num_rows), [], num_rows, num_rows))
-    assert message.endswith(f"train.jsonl:{MOST_NAMED} and 3 more are not; {LOWER}")
+    assert message.endswith(f"train.jsonl:{MAX_NAMED} and 3 more are not; {LOWER}")
 
 
 def test_a_document_that_no_row_names_is_told_of_without_a_row(model):
@@ -95,8 +95,8 @@ def test_another_rank_is_named_where_its_embeddings_are_not_finite(model):
     """Two ranks with 3 queries and 4 documents each."""
     joined = JoinedBatch(make_targets([[0]] * 6, 8), (3, 3), (4, 4))
     check = check_of(model, batch_of(), joined=joined)
-    every = sides([], [5], num_rows=6, num_documents=8)
-    assert told(check, sides(), every) == (
+    gathered = sides([], [5], num_rows=6, num_documents=8)
+    assert told(check, sides(), gathered) == (
         f"the loss is not finite: embeddings of rank 1 are not, which names the rows; {LOWER}"
     )
     both = sides([0], [5], num_rows=6, num_documents=8)

@@ -18,9 +18,9 @@ from vembed.losses.settings import LossSettings
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
-from vembed.training.step import sizing
+from vembed.training.step import auto_chunking
 from vembed.training.step.chunking import Chunking, chunk_batch
-from vembed.training.step.memory import WORKING_SHARE, graph_size, learning_bytes, row_sizes
+from vembed.training.step.memory import WORKING_SHARE, graph_size, row_sizes, trainable_bytes
 from vembed.training.step.memory_fit import StepParts
 from vembed.types import ItemRows
 from vembed.utils.memory import GIB
@@ -74,7 +74,7 @@ def gib_for(model, batch, rows):
     """Room for the gradients, the moments and the graph of so many pictures, the larger side here."""
     graph = graph_size(model.model, encode_of(model), batch.documents).of(rows)
     assert graph > graph_size(model.model, encode_of(model), batch.queries).of(rows)
-    return (4 * learning_bytes(model.model) + (1 + WORKING_SHARE) * graph + 1024) / GIB
+    return (4 * trainable_bytes(model.model) + (1 + WORKING_SHARE) * graph + 1024) / GIB
 
 
 def test_auto_takes_the_whole_batch_where_it_fits_and_says_that_this_is_the_plain_step(pairs, caplog):
@@ -159,12 +159,12 @@ def test_checkpointing_keeps_all_graphs_that_fit_and_without_it_the_last_alone(p
 def test_a_device_is_tried_with_fewer_rows_until_a_step_runs(pairs, monkeypatch):
     """Out of memory over five rows; a CPU stands in for the accelerator."""
     model, batch = pairs()
-    monkeypatch.setattr(sizing, "rows_by_estimate", sizing.rows_by_trial)
+    monkeypatch.setattr(auto_chunking, "rows_by_estimate", auto_chunking.rows_by_trial)
     encode, tried = with_room_for_five_rows(model)
     settings = GradCacheSettings(gradient_cache_chunk_size="auto", gradient_cache_memory_gib=4.0)
     state = torch.get_rng_state()
     model.model.logit_scale.grad = torch.ones(1)
-    found = sizing.find_chunking(settings, [parts_of(model, batch, encode)])
+    found = auto_chunking.find_chunking(settings, [parts_of(model, batch, encode)])
     assert found.chunk_size == 4
     assert tried == [12, 6, 4, 4]
     assert torch.equal(torch.get_rng_state(), state)
@@ -181,20 +181,20 @@ def test_auto_tokens_are_what_a_cpu_is_busy_with_or_fewer_where_memory_is_short(
     found = trainer.find_chunking(batch)
     _, documents = chunk_batch(batch, model.processor, found)
     assert max(map(len, documents.rows)) == 3
-    assert trainer.chunking_finder.found["gradient_cache_chunk_tokens"] == found.chunk_tokens
+    assert trainer.chunking_finder.resolved["gradient_cache_chunk_tokens"] == found.chunk_tokens
 
     nothing = trainer_of(model, gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=1e-6).find_chunking(batch)
-    assert nothing.chunk_tokens == max(side.most_tokens for side in chunk_batch(batch, model.processor, found))
+    assert nothing.chunk_tokens == max(side.max_row_tokens for side in chunk_batch(batch, model.processor, found))
 
 
 def test_a_device_is_tried_with_fewer_tokens_until_a_step_runs(pairs, monkeypatch):
     """Out of memory over five rows; a CPU stands in for the accelerator."""
     model, batch = pairs()
-    monkeypatch.setattr(sizing, "tokens_by_estimate", sizing.tokens_by_trial)
-    monkeypatch.setattr(sizing, "_CPU_TOKENS", ROWS * max(row_sizes(batch.documents, model.processor).tolist()))
+    monkeypatch.setattr(auto_chunking, "tokens_by_estimate", auto_chunking.tokens_by_trial)
+    monkeypatch.setattr(auto_chunking, "_CPU_TOKENS", ROWS * max(row_sizes(batch.documents, model.processor).tolist()))
     encode, tried = with_room_for_five_rows(model)
     settings = GradCacheSettings(gradient_cache_chunk_tokens="auto", gradient_cache_memory_gib=4.0)
-    found = sizing.find_chunking(settings, [parts_of(model, batch, encode)])
+    found = auto_chunking.find_chunking(settings, [parts_of(model, batch, encode)])
     assert tried[0] == ROWS
     assert max(tried[-2:]) <= 5 < min(tried[:-2])
     rows = [side.rows for side in chunk_batch(batch, model.processor, found)]
@@ -208,10 +208,10 @@ def test_of_several_data_sets_the_largest_rows_decide(pairs):
     memory = {"gradient_cache_chunk_size": "auto", "gradient_cache_memory_gib": gib_for(model, batch, 3)}
     assert trainer_of(model, **memory).find_chunking(texts).chunk_size > 3
     trainer = trainer_of(model, **memory)
-    assert trainer.chunking_finder.has_to_choose
+    assert trainer.chunking_finder.is_undecided
     assert trainer.find_chunking(texts, batch).chunk_size == 3
-    assert not trainer.chunking_finder.has_to_choose
-    assert not trainer_of(model).chunking_finder.has_to_choose
+    assert not trainer.chunking_finder.is_undecided
+    assert not trainer_of(model).chunking_finder.is_undecided
 
 
 def test_settings_without_auto_measure_nothing(pairs):
@@ -221,11 +221,11 @@ def test_settings_without_auto_measure_nothing(pairs):
         raise AssertionError
 
     for settings, found in (
-        (GradCacheSettings(), Chunking(chunk_size=32, most_state_bytes=GIB)),
-        (GradCacheSettings(gradient_cache_chunk_tokens=7), Chunking(chunk_tokens=7, most_state_bytes=GIB)),
+        (GradCacheSettings(), Chunking(chunk_size=32, max_hidden_state_bytes=GIB)),
+        (GradCacheSettings(gradient_cache_chunk_tokens=7), Chunking(chunk_tokens=7, max_hidden_state_bytes=GIB)),
         (GradCacheSettings(use_gradient_cache=False), Chunking()),
     ):
-        assert sizing.find_chunking(settings, [parts_of(model, batch, encode)]) == found
+        assert auto_chunking.find_chunking(settings, [parts_of(model, batch, encode)]) == found
 
 
 @pytest.mark.parametrize(
@@ -244,23 +244,23 @@ def test_a_checkpoint_holds_what_the_settings_are_in_numbers_and_a_resumed_run_k
     model, batch = pairs()
     finder = trainer_of(model, **asked).chunking_finder
     parts = [parts_of(model, batch, encode_of(model))]
-    assert finder.found == {}
+    assert finder.resolved == {}
     chunking = finder.find(parts)
     keys = ("gradient_cache_chunk_size", "gradient_cache_chunk_tokens", "gradient_cache_retain")
-    assert list(finder.found.items()) == list(zip(keys, stored, strict=True))
+    assert list(finder.resolved.items()) == list(zip(keys, stored, strict=True))
 
     again = trainer_of(model, **asked, gradient_cache_memory_gib=1e-6).chunking_finder
-    again.keep(json.loads(json.dumps(finder.found)))
-    assert not again.has_to_choose
+    again.restore(json.loads(json.dumps(finder.resolved)))
+    assert not again.is_undecided
     assert again.find(parts) == chunking
-    assert again.found == finder.found
+    assert again.resolved == finder.resolved
 
 
 def test_what_auto_stays_in_a_resumed_run_is_told(pairs, caplog):
     model, _ = pairs()
     caplog.set_level(logging.INFO, "vembed")
     finder = trainer_of(model, gradient_cache_chunk_size="auto", gradient_cache_retain=0.5).chunking_finder
-    finder.keep({"gradient_cache_chunk_size": 6, "gradient_cache_chunk_tokens": None, "gradient_cache_retain": 0.5})
+    finder.restore({"gradient_cache_chunk_size": 6, "gradient_cache_chunk_tokens": None, "gradient_cache_retain": 0.5})
     assert caplog.messages == ["auto stays what the run began with: gradient_cache_chunk_size 6"]
 
 
@@ -269,7 +269,7 @@ def test_a_given_chunking_is_taken_whatever_the_settings_ask_for_and_told_of(pai
     caplog.set_level(logging.INFO, "vembed")
     given = Chunking(chunk_size=4, retain=0.5)
     trainer = trainer_of(model, gradient_cache_chunk_size="auto").with_chunking(given, autocast=nullcontext)
-    assert not trainer.chunking_finder.has_to_choose
+    assert not trainer.chunking_finder.is_undecided
     assert trainer.find_chunking(batch) == trainer.find_chunking(batch) == given
     (told,) = caplog.messages
     assert "of up to 4 rows; 3 of these 6 need" in told
