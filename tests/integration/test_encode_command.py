@@ -13,7 +13,7 @@ from tests.pictures import write_jsonl, write_picture
 from tests.tiny.dual import tiny_own_code
 from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.errors import ConfigError, DataError, ModelError, UsageError
 from vembed.inference import Predictor
 

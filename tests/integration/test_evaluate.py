@@ -13,8 +13,8 @@ from vembed.data.dataset import load_datasets
 from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.evaluate_simple import evaluate_simple
 from vembed.errors import DataError, ModelError, UsageError
-from vembed.evaluation.bases import as_base
 from vembed.evaluation.evaluator import Evaluator
+from vembed.evaluation.protocols import as_base
 from vembed.evaluation.relevance import retrieval_set
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer

@@ -15,7 +15,7 @@ from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
 from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.export import ExportRequest, export
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.trainer import Trainer

@@ -39,7 +39,7 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     if side not in _SIDES:
         raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
     from vembed.entrypoints import encode as entrypoint
-    from vembed.entrypoints.opening import Opening
+    from vembed.entrypoints.load_options import Opening
 
     opening = Opening(
         torch_dtype=torch_dtype,

@@ -18,7 +18,7 @@ def evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("--
     target = one_positional(arguments)
     if target is None:
         raise UsageError("name what to measure: vembed evaluate RUN_FOLDER | CONFIG.yaml | MODEL --test_data_path DATA")
-    from vembed.entrypoints.measured import measured
+    from vembed.entrypoints.evaluation_target import measured
 
     what = measured(target, arguments.words(without="output_dir"))
     from vembed.entrypoints import evaluate as entrypoint

@@ -22,7 +22,7 @@ def export(
 ) -> None:
     """Write a checkpoint as plain weights that need no adapter."""
     from vembed.entrypoints import export as entrypoint
-    from vembed.entrypoints.opening import Opening
+    from vembed.entrypoints.load_options import Opening
 
     opening = Opening(
         torch_dtype=torch_dtype,

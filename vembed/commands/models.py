@@ -25,7 +25,7 @@ def models(
 ) -> None:
     """List the families of models and what each supports, or check one model."""
     from vembed.entrypoints import models as entrypoint
-    from vembed.entrypoints.opening import Opening
+    from vembed.entrypoints.load_options import Opening
 
     if check is None:
         given = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vembed.data.fields.pictures import PictureReader
+from vembed.data.fields.images import PictureReader
 from vembed.data.loading import Rows, has_column, load_rows
 from vembed.data.records import FIELDS, RowReader, check_column_mapping
 from vembed.data.settings import DataEntry, DataSettings, DataSource

@@ -21,7 +21,7 @@ from typing import Any
 
 from vembed.data.fields.cells import is_absent, kind_of, parse_list
 from vembed.data.fields.embeddings import read_embeddings
-from vembed.data.fields.pictures import PictureReader
+from vembed.data.fields.images import PictureReader
 from vembed.data.fields.scores import read_scores, refuse_unread
 from vembed.data.hashing import text_hash
 from vembed.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.retrieval.encode import Encoding, ItemEncoder, Progress

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.assembly import report_settings
-from vembed.entrypoints.measured import Measured, Overrides, measured
-from vembed.evaluation.bases import as_base, as_it_is
+from vembed.entrypoints.evaluation_target import Measured, Overrides, measured
 from vembed.evaluation.comparison import BASE, Candidate, Comparison, measure_models
-from vembed.evaluation.findings import headline_sentence, reading_notes
+from vembed.evaluation.protocols import as_base, as_it_is
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
+from vembed.evaluation.sentences import headline_sentence, reading_notes
 from vembed.evaluation.tables import basis_rows, comparison_rows, text_table
 from vembed.training.run.facts import setting_lines
 from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, model_title, report_run

@@ -6,7 +6,7 @@ vembed export output/checkpoint-100 --merge --output merged
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.errors import UsageError
 from vembed.model.export import merge_folder
 from vembed.utils.files import atomic_folder

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
 from vembed.model.spec import ModelSpec, reads_in_words

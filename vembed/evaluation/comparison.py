@@ -7,9 +7,9 @@ results -> figures, intervals, differences         compare
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vembed.evaluation.bases import Rule, as_it_is
 from vembed.evaluation.bootstrap import Interval, intervals
 from vembed.evaluation.evaluator import EvaluationResult, Evaluator, SetResult
+from vembed.evaluation.protocols import Rule, as_it_is
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vembed.evaluation.bases import PLAIN, Bases, Basis, Rule, as_it_is, part_words
 from vembed.evaluation.metrics import PerQuery, measure_queries
+from vembed.evaluation.protocols import PLAIN, Bases, Basis, Rule, as_it_is, part_words
 from vembed.evaluation.ranks import RelevantRanks, join_ranks, rank_relevant
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings

@@ -9,13 +9,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vembed.errors import VembedError
-from vembed.evaluation.bases import PLAIN, part_words
 from vembed.evaluation.charts import Chart, Line, loss_chart, metric_chart
 from vembed.evaluation.comparison import Comparison, SetComparison
-from vembed.evaluation.findings import distinct_figures, headline_sentence, reading_notes
-from vembed.evaluation.gallery import choose_exhibits
+from vembed.evaluation.formatting import interval_words, metric_words, mode_words, percent, points
+from vembed.evaluation.protocols import PLAIN, part_words
+from vembed.evaluation.sentences import distinct_figures, headline_sentence, reading_notes
+from vembed.evaluation.shown_queries import choose_exhibits
 from vembed.evaluation.tables import basis_rows, comparison_rows, markdown_table, markdown_text, row_metrics
-from vembed.evaluation.words import interval_words, metric_words, mode_words, percent, points
 from vembed.utils.files import atomic_file
 
 _TEMPLATES = Path(__file__).with_name("templates")

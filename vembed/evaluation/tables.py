@@ -4,10 +4,10 @@ import html
 import re
 from collections.abc import Sequence
 
-from vembed.evaluation.bases import part_words
 from vembed.evaluation.comparison import Comparison, Figure, SetComparison
-from vembed.evaluation.findings import distinct_figures
-from vembed.evaluation.words import interval_words, percent, points
+from vembed.evaluation.formatting import interval_words, percent, points
+from vembed.evaluation.protocols import part_words
+from vembed.evaluation.sentences import distinct_figures
 
 Row = tuple[str, ...]
 

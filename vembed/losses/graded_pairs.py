@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vembed.errors import DataError
-from vembed.losses.named_documents import row_numbers
+from vembed.losses.explicit_triplets import row_numbers
 from vembed.types import Targets
 
 

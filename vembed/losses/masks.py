@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import take_rows
-from vembed.losses.named_documents import row_numbers
+from vembed.losses.explicit_triplets import row_numbers
 from vembed.types import NO_GROUP, Ragged, Targets
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vembed.data.fields.cells import is_absent, kind_of
-from vembed.data.fields.pictures import PictureReader
+from vembed.data.fields.images import PictureReader
 from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
 from vembed.errors import DataError

@@ -12,7 +12,7 @@ from vembed.errors import ConfigError, DataError, ModelError
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings, Tower
-from vembed.retrieval.features import FeatureCache, check_family
+from vembed.retrieval.feature_cache import FeatureCache, check_family
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.types import Item, Side
 from vembed.utils.files import user_cache

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vembed.evaluation.bases import PLAIN, Basis
 from vembed.evaluation.comparison import Comparison, compare
 from vembed.evaluation.evaluator import BasisRow, EvaluationResult, SetResult, measure_set
+from vembed.evaluation.protocols import PLAIN, Basis
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.scoring import cosine
 from vembed.types import Embeddings, Item, Ragged

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.unit.evaluation.made import make_comparison, make_result, make_set
-from vembed.evaluation.bases import as_base
 from vembed.evaluation.bootstrap import intervals
 from vembed.evaluation.comparison import Candidate, compare, measure_models
+from vembed.evaluation.protocols import as_base
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
 

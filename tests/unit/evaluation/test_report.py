@@ -10,8 +10,8 @@ import pytest
 from tests.pictures import make_picture
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.errors import VembedError
-from vembed.evaluation.bases import Basis
 from vembed.evaluation.comparison import compare
+from vembed.evaluation.protocols import Basis
 from vembed.evaluation.report import (
     FactTable,
     ReportContent,

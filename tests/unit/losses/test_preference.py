@@ -9,8 +9,8 @@ import torch
 from tests.targets import make_targets
 from tests.unit.losses.batches import evaluate, random_batch, value_and_gradients
 from vembed.errors import UsageError
+from vembed.losses.explicit_triplets import named_triplets
 from vembed.losses.factory import LossFactory
-from vembed.losses.named_documents import named_triplets
 from vembed.losses.settings import LossSettings, PreferenceSettings
 from vembed.scoring import cosine, dot, maxsim
 from vembed.types import Embeddings, Ragged, Sides

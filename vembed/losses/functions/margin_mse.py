@@ -9,8 +9,8 @@ and negatives. Hofstaetter et al. 2020, https://arxiv.org/abs/2010.02666.
 import torch
 from torch import Tensor
 
+from vembed.losses.explicit_triplets import every_two
 from vembed.losses.graded_pairs import GradedPairs, graded_pairs
-from vembed.losses.named_documents import every_two
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import MarginMSESettings
 from vembed.types import Ragged, Targets

@@ -25,8 +25,8 @@ from torch.nn import functional
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import num_rows
+from vembed.losses.explicit_triplets import Triplets, named_triplets
 from vembed.losses.functions.infonce import infonce
-from vembed.losses.named_documents import Triplets, named_triplets
 from vembed.losses.objective import ScoreView, has_tokens
 from vembed.losses.settings import InfoNCESettings, PreferenceSettings
 from vembed.types import Sides, Targets

@@ -8,8 +8,8 @@ from typing import Any
 
 from vembed.errors import CheckpointError
 from vembed.evaluation.charts import Line
+from vembed.evaluation.formatting import metric_words, mode_words, percent
 from vembed.evaluation.report import FactTable, SettingLine
-from vembed.evaluation.words import metric_words, mode_words, percent
 from vembed.training.run.folder import RunFolder
 
 Record = Mapping[str, Any]  # Any: JSON

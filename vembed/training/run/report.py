@@ -13,8 +13,8 @@ from vembed.data.dataset import VisualRetrievalDataset, load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.splits.split import load_split, split_validation
 from vembed.errors import DataError, UsageError
-from vembed.evaluation.bases import as_base
 from vembed.evaluation.comparison import BASE, TUNED, Candidate, Comparison, measure_models
+from vembed.evaluation.protocols import as_base
 from vembed.evaluation.relevance import RetrievalSet, retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.settings import EvaluationSettings

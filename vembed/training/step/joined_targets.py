@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import concat_rows
-from vembed.losses.named_documents import every_two, row_numbers
+from vembed.losses.explicit_triplets import every_two, row_numbers
 from vembed.types import NO_GROUP, Ragged, Targets
 
 

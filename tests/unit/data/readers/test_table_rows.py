@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import make_picture, write_picture
-from vembed.data.fields.pictures import PictureReader
+from vembed.data.fields.images import PictureReader
 from vembed.data.images import read_image
 from vembed.data.loading import load_data
 from vembed.data.records import RowReader

@@ -8,8 +8,8 @@ import torch
 from tests.pictures import write_jsonl, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataEntry, DataSettings
-from vembed.evaluation.bases import as_base
 from vembed.evaluation.evaluator import Evaluator, measure_set
+from vembed.evaluation.protocols import as_base
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from vembed.evaluation.bases import part_words
 from vembed.evaluation.comparison import Comparison, Figure, SetComparison
 from vembed.evaluation.evaluator import SetResult
-from vembed.evaluation.words import interval_words, metric_words, percent, points
+from vembed.evaluation.formatting import interval_words, metric_words, percent, points
+from vembed.evaluation.protocols import part_words
 
 _VALIDATION_NOTE = (
     "These figures are of the validation data, which also chose the checkpoint, so they flatter the tuned model a"

@@ -11,7 +11,7 @@ from vembed.data.hashing import content_hash
 from vembed.errors import DataError, ModelError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
-from vembed.retrieval.features import FeatureCache
+from vembed.retrieval.feature_cache import FeatureCache
 from vembed.types import EncodedItem, ImageSource, Item
 
 TEXTS = ("a red circle", "zebra", "two blue squares on a green field", "small")

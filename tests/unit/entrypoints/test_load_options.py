@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vembed.entrypoints.opening import Opening
+from vembed.entrypoints.load_options import Opening
 from vembed.errors import ConfigError, UsageError
 from vembed.model.settings import ModelSettings
 
