@@ -14,7 +14,7 @@ from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.evaluate_simple import evaluate_simple
 from vembed.errors import DataError, ModelError, UsageError
 from vembed.evaluation.evaluator import Evaluator
-from vembed.evaluation.protocols import as_base
+from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import retrieval_set
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer
@@ -81,7 +81,7 @@ def test_base_figures_are_those_of_the_model_that_training_began_with(run):
     config = load_config(run / "config.yaml")
     sets = [retrieval_set(one, config.data) for one in load_datasets(config.data.test_data_path, config.data)]
     untrained = VisualRetrievalModel.from_pretrained(None, config.model, seed=config.training.seed)
-    assert record["base"] == Evaluator(sets, config.evaluation).measure(untrained, as_base).metrics
+    assert record["base"] == Evaluator(sets, config.evaluation).measure(untrained, base_protocols).metrics
 
 
 def test_evaluating_the_run_again_gives_the_same_report(run):

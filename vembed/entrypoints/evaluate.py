@@ -11,12 +11,12 @@ from pathlib import Path
 
 from vembed.assembly import report_settings
 from vembed.entrypoints.evaluation_target import Measured, Overrides, measured
-from vembed.evaluation.comparison import BASE, Candidate, Comparison, measure_models
-from vembed.evaluation.protocols import as_base, as_it_is
+from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
+from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.sentences import headline_sentence, reading_notes
-from vembed.evaluation.tables import basis_rows, comparison_rows, text_table
+from vembed.evaluation.tables import comparison_rows, protocol_rows, text_table
 from vembed.training.run.facts import setting_lines
 from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, model_title, report_run
 
@@ -70,8 +70,10 @@ def _evaluate_untuned(what: Measured, settings: ReportSettings, folder: Path | N
     config = what.config
     held_out = held_out_data(config.data, seed=config.training.seed, needs=settings.needs)
     sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
-    label, basis = (BASE, as_base) if what.is_base else (MODEL, as_it_is)
-    comparison = measure_models(sets, [Candidate(label, lambda: load_untuned(settings), basis)], config.evaluation)
+    label, protocol = (BASE, base_protocols) if what.is_base else (MODEL, model_protocols)
+    comparison = measure_models(
+        sets, [ModelToMeasure(label, lambda: load_untuned(settings), protocol)], config.evaluation
+    )
     content = ReportContent(
         title=model_title(config.model),
         comparison=comparison,
@@ -85,7 +87,7 @@ def _evaluate_untuned(what: Measured, settings: ReportSettings, folder: Path | N
 
 
 def _evaluation(comparison: Comparison, metric: str, *, role: str, paths: ReportPaths | None) -> Evaluation:
-    rows = basis_rows(comparison, metric)
+    rows = protocol_rows(comparison, metric)
     return Evaluation(
         metrics=comparison.metrics,
         sentence=headline_sentence(comparison, metric),

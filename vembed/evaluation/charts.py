@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vembed.evaluation.formatting import metric_words
+from vembed.evaluation.formatting import metric_label
 
 Line = Mapping[str, Any]  # Any: a line of metrics.jsonl
 Axes = Any  # matplotlib is untyped here
@@ -97,7 +97,7 @@ def metric_chart(history: Sequence[Line], metric: str) -> Chart | None:
         axes.set_ylim(bottom=0)
 
     ends = ", ".join(f"{name} {points[-1][1]:.1f}" for name, points in curves.items())
-    title = f"Validation {metric_words(metric)}, %"
+    title = f"Validation {metric_label(metric)}, %"
     return Chart(title, _draw_svg(draw, metric), f"Last values: {ends}.", tuple(curves))
 
 

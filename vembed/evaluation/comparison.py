@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from vembed.evaluation.bootstrap import Interval, intervals
 from vembed.evaluation.evaluator import EvaluationResult, Evaluator, SetResult
-from vembed.evaluation.protocols import Rule, as_it_is
+from vembed.evaluation.protocols import ProtocolRule, model_protocols
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated
@@ -22,7 +22,7 @@ _DELTA = "delta"
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricComparison:
     """One metric of one set, per model measured. delta_interval: of the last model's value minus the first's."""
 
     metric: str
@@ -40,7 +40,7 @@ class Figure:
         """ "better", "worse", "unclear" when the interval of the difference holds zero, "" when there is none."""
         if self.delta_interval is None:
             return ""
-        if self.delta_interval.holds_zero:
+        if self.delta_interval.contains_zero:
             return "unclear"
         return "better" if self.delta > 0 else "worse"
 
@@ -51,14 +51,14 @@ class SetComparison:
 
     retrieval_set: RetrievalSet
     results: tuple[SetResult, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[MetricComparison, ...]
 
     @property
-    def has_rows(self) -> bool:
-        """Whether a model was measured in several ways: on parts of the query, or in a gallery without its picture."""
-        return any(len(result.rows) > 1 for result in self.results)
+    def has_several_protocols(self) -> bool:
+        """True if a model was measured in several ways: on parts of the query, or in a gallery without its picture."""
+        return any(len(result.protocol_results) > 1 for result in self.results)
 
-    def figure(self, metric: str) -> Figure:
+    def figure(self, metric: str) -> MetricComparison:
         """The figure of a metric that was measured."""
         return next(figure for figure in self.figures if figure.metric == metric)
 
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def intervals(self) -> dict[str, dict[str, dict[str, tuple[float, float] | None]]]:
-        """Label, and "delta" -> set -> metric -> 95 % interval; None where there is none."""
+        """Label, and "delta" -> set -> metric -> 95 % interval, or None without one."""
         by_label = {
             label: {
                 one.retrieval_set.name: {figure.metric: _ends(figure.intervals[number]) for figure in one.figures}
@@ -100,27 +100,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A model to measure: what figures call it, how to load it, and which of its vectors count."""
+class ModelToMeasure:
+    """A model to measure: the label of its figures, how to load it, and the rule that chooses its protocols."""
 
     label: str
     load: Callable[[], VisualRetrievalModel]
-    rule: Rule = as_it_is
+    rule: ProtocolRule = model_protocols
 
 
 def measure_models(
-    sets: Sequence[RetrievalSet], candidates: Sequence[Candidate], settings: EvaluationSettings
+    sets: Sequence[RetrievalSet], models: Sequence[ModelToMeasure], settings: EvaluationSettings
 ) -> Comparison:
-    """Measure each candidate on every set, base first; one model is in memory at a time.
+    """Measure each model on every set, base first; one of them is in memory at a time.
 
     Raises DataError for an image that cannot be read, ModelError for a set whose mode a model cannot take.
     """
-    measured = {candidate.label: _measure(sets, candidate, settings) for candidate in candidates}
+    measured = {model.label: _measure(sets, model, settings) for model in models}
     return compare(sets, measured, samples=settings.bootstrap_samples)
 
 
 def compare(sets: Sequence[RetrievalSet], measured: Mapping[str, EvaluationResult], *, samples: int) -> Comparison:
-    """What each model measured (label -> result, base first) on `sets`, with bootstrap intervals over groups."""
+    """The results on `sets` (label -> result, base first) beside each other, with bootstrap intervals over groups."""
     rows = [
         SetComparison(one, results, _figures(one, results, samples))
         for one, results in zip(sets, zip(*(result.sets for result in measured.values()), strict=True), strict=True)
@@ -128,9 +128,9 @@ def compare(sets: Sequence[RetrievalSet], measured: Mapping[str, EvaluationResul
     return Comparison(tuple(measured), tuple(rows))
 
 
-def _measure(sets: Sequence[RetrievalSet], candidate: Candidate, settings: EvaluationSettings) -> EvaluationResult:
-    model = candidate.load()
-    result = Evaluator(sets, settings).measure(model, candidate.rule)
+def _measure(sets: Sequence[RetrievalSet], entry: ModelToMeasure, settings: EvaluationSettings) -> EvaluationResult:
+    model = entry.load()
+    result = Evaluator(sets, settings).measure(model, entry.rule)
     counted = [
         replace(one, num_truncated=count_truncated(model, retrieval_set))
         for one, retrieval_set in zip(result.sets, sets, strict=True)
@@ -138,8 +138,8 @@ def _measure(sets: Sequence[RetrievalSet], candidate: Candidate, settings: Evalu
     return EvaluationResult(tuple(counted))
 
 
-def _figures(retrieval_set: RetrievalSet, results: tuple[SetResult, ...], samples: int) -> tuple[Figure, ...]:
-    """All models and their difference are measured on the same draws."""
+def _figures(retrieval_set: RetrievalSet, results: tuple[SetResult, ...], samples: int) -> tuple[MetricComparison, ...]:
+    """The figures of all models; their intervals and that of the difference are made from the same resamples."""
     values = {
         (metric, str(number)): per_query
         for number, result in enumerate(results)
@@ -150,7 +150,7 @@ def _figures(retrieval_set: RetrievalSet, results: tuple[SetResult, ...], sample
             values[metric, _DELTA] = results[-1].per_query[metric] - first
     found = intervals(values, retrieval_set.groups, samples=samples, seed=_SEED)
     return tuple(
-        Figure(
+        MetricComparison(
             metric=metric,
             values=tuple(result.metrics[metric] for result in results),
             intervals=tuple(found.get((metric, str(number))) for number in range(len(results))),

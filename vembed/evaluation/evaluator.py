@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 
 from vembed.evaluation.metrics import PerQuery, measure_queries
-from vembed.evaluation.protocols import PLAIN, Bases, Basis, Rule, as_it_is, part_words
+from vembed.evaluation.protocols import (
+    MODEL_EMBEDDINGS,
+    EvaluationProtocol,
+    ProtocolChoice,
+    ProtocolRule,
+    model_protocols,
+    query_part_label,
+)
 from vembed.evaluation.ranks import RelevantRanks, join_ranks, rank_relevant
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.evaluation.settings import EvaluationSettings
@@ -24,28 +31,32 @@ from vembed.types import Embeddings, Ragged
 class SetResult:
     """Figures of one set. per_query: metric -> [queries]; their means are `metrics`. hits: the best documents.
 
-    first_ranks: int64 [queries], where each query's first relevant document stands. basis: which vectors were compared.
-    rows: the figures of every basis that was measured, this one's among them. num_truncated: distinct texts that are
-    longer than the model reads, where they were counted.
+    first_ranks: int64 [queries], the rank of each query's first relevant document. protocol: how these figures were
+    measured. protocol_results: the figures by every protocol, this one's among them. num_truncated: distinct texts that
+    are longer than the model reads, where they were counted.
     """
 
     name: str
     per_query: Mapping[str, PerQuery]
     hits: Hits
     first_ranks: NDArray[np.int64]
-    basis: Basis = PLAIN
-    rows: tuple["BasisRow", ...] = ()
+    protocol: EvaluationProtocol = MODEL_EMBEDDINGS
+    protocol_results: tuple["ProtocolResult", ...] = ()
     num_truncated: int = 0
 
     @property
     def measured_on(self) -> str:
-        """Which vectors were compared, in words."""
-        return self.basis.words if len(self.rows) <= 1 else f"{part_words(self.basis)}: {self.basis.words}"
+        """The vectors that were compared, in words."""
+        return (
+            self.protocol.description
+            if len(self.protocol_results) <= 1
+            else f"{query_part_label(self.protocol)}: {self.protocol.description}"
+        )
 
     @property
-    def row(self) -> "BasisRow":
-        """The one of `rows` that these figures are."""
-        return next(row for row in self.rows if row.basis == self.basis)
+    def chosen(self) -> "ProtocolResult":
+        """The one of `protocol_results` that these figures are."""
+        return next(result for result in self.protocol_results if result.protocol == self.protocol)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -54,19 +65,19 @@ class SetResult:
 
 
 @dataclass(frozen=True)
-class BasisRow:
-    """The figures of one basis: metric -> mean over the queries. holds_query_images: whether its gallery had any."""
+class ProtocolResult:
+    """Metric -> mean over the queries, by one protocol. holds_query_images: queries' pictures stand in the set."""
 
-    basis: Basis
+    protocol: EvaluationProtocol
     metrics: Mapping[str, float]
     holds_query_images: bool
 
     @property
     def gallery(self) -> str:
-        """Whether queries find their own pictures in the gallery, in words; "" where there are none."""
+        """The gallery in words, with the query's own picture or without; "" where sets hold none."""
         if not self.holds_query_images:
             return ""
-        return "without the query's picture" if self.basis.without_query_image else "with the query's picture"
+        return "without the query's picture" if self.protocol.without_query_image else "with the query's picture"
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,8 @@ class Evaluator:
     settings: EvaluationSettings
     num_hits: int = 5
 
-    def measure(self, model: VisualRetrievalModel, rule: Rule = as_it_is) -> EvaluationResult:
-        """Figures of the model, each set by the rule's vectors. Items that several sets share are encoded once.
+    def measure(self, model: VisualRetrievalModel, rule: ProtocolRule = model_protocols) -> EvaluationResult:
+        """Figures of the model, each set by the protocols of the rule. Items that several sets share are encoded once.
 
         Raises DataError for an image that cannot be read, ModelError for a set whose mode the model cannot take.
         """
@@ -104,31 +115,39 @@ class Evaluator:
         measured = [self._measure_set(one, encoders, rule(model, one, self.settings)) for one in self.sets]
         return EvaluationResult(tuple(measured))
 
-    def _measure_set(self, retrieval_set: RetrievalSet, encoders: "_Encoders", bases: Bases) -> SetResult:
+    def _measure_set(self, retrieval_set: RetrievalSet, encoders: "_Encoders", protocols: ProtocolChoice) -> SetResult:
         """The result of the best candidate, by the metric that also chooses checkpoints."""
-        results = [self._measure_basis(retrieval_set, encoders, one) for one in (*bases.candidates, *bases.beside)]
-        candidates = results[: len(bases.candidates)]
+        results = [
+            self._measure_protocol(retrieval_set, encoders, one)
+            for one in (*protocols.candidates, *protocols.also_shown)
+        ]
+        candidates = results[: len(protocols.candidates)]
         best = candidates[0]
         if len(candidates) > 1:
             best = max(candidates, key=lambda result: result.metrics[self.settings.best_metric])
         return replace(
-            best, rows=tuple(BasisRow(one.basis, one.metrics, retrieval_set.holds_query_images) for one in results)
+            best,
+            protocol_results=tuple(
+                ProtocolResult(one.protocol, one.metrics, retrieval_set.holds_query_images) for one in results
+            ),
         )
 
-    def _measure_basis(self, retrieval_set: RetrievalSet, encoders: "_Encoders", basis: Basis) -> SetResult:
-        encoder = encoders.get(basis)
-        keys = retrieval_set.query_keys.tolist() if basis.part == "whole" else None
-        queries = encoder.encode([basis.query(item) for item in retrieval_set.queries], side="query", keys=keys)
+    def _measure_protocol(
+        self, retrieval_set: RetrievalSet, encoders: "_Encoders", protocol: EvaluationProtocol
+    ) -> SetResult:
+        encoder = encoders.get(protocol)
+        keys = retrieval_set.query_keys.tolist() if protocol.part == "whole" else None
+        queries = encoder.encode([protocol.query(item) for item in retrieval_set.queries], side="query", keys=keys)
         documents = encoder.encode(retrieval_set.documents, side="document", keys=retrieval_set.document_keys.tolist())
         result = measure_set(
-            retrieval_set.without_query_images() if basis.without_query_image else retrieval_set,
+            retrieval_set.without_query_images() if protocol.without_query_image else retrieval_set,
             queries,
             documents,
-            scorer=encoders.scorer(basis),
+            scorer=encoders.scorer(protocol),
             cut_offs=self.settings.eval_k,
             num_hits=self.num_hits,
         )
-        return replace(result, basis=basis)
+        return replace(result, protocol=protocol)
 
 
 def measure_set(
@@ -157,19 +176,19 @@ def measure_set(
 
 @dataclass
 class _Encoders:
-    """One encoder per kind of vectors, shared by the sets of one measurement."""
+    """Encoders of one model, one per kind of vectors, shared by all sets so that no item is encoded twice."""
 
     model: VisualRetrievalModel
     batch_size: int
     encoders: dict[str, ItemEncoder] = field(default_factory=dict)
 
-    def get(self, basis: Basis) -> ItemEncoder:
+    def get(self, protocol: EvaluationProtocol) -> ItemEncoder:
         """The encoder of these vectors; towers differ in width, so each of them has its own."""
-        encoding = Encoding(batch_size=self.batch_size, features=basis.features)
-        vectors = basis.words if basis.features == "tower" else basis.features
+        encoding = Encoding(batch_size=self.batch_size, features=protocol.features)
+        vectors = protocol.description if protocol.features == "tower" else protocol.features
         return self.encoders.setdefault(vectors, ItemEncoder(self.model, encoding))
 
-    def scorer(self, basis: Basis) -> Scorer:
-        """How vectors are compared: as the model says; towers' own features by cosine, or token by token."""
+    def scorer(self, protocol: EvaluationProtocol) -> Scorer:
+        """The model's own scorer; for towers' own features cosine, or token by token."""
         spec = self.model.spec
-        return get_scorer("cosine" if basis.features == "tower" else spec.similarity, spec.scoring)
+        return get_scorer("cosine" if protocol.features == "tower" else spec.similarity, spec.scoring)

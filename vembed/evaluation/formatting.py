@@ -1,4 +1,4 @@
-"""Figures, metrics and modes as people write them."""
+"""Figures, intervals, metrics and retrieval modes as texts for people."""
 
 from vembed.evaluation.bootstrap import Interval
 
@@ -25,29 +25,29 @@ def points(value: float) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
-def interval_words(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
     """The interval of a difference, in points.
 
-    >>> interval_words(Interval(0.031, 0.055)), interval_words(None)
+    >>> interval_text(Interval(0.031, 0.055)), interval_text(None)
     ('+3.1 … +5.5', '')
     """
     return "" if interval is None else f"{points(interval.low)} … {points(interval.high)}"
 
 
-def metric_words(metric: str) -> str:
-    """A metric's name.
+def metric_label(metric: str) -> str:
+    """A metric's name as people write it.
 
-    >>> metric_words("ndcg@10"), metric_words("hit_rate@1"), metric_words("mrr")
+    >>> metric_label("ndcg@10"), metric_label("hit_rate@1"), metric_label("mrr")
     ('nDCG@10', 'Hit rate@1', 'MRR')
     """
     name, _, k = metric.partition("@")
     return f"{_METRICS[name]}@{k}" if k else _METRICS[name]
 
 
-def mode_words(mode: str) -> str:
-    """A retrieval mode.
+def mode_label(mode: str) -> str:
+    """A retrieval mode as people write it.
 
-    >>> mode_words("t2i")
+    >>> mode_label("t2i")
     'text → image'
     """
     return f"{_SIDES[mode[0]]} → {_SIDES[mode[2]]}"

@@ -1,4 +1,4 @@
-"""At which rank every relevant document of a query stands, exactly, however deep.
+"""The exact rank of every relevant document of a query, however deep.
 
 A document is ahead of a relevant one if it is not relevant itself and scores as much or more. "As much" allows for the
 rounding of float32 (`TIE_TOLERANCE`). So equal scores never flatter: a model that gives every input the same vector
@@ -67,7 +67,7 @@ def join_ranks(parts: list[RelevantRanks]) -> RelevantRanks:
 
 
 def _tie_tolerance(scores: Tensor) -> Tensor:
-    """[queries]: how far two scores may lie apart and still be equal."""
+    """The difference up to which two scores count as equal, [queries]."""
     finite = scores.masked_fill(scores == float("-inf"), 0)
     return TIE_TOLERANCE * finite.abs().amax(dim=1)
 

@@ -1,4 +1,4 @@
-"""What is searched for, in what, and which finds are right: a data set's rows as queries, gallery and relevance.
+"""Relevance judgements: a data set's rows as queries, the gallery they search, and each query's relevant documents.
 
 | part | from the rows |
 |---|---|
@@ -56,7 +56,7 @@ class RetrievalSet:
 
     @property
     def holds_query_images(self) -> bool:
-        """Whether some query's own picture stands in the gallery."""
+        """True if some query's own picture stands in the gallery."""
         return len(self.query_images.values) > 0
 
     def without_query_images(self) -> "RetrievalSet":
@@ -66,7 +66,7 @@ class RetrievalSet:
 
     @property
     def num_groups(self) -> int:
-        """How many independent groups the queries form."""
+        """Number of independent groups that the queries form."""
         return len(np.unique(self.groups))
 
 
@@ -76,7 +76,7 @@ def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> Re
     Raises DataError for rows that cannot be used, as `on_bad_sample` and `max_bad_fraction` say, and when no query is
     left to measure. To skip rows with broken pictures, every picture is decoded once here.
     """
-    table = _Table()
+    builder = _RetrievalSetBuilder()
     skipped = []
     bad_samples = BadSamples(settings)
     bad_samples.expect(len(dataset))
@@ -85,11 +85,11 @@ def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> Re
             example = dataset[index]
             if settings.on_bad_sample == "skip":
                 _decode(example, settings.max_image_pixels)
-            table.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
+            builder.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
         except DataError as error:
             bad_samples.add(dataset.origin(index), str(error))
             skipped.append(Problem(dataset.origin(index), str(error)))
-    return table.finish(dataset, tuple(skipped))
+    return builder.build(dataset, tuple(skipped))
 
 
 @dataclass
@@ -101,13 +101,13 @@ class _Query:
     negatives: set[int] = field(default_factory=set)
     groups: set[int] = field(default_factory=set)
 
-    def dependent_on(self) -> set[int]:
-        """Keys that queries share which are not independent: groups and pictures."""
+    def dependency_keys(self) -> set[int]:
+        """Keys of groups and pictures; two queries that share one are not independent."""
         return self.groups | {image_hash(source) for source in self.item.images}
 
 
 @dataclass
-class _Table:
+class _RetrievalSetBuilder:
     """Collects rows. Queries by content hash; documents get numbers in order of their first mention."""
 
     queries: dict[int, _Query] = field(default_factory=dict)
@@ -125,15 +125,15 @@ class _Table:
             self._number(item_key, item)
             for item_key, item in zip(hashes, (*example.positives, *example.negatives), strict=True)
         ]
-        positives = [number for number, score in zip(numbers, _scores(example), strict=False) if score > 0]
+        positives = [number for number, score in zip(numbers, _positive_scores(example), strict=False) if score > 0]
         query.positives.update(positives)
         query.negatives.update(numbers[len(example.positives) :])
         if example.group is not None:
             query.groups.add(example.group)
             self.group_documents.setdefault(example.group, set()).update(positives)
 
-    def finish(self, dataset: VisualRetrievalDataset, skipped: tuple[Problem, ...]) -> RetrievalSet:
-        """The set, without queries that have nothing to find."""
+    def build(self, dataset: VisualRetrievalDataset, skipped: tuple[Problem, ...]) -> RetrievalSet:
+        """The set, without queries that have no relevant document."""
         relevant = {key: self._relevant(key) for key in self.queries}
         kept = {key: query for key, query in self.queries.items() if relevant[key]}
         if not kept:
@@ -148,7 +148,7 @@ class _Table:
             relevant=_ragged(relevant[key] for key in kept),
             excluded=_ragged([self.documents[key]] if key in self.documents else [] for key in kept),
             query_images=_ragged(self._query_images(key, relevant[key]) for key in kept),
-            groups=independent_groups([query.dependent_on() for query in kept.values()]),
+            groups=independent_groups([query.dependency_keys() for query in kept.values()]),
             num_rows=len(dataset) - len(skipped),
             num_unmeasured=len(self.queries) - len(kept),
             skipped=skipped,
@@ -174,13 +174,13 @@ class _Table:
         return sorted(shown - {self.documents.get(key)} - set(relevant))
 
 
-def _scores(example: Example) -> tuple[float, ...]:
-    """Of the positives; 1 each where the row has none."""
+def _positive_scores(example: Example) -> tuple[float, ...]:
+    """The scores of the positives, 1 each if the row has none."""
     return example.scores[: len(example.positives)] or (1.0,) * len(example.positives)
 
 
 def independent_groups(groups: Sequence[Iterable[int]]) -> Keys:
-    """A number for each query, equal for queries that share a group key, directly or through others.
+    """A group number for each query, int64 [queries], equal for queries that share a key, directly or through others.
 
     >>> independent_groups([{7}, {8}, {7, 9}, {9}, set()])
     array([0, 1, 0, 0, 2])

@@ -11,11 +11,11 @@ from markupsafe import Markup
 from vembed.errors import VembedError
 from vembed.evaluation.charts import Chart, Line, loss_chart, metric_chart
 from vembed.evaluation.comparison import Comparison, SetComparison
-from vembed.evaluation.formatting import interval_words, metric_words, mode_words, percent, points
-from vembed.evaluation.protocols import PLAIN, part_words
+from vembed.evaluation.formatting import interval_text, metric_label, mode_label, percent, points
+from vembed.evaluation.protocols import MODEL_EMBEDDINGS, query_part_label
 from vembed.evaluation.sentences import distinct_figures, headline_sentence, reading_notes
-from vembed.evaluation.shown_queries import choose_exhibits
-from vembed.evaluation.tables import basis_rows, comparison_rows, markdown_table, markdown_text, row_metrics
+from vembed.evaluation.shown_queries import choose_shown_queries
+from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, shown_metrics
 from vembed.utils.files import atomic_file
 
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -42,7 +42,7 @@ class SettingLine:
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What a report says.
+    """The content of a report.
 
     role: "test", or "validation" when those sets also chose the checkpoint. headline: the metric of the first glance.
     history: lines of metrics.jsonl. notes: sentences a reader must know. meta: goes into metrics.json as it is.
@@ -92,7 +92,7 @@ def write_report(folder: Path, content: ReportContent) -> ReportPaths:
 
 
 def metrics_record(content: ReportContent) -> dict[str, object]:
-    """What metrics.json holds: per model {set: {metric: value}}, intervals, rows of composed sets, and of what."""
+    """The content of metrics.json: per model {set: {metric: value}}, intervals, composed sets by protocol, and meta."""
     comparison = content.comparison
     sets = {
         one.retrieval_set.name: {
@@ -110,7 +110,11 @@ def metrics_record(content: ReportContent) -> dict[str, object]:
     return {
         **comparison.metrics,
         "intervals": comparison.intervals,
-        "rows": {one.retrieval_set.name: _row_records(comparison, one) for one in comparison.sets if one.has_rows},
+        "rows": {
+            one.retrieval_set.name: _row_records(comparison, one)
+            for one in comparison.sets
+            if one.has_several_protocols
+        },
         "meta": {"title": content.title, "headline": content.headline, "sets": sets, **content.meta},
     }
 
@@ -120,7 +124,7 @@ def markdown_report(content: ReportContent) -> str:
     sections = [f"# {markdown_text(content.title)}", markdown_text(_headline(content))]
     sections += [f"> {markdown_text(note)}" for note in _notes(content)]
     sections += [markdown_table(comparison_rows(content.comparison)), _markdown_sets(content.comparison)]
-    if rows := basis_rows(content.comparison, content.headline):
+    if rows := protocol_rows(content.comparison, content.headline):
         sections += ["## Queries of text and image, every row", markdown_table(rows)]
     for table in content.facts:
         header = table.header or ("",) * len(table.rows[0])
@@ -140,14 +144,14 @@ def html_text(content: ReportContent) -> str:
     environment.filters |= {
         "percent": percent,
         "points": points,
-        "interval": interval_words,
-        "metric_words": metric_words,
-        "mode_words": mode_words,
+        "interval": interval_text,
+        "metric_label": metric_label,
+        "mode_label": mode_label,
         "drawing": _drawing,
         "distinct_figures": distinct_figures,
         "headline_figure": lambda one: one.figure(content.headline),
-        "row_metrics": lambda one: row_metrics(one, content.headline),
-        "part_words": part_words,
+        "shown_metrics": lambda one: shown_metrics(one, content.headline),
+        "query_part_label": query_part_label,
     }
     return environment.get_template("report.html.j2").render(
         content=content,
@@ -155,8 +159,8 @@ def html_text(content: ReportContent) -> str:
         sentence=_headline(content),
         notes=_notes(content),
         charts=[chart for chart in charts if chart is not None],
-        exhibits=choose_exhibits(content.comparison, content.gallery_size) if content.gallery_size else (),
-        plain_words=PLAIN.words,
+        shown_queries=choose_shown_queries(content.comparison, content.gallery_size) if content.gallery_size else (),
+        default_description=MODEL_EMBEDDINGS.description,
         full_scale=_full_scale(content.comparison.sets),
     )
 
@@ -185,14 +189,14 @@ def _row_records(comparison: Comparison, one: SetComparison) -> list[dict[str, o
     return [
         {
             "model": label,
-            "query": row.basis.part,
-            "compared_by": row.basis.words,
-            "query_image": galleries[row.basis.without_query_image] if row.gallery else "absent",
-            "counts": row.basis == result.basis,
+            "query": row.protocol.part,
+            "compared_by": row.protocol.description,
+            "query_image": galleries[row.protocol.without_query_image] if row.gallery else "absent",
+            "counts": row.protocol == result.protocol,
             "metrics": dict(row.metrics),
         }
         for label, result in zip(comparison.labels, one.results, strict=True)
-        for row in result.rows
+        for row in result.protocol_results
     ]
 
 
@@ -201,7 +205,7 @@ def _markdown_sets(comparison: Comparison) -> str:
     rows = [
         (
             one.retrieval_set.name,
-            mode_words(one.retrieval_set.mode),
+            mode_label(one.retrieval_set.mode),
             f"{len(one.retrieval_set.queries):,}",
             f"{len(one.retrieval_set.documents):,}",
             *(result.measured_on for result in one.results),

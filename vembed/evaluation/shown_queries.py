@@ -16,42 +16,42 @@ from vembed.types import Item
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One item to show. `right`: it is relevant to the query."""
+class ShownItem:
+    """One item to show. `relevant`: it is relevant to the query."""
 
     text: str | None
     images: tuple[str, ...]
-    right: bool = False
+    relevant: bool = False
 
 
 @dataclass(frozen=True)
-class Strip:
-    """What one model found, best first, and the rank of the first relevant document."""
+class ShownResults:
+    """The best documents of one model for a query, best first, and the rank of its first relevant document."""
 
     label: str
     first_rank: int
-    tiles: tuple[Tile, ...]
+    items: tuple[ShownItem, ...]
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ShownQuery:
     """One query: its set, why it is shown ("win", "loss", "random"), what was wanted and what was found."""
 
     set_name: str
     kind: str
-    query: Tile
-    wanted: Tile
+    query: ShownItem
+    wanted: ShownItem
     num_relevant: int
-    strips: tuple[Strip, ...]
+    results: tuple[ShownResults, ...]
 
 
-def choose_exhibits(comparison: Comparison, size: int) -> tuple[Exhibit, ...]:
+def choose_shown_queries(comparison: Comparison, size: int) -> tuple[ShownQuery, ...]:
     """About `size` queries over all sets. Raises DataError when a picture cannot be read any more."""
     per_set = -(-size // len(comparison.sets))
     return tuple(
-        exhibit
+        shown
         for number, one in enumerate(comparison.sets)
-        for exhibit in _of_set(one, comparison.labels, count=per_set, seed=number)
+        for shown in _of_set(one, comparison.labels, count=per_set, seed=number)
     )
 
 
@@ -72,28 +72,30 @@ def choose_queries(gains: NDArray[np.float64], count: int, seed: int = 0) -> dic
     return dict(list(chosen.items())[:count])
 
 
-def _of_set(one: SetComparison, labels: tuple[str, ...], *, count: int, seed: int) -> Iterator[Exhibit]:
+def _of_set(one: SetComparison, labels: tuple[str, ...], *, count: int, seed: int) -> Iterator[ShownQuery]:
     gains = 1 / one.results[-1].first_ranks - 1 / one.results[0].first_ranks
     starts = (one.retrieval_set.relevant.counts.cumsum(0) - one.retrieval_set.relevant.counts).tolist()
     for query, kind in choose_queries(gains, count, seed).items():
         num_relevant = int(one.retrieval_set.relevant.counts[query])
         relevant = one.retrieval_set.relevant.values[starts[query] : starts[query] + num_relevant].tolist()
-        yield Exhibit(
+        yield ShownQuery(
             set_name=one.retrieval_set.name,
             kind=kind,
-            query=_tile(one.retrieval_set.queries[query]),
-            wanted=_tile(one.retrieval_set.documents[relevant[0]], right=True),
+            query=_shown_item(one.retrieval_set.queries[query]),
+            wanted=_shown_item(one.retrieval_set.documents[relevant[0]], relevant=True),
             num_relevant=num_relevant,
-            strips=tuple(_strips(one, labels, query, set(relevant))),
+            results=tuple(_shown_results(one, labels, query, set(relevant))),
         )
 
 
-def _strips(one: SetComparison, labels: tuple[str, ...], query: int, relevant: set[int]) -> Iterator[Strip]:
+def _shown_results(
+    one: SetComparison, labels: tuple[str, ...], query: int, relevant: set[int]
+) -> Iterator[ShownResults]:
     for label, result in zip(labels, one.results, strict=True):
         found = [number for number in result.hits.documents[query].tolist() if number >= 0]
-        tiles = [_tile(one.retrieval_set.documents[number], right=number in relevant) for number in found]
-        yield Strip(label, int(result.first_ranks[query]), tuple(tiles))
+        items = [_shown_item(one.retrieval_set.documents[number], relevant=number in relevant) for number in found]
+        yield ShownResults(label, int(result.first_ranks[query]), tuple(items))
 
 
-def _tile(item: Item, *, right: bool = False) -> Tile:
-    return Tile(item.text, tuple(thumbnail_uri(source) for source in item.images), right)
+def _shown_item(item: Item, *, relevant: bool = False) -> ShownItem:
+    return ShownItem(item.text, tuple(thumbnail_uri(source) for source in item.images), relevant)

@@ -1,12 +1,12 @@
-"""A comparison as rows of words, for the terminal and for Markdown."""
+"""A comparison as tables, for the terminal and for Markdown."""
 
 import html
 import re
 from collections.abc import Sequence
 
-from vembed.evaluation.comparison import Comparison, Figure, SetComparison
-from vembed.evaluation.formatting import interval_words, percent, points
-from vembed.evaluation.protocols import part_words
+from vembed.evaluation.comparison import Comparison, MetricComparison, SetComparison
+from vembed.evaluation.formatting import interval_text, percent, points
+from vembed.evaluation.protocols import query_part_label
 from vembed.evaluation.sentences import distinct_figures
 
 Row = tuple[str, ...]
@@ -29,34 +29,34 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
     return [header, *rows]
 
 
-def basis_rows(comparison: Comparison, headline: str) -> list[Row]:
+def protocol_rows(comparison: Comparison, headline: str) -> list[Row]:
     """Every way in which composed queries were measured, a row each, the one that counts marked; empty without any.
 
     Shown are recall and the headline metric, in percent.
     """
-    sets = [one for one in comparison.sets if one.has_rows]
+    sets = [one for one in comparison.sets if one.has_several_protocols]
     if not sets:
         return []
-    metrics = row_metrics(sets[0], headline)
+    metrics = shown_metrics(sets[0], headline)
     rows = [
         (
             one.retrieval_set.name,
             label,
-            part_words(row.basis),
-            row.basis.words,
+            query_part_label(row.protocol),
+            row.protocol.description,
             row.gallery,
             *(percent(row.metrics[metric]) for metric in metrics),
-            "counts" if row.basis == result.basis else "",
+            "counts" if row.protocol == result.protocol else "",
         )
         for one in sets
         for label, result in zip(comparison.labels, one.results, strict=True)
-        for row in result.rows
+        for row in result.protocol_results
     ]
     return [("set", "model", "query", "compared by", "gallery", *metrics, ""), *rows]
 
 
-def row_metrics(one: SetComparison, headline: str) -> list[str]:
-    """The metrics by which rows of one set are shown: recall at every cut-off, and the headline metric."""
+def shown_metrics(one: SetComparison, headline: str) -> list[str]:
+    """The metrics shown of every protocol of a set: recall at every cut-off, and the headline metric."""
     recalls = [figure.metric for figure in one.figures if figure.metric.startswith("recall@")]
     return list(dict.fromkeys([*recalls, headline]))
 
@@ -91,9 +91,9 @@ def markdown_text(text: str) -> str:
     return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def _change(figure: Figure) -> Row:
+def _change(figure: MetricComparison) -> Row:
     mark = {"unclear": "≈", "worse": "↓", "better": "↑", "": ""}[figure.verdict]
-    return points(figure.delta), interval_words(figure.delta_interval), mark
+    return points(figure.delta), interval_text(figure.delta_interval), mark
 
 
 def _align(column: Sequence[str]) -> list[str]:

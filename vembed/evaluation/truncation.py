@@ -1,4 +1,4 @@
-"""How many texts are longer than a model reads."""
+"""Counts the texts that are longer than a model reads."""
 
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.model.modeling import VisualRetrievalModel

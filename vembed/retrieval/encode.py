@@ -19,7 +19,7 @@ Progress = Callable[[int, int], None]  # items done, items in all
 
 @dataclass(frozen=True)
 class Encoding:
-    """How items become vectors. features "tower": the towers' own, before heads that were never trained."""
+    """The options of encoding. features "tower": the towers' own, before heads that were never trained."""
 
     batch_size: int = 64
     width: int | None = None
@@ -37,7 +37,7 @@ class ItemEncoder:
         self._model = model
         self._encoding = encoding
         self._progress = progress
-        self._stores: dict[Side, _Store] = {}
+        self._stores: dict[Side, _EmbeddingCache] = {}
 
     def encode(self, items: Sequence[Item], *, side: Side, keys: Sequence[int] | None = None) -> Encoded:
         """Embeddings of the items, [items, dim], or their tokens; `keys` are their content hashes, if known.
@@ -46,7 +46,7 @@ class ItemEncoder:
         gives anything but finite numbers.
         """
         keys = [content_hash(item) for item in items] if keys is None else keys
-        store = self._stores.setdefault(canonical_side(self._model.spec, side), _Store())
+        store = self._stores.setdefault(canonical_side(self._model.spec, side), _EmbeddingCache())
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in store.rows}
         if new:
             store.add(list(new), self._encode_distinct(list(new.values()), side))
@@ -81,8 +81,8 @@ def canonical_side(spec: ModelSpec, side: Side) -> Side:
 
 
 @dataclass
-class _Store:
-    """What is encoded so far: the row of each content hash in `embeddings`."""
+class _EmbeddingCache:
+    """The embeddings so far, and the row of each content hash among them."""
 
     rows: dict[int, int] = field(default_factory=dict)
     embeddings: Encoded | None = None

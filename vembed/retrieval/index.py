@@ -34,7 +34,7 @@ class Hits:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is held at once: `scores` of a strip, and `products` of single vectors while they are computed.
+    """The numbers held at once: `scores` of a strip, and `products` of single vectors while they are computed.
 
     Of Ragged tokens, as many numbers of documents are padded at once as there may be products.
     """
@@ -76,7 +76,7 @@ def score_strips(
     excluded: Ragged | None = None,
     budget: Budget | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The number of a strip's first query, and its scores [strip, documents]; excluded documents score -inf."""
+    """Strip by strip, the number of its first query and its scores [strip, documents]; excluded documents are -inf."""
     budget = budget or Budget()
     num_queries, num_documents = num_rows(queries), num_rows(documents)
     rows = max(1, budget.scores // max(1, num_documents))
@@ -97,7 +97,7 @@ def best_documents(scores: Tensor, k: int) -> Hits:
     """
     kept = min(k, scores.shape[1])
     if kept == 0:
-        return _pad(scores[:, :0], torch.zeros(len(scores), 0, dtype=torch.int64), k)
+        return _padded_hits(scores[:, :0], torch.zeros(len(scores), 0, dtype=torch.int64), k)
     threshold = scores.topk(kept, dim=1).values[:, -1:]  # [queries, 1]
     above = scores > threshold
     tied = scores == threshold
@@ -105,7 +105,7 @@ def best_documents(scores: Tensor, k: int) -> Hits:
     chosen = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))
     columns = chosen.nonzero()[:, 1].view(len(scores), kept)  # in document order
     best, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return _pad(best, columns.gather(1, order), k)
+    return _padded_hits(best, columns.gather(1, order), k)
 
 
 def row_of_value(ragged: Ragged) -> Tensor:
@@ -157,7 +157,7 @@ def _scores(strip: Embeddings, documents: Embeddings | Ragged, scorer: Scorer, p
     return scores
 
 
-def _pad(scores: Tensor, documents: Tensor, k: int) -> Hits:
+def _padded_hits(scores: Tensor, documents: Tensor, k: int) -> Hits:
     """Fill up to k columns; what scores -inf is excluded, so no result either."""
     missing = (0, k - scores.shape[1])
     scores = torch.nn.functional.pad(scores, missing, value=float("-inf"))

@@ -1,4 +1,4 @@
-"""Things to embed, from a folder of images, a text file, or a table. What a value is is never guessed from its looks.
+"""Items to embed, read from a folder of images, a text file, or a table. No value's kind is guessed from its looks.
 
 | input | items |
 |---|---|
@@ -25,7 +25,7 @@ Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds
 
 @dataclass(frozen=True)
 class NamedItem:
-    """An item and what to call it."""
+    """An item and its id."""
 
     name: str
     item: Item

@@ -63,11 +63,11 @@ class VectorStore:
         return self._shards[0].vectors.shape[1] if self._shards else None
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
-        """Whether each key has a row, bool [keys]."""
+        """Bool [keys]: True if the store has a row for the key."""
         wanted = np.asarray(keys, np.int64)
         if len(self) == 0:
             return np.zeros(len(wanted), bool)
-        return np.asarray(self._keys[self._places(wanted)] == wanted)
+        return np.asarray(self._keys[self._positions(wanted)] == wanted)
 
     def append(self, keys: Keys, embeddings: Embeddings) -> None:
         """Add rows under their keys; when this returns they are on the disk.
@@ -97,8 +97,8 @@ class VectorStore:
         if absent:
             raise CheckpointError(f"{self._folder} lacks {absent} of the {len(wanted)} rows that were asked for")
         assert self._shards, "an empty store has been asked for no rows"
-        places = self._places(wanted)
-        shards, rows = self._shard_numbers[places], self._row_numbers[places]
+        positions = self._positions(wanted)
+        shards, rows = self._shard_numbers[positions], self._row_numbers[positions]
         if self._shards[0].counts is None:
             return Embeddings(torch.from_numpy(self._single_rows(shards, rows)))
         return self._token_rows(shards, rows)
@@ -124,8 +124,8 @@ class VectorStore:
             vectors[here[:, None] & mask] = _tokens(self._shards[number], rows[here])
         return Embeddings(torch.from_numpy(vectors), torch.from_numpy(mask))
 
-    def _places(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where each key stands among all, or would stand; the last place for one above all."""
+    def _positions(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Int64 [keys]: the position among all keys, sorted, where each stands or would stand; at most the last."""
         return np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
 
     def _add(self, shards: Sequence[_Shard]) -> None:
@@ -149,7 +149,7 @@ class VectorStore:
 
 
 def _kind(shard: _Shard) -> str:
-    """What vectors a shard holds, in words."""
+    """The kind of vectors that a shard holds, in words."""
     per = "row" if shard.counts is None else "token"
     return f"{shard.vectors.dtype} vectors of {shard.vectors.shape[1]} numbers, one per {per}"
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from vembed.evaluation.comparison import Comparison, compare
-from vembed.evaluation.evaluator import BasisRow, EvaluationResult, SetResult, measure_set
-from vembed.evaluation.protocols import PLAIN, Basis
+from vembed.evaluation.evaluator import EvaluationResult, ProtocolResult, SetResult, measure_set
+from vembed.evaluation.protocols import MODEL_EMBEDDINGS, EvaluationProtocol
 from vembed.evaluation.relevance import RetrievalSet
 from vembed.scoring import cosine
 from vembed.types import Embeddings, Item, Ragged
@@ -58,15 +58,20 @@ def make_comparison(
 def make_composed() -> Comparison:
     """A set of composed queries: of the base two rows, the second of which counts, of the tuned model two as well."""
     one = make_set(40, name="m2i", mode="m2i")
-    image = Basis("tower", "the pretrained image tower's own features", "image")
+    image = EvaluationProtocol("tower", "the pretrained image tower's own features", "image")
     base = _with_rows(make_result([one], 3.0).sets[0], replace(image, without_query_image=True), image)
-    tuned = _with_rows(make_result([one], 0.3).sets[0], PLAIN, replace(PLAIN, without_query_image=True))
+    tuned = _with_rows(
+        make_result([one], 0.3).sets[0], MODEL_EMBEDDINGS, replace(MODEL_EMBEDDINGS, without_query_image=True)
+    )
     measured = {"base": EvaluationResult((base,)), "tuned": EvaluationResult((tuned,))}
     return compare([one], measured, samples=50)
 
 
-def _with_rows(result: SetResult, basis: Basis, other: Basis) -> SetResult:
-    """The result as `basis`, beside another that found nothing, with the query's picture first."""
-    rows = [BasisRow(basis, result.metrics, True), BasisRow(other, dict.fromkeys(result.metrics, 0.0), True)]
-    rows.sort(key=lambda row: row.basis.without_query_image)
-    return replace(result, basis=basis, rows=tuple(rows))
+def _with_rows(result: SetResult, protocol: EvaluationProtocol, other: EvaluationProtocol) -> SetResult:
+    """The result as `protocol`, beside another that found nothing, with the query's picture first."""
+    rows = [
+        ProtocolResult(protocol, result.metrics, True),
+        ProtocolResult(other, dict.fromkeys(result.metrics, 0.0), True),
+    ]
+    rows.sort(key=lambda row: row.protocol.without_query_image)
+    return replace(result, protocol=protocol, protocol_results=tuple(rows))

@@ -46,16 +46,16 @@ def test_pairing_finds_a_small_gain_that_two_intervals_hide():
     tuned = base + 0.03 + GENERATOR.normal(0, 0.02, 200)
     both = intervals({"base": base, "tuned": tuned, "delta": tuned - base}, np.arange(200), samples=1000, seed=0)
     assert both["base"].high > both["tuned"].low
-    assert not both["delta"].holds_zero
+    assert not both["delta"].contains_zero
     assert both["delta"].low > 0.02
 
 
 def test_no_difference_holds_zero():
     values = GENERATOR.normal(0, 1, 300)
     interval = intervals({"delta": values - values.mean()}, np.arange(300), samples=500, seed=0)["delta"]
-    assert interval.holds_zero
-    assert Interval(0.0, 0.0).holds_zero
-    assert not Interval(-0.2, -0.1).holds_zero
+    assert interval.contains_zero
+    assert Interval(0.0, 0.0).contains_zero
+    assert not Interval(-0.2, -0.1).contains_zero
 
 
 def test_intervals_are_the_same_for_the_same_seed_only():

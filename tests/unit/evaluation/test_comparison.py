@@ -5,8 +5,8 @@ import pytest
 
 from tests.unit.evaluation.made import make_comparison, make_result, make_set
 from vembed.evaluation.bootstrap import intervals
-from vembed.evaluation.comparison import Candidate, compare, measure_models
-from vembed.evaluation.protocols import as_base
+from vembed.evaluation.comparison import ModelToMeasure, compare, measure_models
+from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
 
@@ -67,7 +67,7 @@ def test_models_are_loaded_one_after_the_other_and_measured_by_their_rule(bert_f
         loaded.append(VisualRetrievalModel.from_pretrained(bert_folder))
         return loaded[-1]
 
-    candidates = [Candidate("base", load, as_base), Candidate("tuned", load)]
+    candidates = [ModelToMeasure("base", load, base_protocols), ModelToMeasure("tuned", load)]
     comparison = measure_models([one], candidates, EvaluationSettings(bootstrap_samples=10))
     assert len(loaded) == 2
     assert comparison.metrics["base"] == comparison.metrics["tuned"]

@@ -1,4 +1,4 @@
-"""Measuring real tiny models: figures do not depend on batching, nothing is encoded twice, bases are fair."""
+"""Measuring real tiny models: figures do not depend on batching, nothing is encoded twice, protocols are fair."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataEntry, DataSettings
 from vembed.errors import DataError, ModelError
 from vembed.evaluation.evaluator import Evaluator, measure_set
-from vembed.evaluation.protocols import as_base
+from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated
@@ -70,9 +70,9 @@ def test_every_set_gets_every_metric(sets, clip):
 @pytest.mark.parametrize("model_name", ["clip", "composed"])
 def test_figures_do_not_move_with_batch_size_or_padding(sets, request, model_name):
     model = request.getfixturevalue(model_name)
-    whole = evaluator(sets, 64).measure(model, as_base)
+    whole = evaluator(sets, 64).measure(model, base_protocols)
     for batch_size in (1, 3, 5):
-        again = evaluator(sets, batch_size).measure(model, as_base)
+        again = evaluator(sets, batch_size).measure(model, base_protocols)
         assert again.metrics == whole.metrics
         for one, other in zip(again.sets, whole.sets, strict=True):
             np.testing.assert_array_equal(one.first_ranks, other.first_ranks)
@@ -132,7 +132,7 @@ def test_sides_with_prompts_of_their_own_are_encoded_apart(sets, clip_folder):
 
 
 def test_the_base_of_new_heads_is_the_towers_own_where_one_tower_will_do(sets, composed):
-    result = evaluator(sets).measure(composed, as_base)
+    result = evaluator(sets).measure(composed, base_protocols)
     words = {one.name: one.measured_on for one in result.sets}
     assert words == {
         "t2i": "untrained projection heads, so about chance",
@@ -155,15 +155,15 @@ def test_towers_own_features_are_compared_by_direction(sets, bert_folder, vit_fo
     """They have lengths of their own, which no training has made comparable."""
     settings = ModelSettings(text_model_name=bert_folder, image_model_name=vit_folder, projection_dim=16)
     model = VisualRetrievalModel.from_pretrained(None, settings)
-    expected = evaluator(sets[2:]).measure(model, as_base).metrics
+    expected = evaluator(sets[2:]).measure(model, base_protocols).metrics
     model.model.spec = model.spec.model_copy(update={"similarity": "dot", "normalize": False})
     lengths = model.encode(sets[3].documents, features="tower").vectors.norm(dim=1)
     assert lengths.max() > 1.02 * lengths.min()
-    assert evaluator(sets[2:]).measure(model, as_base).metrics == expected
+    assert evaluator(sets[2:]).measure(model, base_protocols).metrics == expected
 
 
 def test_a_model_without_new_heads_is_its_own_base(sets, clip):
-    base = evaluator(sets).measure(clip, as_base)
+    base = evaluator(sets).measure(clip, base_protocols)
     assert base.metrics == evaluator(sets).measure(clip).metrics
     assert {one.measured_on for one in base.sets} == {"the pretrained model's embeddings"}
 

@@ -9,7 +9,7 @@ from tests.pictures import write_jsonl, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataEntry, DataSettings
 from vembed.evaluation.evaluator import Evaluator, measure_set
-from vembed.evaluation.protocols import as_base
+from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
@@ -55,11 +55,14 @@ def measure(sets, model, *rule, **settings):
 
 
 def rows_of(result):
-    return [(row.basis.part, row.basis.without_query_image, row.basis.words) for row in result.rows]
+    return [
+        (row.protocol.part, row.protocol.without_query_image, row.protocol.description)
+        for row in result.protocol_results
+    ]
 
 
 def test_the_base_of_new_heads_is_measured_in_every_way(sets, composed):
-    to_pictures, to_names = measure(sets, composed, as_base)
+    to_pictures, to_names = measure(sets, composed, base_protocols)
     tower, heads = "the pretrained {} tower's own features", "untrained projection heads"
     ways = [("image", tower.format("image")), ("text", heads + ", so about chance"), ("whole", heads)]
     assert rows_of(to_pictures) == [(part, out, words) for out in (False, True) for part, words in ways]
@@ -68,36 +71,36 @@ def test_the_base_of_new_heads_is_measured_in_every_way(sets, composed):
 
 
 def test_the_base_of_a_dual_encoder_is_measured_in_every_way(sets, clip):
-    (result,) = measure(sets[:1], clip, as_base)
+    (result,) = measure(sets[:1], clip, base_protocols)
     words = "the pretrained model's embeddings"
     assert rows_of(result) == [(part, out, words) for out in (False, True) for part in ("image", "text", "whole")]
 
 
 def test_the_figures_of_a_base_are_those_of_its_best_row(sets, clip):
     for metric in ("ndcg@10", "recall@1", "mrr"):
-        for result in measure(sets, clip, as_base, best_metric=metric):
-            assert result.metrics[metric] == max(row.metrics[metric] for row in result.rows)
-            assert result.metrics == result.row.metrics
-            assert len({row.metrics["mrr"] for row in result.rows}) > 2
+        for result in measure(sets, clip, base_protocols, best_metric=metric):
+            assert result.metrics[metric] == max(row.metrics[metric] for row in result.protocol_results)
+            assert result.metrics == result.chosen.metrics
+            assert len({row.metrics["mrr"] for row in result.protocol_results}) > 2
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_row_is_what_its_part_of_the_query_finds(sets, clip, number):
     one = sets[0]
-    row = measure([one], clip, as_base)[0].rows[number]
+    row = measure([one], clip, base_protocols)[0].protocol_results[number]
     items = [replace(item, images=()) for item in one.queries]
-    if row.basis.part == "image":
+    if row.protocol.part == "image":
         items = [replace(item, text=None) for item in one.queries]
-    if row.basis.part == "whole":
+    if row.protocol.part == "whole":
         items = one.queries
     queries, documents = clip.encode(items, side="query"), clip.encode(one.documents, side="document")
-    gallery = one.without_query_images() if row.basis.without_query_image else one
+    gallery = one.without_query_images() if row.protocol.without_query_image else one
     plain = measure_set(gallery, queries, documents, scorer=cosine, cut_offs=(1, 5, 10), num_hits=5)
     assert row.metrics == plain.metrics
 
 
 def test_the_picture_alone_finds_itself_unless_it_is_out_of_the_gallery(sets, clip):
-    with_it, _, _, without, _, _ = measure(sets[:1], clip, as_base)[0].rows
+    with_it, _, _, without, _, _ = measure(sets[:1], clip, base_protocols)[0].protocol_results
     assert with_it.metrics["recall@1"] == 0
     assert without.metrics["mrr"] > with_it.metrics["mrr"]
     assert (with_it.gallery, without.gallery) == ("with the query's picture", "without the query's picture")
@@ -106,9 +109,9 @@ def test_the_picture_alone_finds_itself_unless_it_is_out_of_the_gallery(sets, cl
 @pytest.mark.parametrize("out", [False, True])
 def test_a_tuned_model_counts_in_the_gallery_that_is_asked_for_and_shows_the_other(sets, clip, out):
     to_pictures, to_names = measure(sets, clip, exclude_query_image=out)
-    assert [row.basis.without_query_image for row in to_pictures.rows] == [out, not out]
-    assert to_pictures.metrics == to_pictures.rows[0].metrics != to_pictures.rows[1].metrics
-    assert len(to_names.rows) == 1
+    assert [row.protocol.without_query_image for row in to_pictures.protocol_results] == [out, not out]
+    assert to_pictures.metrics == to_pictures.protocol_results[0].metrics != to_pictures.protocol_results[1].metrics
+    assert len(to_names.protocol_results) == 1
     own = sets[0].query_images.values[:, None]
     assert bool((to_pictures.hits.documents == own).any()) is not out
 
@@ -120,12 +123,12 @@ def test_queries_of_one_kind_are_measured_in_one_way(tmp_path, clip):
     ]
     settings = DataSettings(retrieval_mode="i2m")
     (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), settings)
-    (result,) = measure([retrieval_set(dataset, settings)], clip, as_base)
-    assert len(result.rows) == 1
-    assert result.rows[0].basis.part == "whole"
+    (result,) = measure([retrieval_set(dataset, settings)], clip, base_protocols)
+    assert len(result.protocol_results) == 1
+    assert result.protocol_results[0].protocol.part == "whole"
 
 
 def test_measuring_parts_leaves_the_queries_whole(sets, clip):
-    measure(sets, clip, as_base)
+    measure(sets, clip, base_protocols)
     assert all(item.text is not None and item.images for item in sets[0].queries)
     assert torch.equal(sets[0].excluded.counts, torch.zeros(12, dtype=torch.int64))

@@ -11,7 +11,7 @@ from tests.pictures import make_picture
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.errors import VembedError
 from vembed.evaluation.comparison import compare
-from vembed.evaluation.protocols import Basis
+from vembed.evaluation.protocols import EvaluationProtocol
 from vembed.evaluation.report import (
     FactTable,
     ReportContent,
@@ -108,7 +108,7 @@ def test_the_page_says_what_a_base_was_measured_on_where_that_is_not_plain():
     whole = content()
     one = whole.comparison.sets[0]
     assert "measured on" not in html_text(whole)
-    base = replace(one.results[0], basis=Basis("tower", "the pretrained text tower's own features"))
+    base = replace(one.results[0], protocol=EvaluationProtocol("tower", "the pretrained text tower's own features"))
     towers = replace(whole.comparison, sets=(replace(one, results=(base, one.results[1])),))
     assert "base measured on: the pretrained text tower&#39;s own features" in html_text(content(comparison=towers))
 

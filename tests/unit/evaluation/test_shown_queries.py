@@ -12,7 +12,7 @@ from tests.pictures import make_picture, write_picture
 from tests.unit.evaluation.made import make_comparison, make_result, make_set
 from vembed.errors import DataError
 from vembed.evaluation.comparison import compare
-from vembed.evaluation.shown_queries import choose_exhibits, choose_queries
+from vembed.evaluation.shown_queries import choose_queries, choose_shown_queries
 from vembed.evaluation.thumbnails import thumbnail_uri
 from vembed.types import ImageSource, Item
 
@@ -36,42 +36,42 @@ def test_the_biggest_win_is_the_first_exhibit():
     one = make_set(60)
     comparison = make_comparison([one], 3.0, 0.2)
     base, tuned = (result.first_ranks for result in comparison.sets[0].results)
-    first = choose_exhibits(comparison, 3)[0]
+    first = choose_shown_queries(comparison, 3)[0]
     best = int(np.argmax(1 / tuned - 1 / base))
     assert first.kind == "win"
     assert first.query.text == one.queries[best].text
     assert first.wanted.text == one.documents[best].text
-    assert [strip.first_rank for strip in first.strips] == [base[best], tuned[best]]
+    assert [found.first_rank for found in first.results] == [base[best], tuned[best]]
 
 
-def test_strips_show_the_top_five_and_mark_the_relevant():
+def test_results_show_the_top_five_and_mark_the_relevant():
     one = make_set(60)
     comparison = make_comparison([one], 3.0, 0.2)
-    for exhibit in choose_exhibits(comparison, 6):
-        for strip in exhibit.strips:
-            assert len(strip.tiles) == 5
-            right = [number for number, tile in enumerate(strip.tiles, start=1) if tile.right]
-            assert right == ([strip.first_rank] if strip.first_rank <= 5 else [])
-            assert all(tile.text == exhibit.wanted.text for tile in strip.tiles if tile.right)
+    for shown in choose_shown_queries(comparison, 6):
+        for found in shown.results:
+            assert len(found.items) == 5
+            relevant = [number for number, item in enumerate(found.items, start=1) if item.relevant]
+            assert relevant == ([found.first_rank] if found.first_rank <= 5 else [])
+            assert all(item.text == shown.wanted.text for item in found.items if item.relevant)
 
 
 def test_every_set_shows_as_many():
     comparison = make_comparison([make_set(30, name=name) for name in "abc"])
-    shown = [exhibit.set_name for exhibit in choose_exhibits(comparison, 12)]
+    shown = [one.set_name for one in choose_shown_queries(comparison, 12)]
     assert shown == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
 
 
 def test_one_model_shows_random_queries():
     one = make_set(30)
-    exhibits = choose_exhibits(compare([one], {"model": make_result([one], 1.0)}, samples=0), 4)
-    assert {exhibit.kind for exhibit in exhibits} == {"random"}
-    assert {len(exhibit.strips) for exhibit in exhibits} == {1}
+    shown_queries = choose_shown_queries(compare([one], {"model": make_result([one], 1.0)}, samples=0), 4)
+    assert {shown.kind for shown in shown_queries} == {"random"}
+    assert {len(shown.results) for shown in shown_queries} == {1}
 
 
 def test_a_small_gallery_shows_what_it_has():
     one = make_set(3)
-    (exhibit, *_) = choose_exhibits(make_comparison([one]), 1)
-    assert len(exhibit.strips[0].tiles) == 3
+    (shown, *_) = choose_shown_queries(make_comparison([one]), 1)
+    assert len(shown.results[0].items) == 3
 
 
 @pytest.mark.parametrize(("name", "size"), [("photo.jpg", (900, 400)), ("small.png", (30, 40))])
@@ -88,9 +88,9 @@ def test_pictures_become_thumbnails_in_the_gallery():
     one = make_set(4, mode="t2i")
     documents = tuple(Item(images=(ImageSource(pil=make_picture(number)),)) for number in range(4))
     comparison = make_comparison([replace(one, documents=documents)])
-    for exhibit in choose_exhibits(comparison, 4):
-        assert exhibit.query.images == ()
-        assert all(tile.images[0].startswith("data:image/") for strip in exhibit.strips for tile in strip.tiles)
+    for shown in choose_shown_queries(comparison, 4):
+        assert shown.query.images == ()
+        assert all(item.images[0].startswith("data:image/") for found in shown.results for item in found.items)
 
 
 def test_a_picture_that_has_gone_is_named(tmp_path):
@@ -98,4 +98,4 @@ def test_a_picture_that_has_gone_is_named(tmp_path):
     gone = Item(images=(ImageSource(path=str(tmp_path / "gone.png"), origin="rows.jsonl:1"),))
     comparison = make_comparison([replace(one, documents=(gone,) * 4)])
     with pytest.raises(DataError, match=r"rows\.jsonl:1"):
-        choose_exhibits(comparison, 1)
+        choose_shown_queries(comparison, 1)

@@ -3,7 +3,7 @@
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.evaluation.comparison import compare
 from vembed.evaluation.formatting import points
-from vembed.evaluation.tables import basis_rows, comparison_rows, markdown_table, markdown_text, text_table
+from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, text_table
 
 
 def test_rows_hold_figures_in_percent_and_changes_in_points():
@@ -45,7 +45,7 @@ def test_markdown_shows_signs_as_they_are():
 
 def test_rows_of_composed_queries_say_by_what_and_in_which_gallery():
     comparison = make_composed()
-    header, *rows = basis_rows(comparison, "ndcg@10")
+    header, *rows = protocol_rows(comparison, "ndcg@10")
     assert header[:5] == ("set", "model", "query", "compared by", "gallery")
     assert header[5:] == ("recall@1", "recall@5", "recall@10", "ndcg@10", "")
     assert [(row[1], row[2], row[4], row[-1]) for row in rows] == [
@@ -56,4 +56,4 @@ def test_rows_of_composed_queries_say_by_what_and_in_which_gallery():
     ]
     figure = comparison.sets[0].figure("recall@1")
     assert (rows[1][5], rows[2][5]) == tuple(f"{100 * value:.1f}" for value in figure.values)
-    assert basis_rows(make_comparison([make_set()]), "ndcg@10") == []
+    assert protocol_rows(make_comparison([make_set()]), "ndcg@10") == []

@@ -8,7 +8,7 @@ from typing import Any
 
 from vembed.errors import CheckpointError
 from vembed.evaluation.charts import Line
-from vembed.evaluation.formatting import metric_words, mode_words, percent
+from vembed.evaluation.formatting import metric_label, mode_label, percent
 from vembed.evaluation.report import FactTable, SettingLine
 from vembed.training.run.folder import RunFolder
 
@@ -86,7 +86,7 @@ def _data_rows(record: Record) -> Iterator[tuple[str, ...]]:
             yield (
                 one["name"],
                 role,
-                mode_words(one["mode"]),
+                mode_label(one["mode"]),
                 f"{one['num_rows']:,}",
                 f"{one['num_groups']:,}",
                 f"{lengths['median']:,}, {lengths['max']:,}" if lengths else "",
@@ -101,7 +101,7 @@ def _run_rows(record: Record, saved: Record, steps: Sequence[Line], num_bad: int
         yield "batches per step", str(plan["num_batches_per_step"])
     yield "time of training steps", _training_time(steps)
     if saved["best"] is not None:
-        best = f"{metric_words(saved['best']['metric'])} {percent(saved['best']['value'])} % on the validation sets"
+        best = f"{metric_label(saved['best']['metric'])} {percent(saved['best']['value'])} % on the validation sets"
         yield "weights kept", f"step {saved['step']:,}: {best}"
     else:
         yield "weights kept", f"step {saved['step']:,}, the last"

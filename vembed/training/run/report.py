@@ -13,8 +13,8 @@ from vembed.data.dataset import VisualRetrievalDataset, load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.splits.split import load_split, split_validation
 from vembed.errors import DataError, UsageError
-from vembed.evaluation.comparison import BASE, TUNED, Candidate, Comparison, measure_models
-from vembed.evaluation.protocols import as_base
+from vembed.evaluation.comparison import BASE, TUNED, Comparison, ModelToMeasure, measure_models
+from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import RetrievalSet, retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.settings import EvaluationSettings
@@ -73,8 +73,8 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
     held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
     sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
     candidates = (
-        Candidate(BASE, lambda: _with_features(load_untuned(settings), settings, sets), as_base),
-        Candidate(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
+        ModelToMeasure(BASE, lambda: _with_features(load_untuned(settings), settings, sets), base_protocols),
+        ModelToMeasure(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
     )
     comparison = measure_models(sets, candidates, settings.evaluation)
     content = _content(run, settings, held_out.role, comparison)
