@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vembed.data.fields.images import PictureReader
+from vembed.data.fields.images import ImageCellParser
 from vembed.data.loading import Rows, has_column, load_rows
 from vembed.data.records import FIELDS, RowReader, check_column_mapping
 from vembed.data.settings import DataEntry, DataSettings, DataSource
@@ -56,7 +56,7 @@ class VisualRetrievalDataset:
         return self.reader(self._rows[row], self._rows.origin(row))
 
     def origin(self, index: int) -> str:
-        """Where the example's row is, as in "train.jsonl:17"."""
+        """File and line of the example's row, as in "train.jsonl:17"."""
         return self._rows.origin(self._row_number(index))
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "VisualRetrievalDataset":
@@ -94,18 +94,18 @@ def _load(entry: DataEntry, name: str, settings: DataSettings, needs: RowNeeds) 
     check_column_mapping(columns)
     rows = load_rows(entry)
     mode = entry.retrieval_mode or settings.retrieval_mode
-    reader = RowReader(mode, columns, _pictures(entry, settings), rows.lists_in_text, needs)
+    reader = RowReader(mode, columns, _image_parser(entry, settings), rows.lists_in_text, needs)
     _check_columns(rows, reader, entry.path)
     return VisualRetrievalDataset(name, rows, reader, weight=entry.weight)
 
 
-def _pictures(entry: DataEntry, settings: DataSettings) -> PictureReader:
+def _image_parser(entry: DataEntry, settings: DataSettings) -> ImageCellParser:
     root = entry.image_root or settings.image_root
     if root is None:
-        return PictureReader(str(Path(entry.path).parent))
+        return ImageCellParser(str(Path(entry.path).parent))
     if not Path(root).is_dir():
         raise DataError(f"image_root: there is no folder {root}")
-    return PictureReader(root, confined=not settings.allow_paths_outside_image_root)
+    return ImageCellParser(root, confined=not settings.allow_paths_outside_image_root)
 
 
 def _unique_names(entries: Sequence[DataEntry], settings: DataSettings, default_name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a path to data may be: the endings of files that are read, and the form of a data set's name on a hub."""
+"""Formats of data: the endings of files that are read, and the form of a data set's name on a hub."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def may_be_hub_name(path: str) -> bool:
-    """Whether a path could name a data set on a hub: no data file's ending, and at most one slash.
+    """True if a path could name a data set on a hub: no data file's ending, and at most one slash.
 
     >>> may_be_hub_name("nlphuji/flickr30k"), may_be_hub_name("pairs.csv"), may_be_hub_name("./pairs")
     (True, False, False)

@@ -38,7 +38,7 @@ def mixed_hash(*parts: int | str) -> int:
 
 
 def row_name(origin: str) -> str:
-    """What random draws know a row by: its file's name and line, wherever the file lies.
+    """The name from which a row's random draws are seeded: its file's name and line, wherever the file lies.
 
     >>> row_name("data/emoji/train.jsonl:17")
     'train.jsonl:17'

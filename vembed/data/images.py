@@ -37,7 +37,7 @@ def read_bytes(source: ImageSource) -> bytes:
     if source.pil is not None:
         return _pixel_bytes(source)
     if source.path is None:
-        raise DataError(f"{_where(source)}the image has neither a path, nor bytes, nor a picture")
+        raise DataError(f"{_message_prefix(source)}the image has neither a path, nor bytes, nor a picture")
     return _file_bytes(source.path, source)
 
 
@@ -67,7 +67,7 @@ def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
     try:
         return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
     except _BROKEN as error:
-        raise DataError(f"{_where(source)}the image is cut off or broken: {error}") from error
+        raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
 
 
 def _file_bytes(path: str, source: ImageSource) -> bytes:
@@ -76,12 +76,12 @@ def _file_bytes(path: str, source: ImageSource) -> bytes:
     except FileNotFoundError as error:
         raise _no_file(source) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{_where(source)}the image file cannot be read: {error}") from error
+        raise DataError(f"{_message_prefix(source)}the image file cannot be read: {error}") from error
 
 
 def _no_file(source: ImageSource) -> DataError:
     return DataError(
-        f"{_where(source)}there is no such image file (relative paths start at image_root, which by default is"
+        f"{_message_prefix(source)}there is no such image file (relative paths start at image_root, which by default is"
         " the folder of the data file)"
     )
 
@@ -91,7 +91,7 @@ def _pixel_bytes(source: ImageSource) -> bytes:
     try:
         pixels = source.pil.tobytes()
     except _BROKEN as error:
-        raise DataError(f"{_where(source)}the image is cut off or broken: {error}") from error
+        raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
     palette = source.pil.getpalette() if source.pil.mode in {"P", "PA"} else None
     transparency = source.pil.info.get("transparency")
     return f"{source.pil.mode} {source.pil.size} {palette} {transparency!r}\n".encode() + pixels
@@ -104,21 +104,21 @@ def _open(data: bytes, source: ImageSource) -> PIL.Image.Image:
         try:
             return PIL.Image.open(io.BytesIO(data))
         except PIL.UnidentifiedImageError as error:
-            raise DataError(f"{_where(source)}not an image: {_start(data)}") from error
+            raise DataError(f"{_message_prefix(source)}not an image: {_first_bytes(data)}") from error
         except _BROKEN as error:
-            raise DataError(f"{_where(source)}the image is cut off or broken: {error}") from error
+            raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
-def _start(data: bytes) -> str:
+def _first_bytes(data: bytes) -> str:
     return f"{len(data)} bytes that start with {data[:16]!r}" if data else "it is empty"
 
 
 def _refuse_bomb(size: tuple[int, int], max_pixels: int, source: ImageSource) -> None:
     if size[0] * size[1] > max_pixels:
         raise DataError(
-            f"{_where(source)}the image has {size[0]} x {size[1]} pixels, over max_image_pixels = {max_pixels}"
+            f"{_message_prefix(source)}the image has {size[0]} x {size[1]} pixels, over max_image_pixels = {max_pixels}"
         )
 
 
@@ -126,7 +126,7 @@ def _to_rgb(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
     if image.mode in _SIXTEEN_BIT:
         return _from_sixteen_bit(image, source)
     if image.mode == "F":
-        raise DataError(f"{_where(source)}float pixels have no known range; save the image with 8 or 16 bits")
+        raise DataError(f"{_message_prefix(source)}float pixels have no known range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -141,7 +141,7 @@ def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.
     """Grey values 0..65535 become 0..255. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)  # [height, width]
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise DataError(f"{_where(source)}32-bit pixels have no known range; save the image with 8 or 16 bits")
+        raise DataError(f"{_message_prefix(source)}32-bit pixels have no known range; save the image with 8 or 16 bits")
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = 65535
@@ -149,5 +149,5 @@ def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.
     return PIL.Image.fromarray(grey).convert("RGB")
 
 
-def _where(source: ImageSource) -> str:
+def _message_prefix(source: ImageSource) -> str:
     return "".join(f"{part[:300]}: " for part in (source.origin, source.path) if part)

@@ -52,7 +52,7 @@ def load_data(path: str, **entry: Any) -> Rows:  # Any: the fields of DataEntry,
 
 
 def has_column(rows: Rows, name: str) -> bool:
-    """Whether any row has the column."""
+    """True if any row has the column."""
     if isinstance(rows, TextRows) and not rows.lists_in_text:
         return has_key(rows, name)
     return name in rows.columns

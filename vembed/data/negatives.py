@@ -1,4 +1,4 @@
-"""Which of a row's explicit negatives are used: all of them, or a few drawn anew each epoch."""
+"""Chooses the explicit negatives of a row that are used: all of them, or a few drawn anew each epoch."""
 
 import random
 from collections.abc import Sequence

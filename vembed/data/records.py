@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vembed.data.fields.cells import is_absent, kind_of, parse_list
+from vembed.data.fields.cells import describe_cell, is_absent, parse_list
 from vembed.data.fields.embeddings import read_embeddings
-from vembed.data.fields.images import PictureReader
+from vembed.data.fields.images import ImageCellParser
 from vembed.data.fields.scores import read_scores, refuse_unread
 from vembed.data.hashing import text_hash
 from vembed.errors import ConfigError, DataError
@@ -57,7 +57,7 @@ class RowReader:
 
     mode: str
     columns: Mapping[str, str] = field(default_factory=dict)
-    pictures: PictureReader = field(default_factory=PictureReader)
+    image_parser: ImageCellParser = field(default_factory=ImageCellParser)
     lists_in_text: bool = False
     needs: RowNeeds = field(default_factory=RowNeeds)
 
@@ -74,7 +74,7 @@ class RowReader:
         group = self._group(row, origin)
         if self.needs.groups and group is None:
             raise DataError(f"{origin}: {self._label('group')}: is missing; the loss needs the class of every row")
-        self._check_number(len(positives), len(negatives), origin)
+        self._check_num_documents(len(positives), len(negatives), origin)
         scores = self._scores(row, len(positives), len(positives) + len(negatives), origin)
         return Example(
             query[0],
@@ -87,7 +87,7 @@ class RowReader:
             embeddings=self._embeddings(row, len(positives), len(negatives), origin),
         )
 
-    def _check_number(self, num_positives: int, num_negatives: int, origin: str) -> None:
+    def _check_num_documents(self, num_positives: int, num_negatives: int, origin: str) -> None:
         """Refuse a row with fewer documents than the loss needs."""
         where = f"{origin}: {self._label('negatives')}"
         if self.needs.negatives and not num_negatives:
@@ -114,7 +114,7 @@ class RowReader:
         return self.columns.get(field_name, field_name)
 
     def _items(self, row: Row, side: str, origin: str) -> tuple[Item, ...]:
-        """The items of one required side, at least one."""
+        """The items of one required side (query or positive), at least one."""
         kind = self.mode[0] if side == "query" else self.mode[2]
         texts, images = row.get(self.column(side)), row.get(self.column(f"{side}_image"))
         cell = images if kind == "i" and not is_absent(images) else texts
@@ -122,8 +122,8 @@ class RowReader:
         if not cells or (len(cells) == 1 and is_absent(cells[0])):
             raise DataError(self._missing(row, side, kind, origin))
         if kind != "m" or is_absent(images):
-            return self._each(cells, kind, side, origin)
-        return self._paired(cells, images, side, origin)
+            return self._read_items(cells, kind, side, origin)
+        return self._text_image_items(cells, images, side, origin)
 
     def _negatives(self, row: Row, origin: str) -> tuple[Item, ...]:
         texts, images = row.get(self.column("negatives")), row.get(self.column("negative_images"))
@@ -131,14 +131,14 @@ class RowReader:
         cell = images if kind == "i" and not is_absent(images) else texts
         cells = self._as_list(cell, "negatives", origin)
         if kind != "m" or is_absent(images):
-            return self._each(cells, kind, "negatives", origin)
-        return self._paired(cells, images, "negatives", origin)
+            return self._read_items(cells, kind, "negatives", origin)
+        return self._text_image_items(cells, images, "negatives", origin)
 
     def _ignored(self, row: Row, origin: str) -> tuple[Item, ...]:
         cells = self._as_list(row.get(self.column("ignore")), "ignore", origin)
-        return self._each(cells, self.mode[2], "ignore", origin)
+        return self._read_items(cells, self.mode[2], "ignore", origin)
 
-    def _paired(self, texts: Sequence[Any], images: Any, side: str, origin: str) -> tuple[Item, ...]:
+    def _text_image_items(self, texts: Sequence[Any], images: Any, side: str, origin: str) -> tuple[Item, ...]:
         """Items of a text column and an image column, one image (or list of images) per text."""
         per_text = [images] if len(texts) == 1 else images
         if not isinstance(per_text, list | tuple) or len(per_text) != len(texts):
@@ -146,19 +146,19 @@ class RowReader:
                 f"{origin}: {self._label(side)}: {len(texts)} texts need a list of as many images beside them"
             )
         cells = [{"text": text, "image": image} for text, image in zip(texts, per_text, strict=True)]
-        return self._each(cells, "m", side, origin)
+        return self._read_items(cells, "m", side, origin)
 
-    def _each(self, cells: Sequence[Any], kind: str, side: str, origin: str) -> tuple[Item, ...]:
+    def _read_items(self, cells: Sequence[Any], kind: str, side: str, origin: str) -> tuple[Item, ...]:
         label = self._label(side)
         names = [label] if len(cells) == 1 else [f"{label}[{i}]" for i in range(len(cells))]
         named = zip(cells, names, strict=True)
-        return tuple(self._item(cell, kind, f"{origin}: {name}", origin) for cell, name in named)
+        return tuple(self._read_item(cell, kind, f"{origin}: {name}", origin) for cell, name in named)
 
-    def _item(self, cell: Any, kind: str, where: str, origin: str) -> Item:
-        text, image = _parts(cell, kind, where)
+    def _read_item(self, cell: Any, kind: str, where: str, origin: str) -> Item:
+        text, image = _text_and_image(cell, kind, where)
         self._refuse_extra(text, image, kind, where)
         return Item(
-            text=_text(text, where) if kind != "i" else None,
+            text=_checked_text(text, where) if kind != "i" else None,
             images=self._images(image, where) if kind != "t" else (),
             origin=origin,
         )
@@ -175,7 +175,7 @@ class RowReader:
         cells = cell if isinstance(cell, list | tuple) else [cell]
         if not cells:
             raise DataError(f"{where}: the image is missing")
-        return tuple(self.pictures(one, where) for one in cells)
+        return tuple(self.image_parser(one, where) for one in cells)
 
     def _as_list(self, cell: Any, side: str, origin: str) -> Sequence[Any]:
         if is_absent(cell):
@@ -193,7 +193,9 @@ class RowReader:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # a table column of whole numbers with gaps is read as floats
         if not isinstance(value, str | int | float):
-            raise DataError(f"{origin}: {self._label('group')}: a group is a text or a number, not {kind_of(value)}")
+            raise DataError(
+                f"{origin}: {self._label('group')}: a group is a text or a number, not {describe_cell(value)}"
+            )
         return text_hash(str(value))
 
     def _label(self, field_name: str) -> str:
@@ -203,8 +205,8 @@ class RowReader:
     def _missing(self, row: Row, side: str, kind: str, origin: str) -> str:
         column = self.column(side)
         if column in row:
-            found = f"{origin}: {self._label(side)}: is {kind_of(row[column])}"
-            return f"{found}; retrieval_mode {self.mode} needs {_article(kind)} here"
+            found = f"{origin}: {self._label(side)}: is {describe_cell(row[column])}"
+            return f"{found}; retrieval_mode {self.mode} needs {_kind_with_article(kind)} here"
         near = nearest_names(column, row)
         hint = f"; is it {near[0]!r}?" if near else "."
         return (
@@ -226,7 +228,7 @@ def check_column_mapping(columns: Mapping[str, str]) -> None:
     raise ConfigError(f"column_mapping: unknown field {unknown[0]!r}{hint} Fields: {', '.join(FIELDS)}")
 
 
-def _parts(cell: Any, kind: str, where: str) -> tuple[Any, Any]:
+def _text_and_image(cell: Any, kind: str, where: str) -> tuple[Any, Any]:
     """Text and image of a cell that is one of the two, or a dict that names them."""
     if isinstance(cell, Mapping) and ("text" in cell or "image" in cell):
         unknown = sorted(set(cell) - {"text", "image"})
@@ -238,13 +240,13 @@ def _parts(cell: Any, kind: str, where: str) -> tuple[Any, Any]:
     return (cell, None) if kind == "t" else (None, cell)
 
 
-def _text(cell: Any, where: str) -> str:
+def _checked_text(cell: Any, where: str) -> str:
     if not isinstance(cell, str):
-        raise DataError(f"{where}: should be a text, but is {kind_of(cell)}")
+        raise DataError(f"{where}: should be a text, but is {describe_cell(cell)}")
     if not cell.strip():
         raise DataError(f"{where}: the text is empty")
     return cell
 
 
-def _article(kind: str) -> str:
+def _kind_with_article(kind: str) -> str:
     return {"t": "a text", "i": "an image", "m": "text and image"}[kind]

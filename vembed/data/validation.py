@@ -15,24 +15,24 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Problem:
+class BadRow:
     """A row that cannot be used, and why."""
 
     origin: str
     reason: str
 
 
-def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tuple[Problem, ...]:
+def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tuple[BadRow, ...]:
     """The rows that are bad by what they say, or that name no existing image file; no picture is opened.
 
     Raises DataError that lists them, with on_bad_sample: raise when there are any, else when there are more than
     max_bad_fraction.
     """
-    problems = tuple(_problems(dataset))
+    bad_rows = tuple(_bad_rows(dataset))
     allowed = settings.max_bad_fraction * len(dataset) if settings.on_bad_sample == "skip" else 0
-    if len(problems) > allowed:
-        raise DataError(_listed(problems, len(dataset), settings.on_bad_sample))
-    return problems
+    if len(bad_rows) > allowed:
+        raise DataError(_listed(bad_rows, len(dataset), settings.on_bad_sample))
+    return bad_rows
 
 
 class BadSamples:
@@ -54,8 +54,8 @@ class BadSamples:
         """Bad rows so far, each counted once."""
         return len(self._origins)
 
-    def expect(self, num_rows: int) -> None:
-        """Tell how many rows there are in all; max_bad_fraction is a share of them."""
+    def set_num_rows(self, num_rows: int) -> None:
+        """Set the number of rows in all, of which max_bad_fraction is a share."""
         self._num_rows = num_rows
 
     def add(self, origin: str, reason: str) -> None:
@@ -87,7 +87,7 @@ class BadSamples:
                 yield json.loads(line)["origin"]
 
 
-def _problems(dataset: VisualRetrievalDataset) -> Iterator[Problem]:
+def _bad_rows(dataset: VisualRetrievalDataset) -> Iterator[BadRow]:
     width: int | None = None
     for index in range(len(dataset)):
         try:
@@ -98,7 +98,7 @@ def _problems(dataset: VisualRetrievalDataset) -> Iterator[Problem]:
             if example.embeddings is not None:
                 width = _same_width(width, len(example.embeddings.query), example.origin)
         except DataError as error:
-            yield Problem(dataset.origin(index), str(error))
+            yield BadRow(dataset.origin(index), str(error))
 
 
 def _same_width(width: int | None, own: int, origin: str) -> int:
@@ -107,11 +107,11 @@ def _same_width(width: int | None, own: int, origin: str) -> int:
     return own
 
 
-def _listed(problems: Sequence[Problem], num_rows: int, policy: str) -> str:
-    lines = [f"{len(problems)} of {num_rows} rows cannot be used:"]
-    lines += [f"  {problem.reason}" for problem in problems[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
+def _listed(bad_rows: Sequence[BadRow], num_rows: int, policy: str) -> str:
+    lines = [f"{len(bad_rows)} of {num_rows} rows cannot be used:"]
+    lines += [f"  {row.reason}" for row in bad_rows[:_SHOWN]]
+    if len(bad_rows) > _SHOWN:
+        lines.append(f"  and {len(bad_rows) - _SHOWN} more")
     lines.append(
         "Mend them, or say on_bad_sample: skip" if policy == "raise" else "Mend them, or raise max_bad_fraction"
     )

@@ -24,7 +24,7 @@ from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import content_hash, image_hash
 from vembed.data.images import read_image
 from vembed.data.settings import DataSettings
-from vembed.data.validation import BadSamples, Problem
+from vembed.data.validation import BadRow, BadSamples
 from vembed.errors import DataError
 from vembed.types import Example, Item, Ragged
 
@@ -52,7 +52,7 @@ class RetrievalSet:
     groups: Keys
     num_rows: int
     num_unmeasured: int = 0
-    skipped: tuple[Problem, ...] = ()
+    skipped: tuple[BadRow, ...] = ()
 
     @property
     def holds_query_images(self) -> bool:
@@ -79,7 +79,7 @@ def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> Re
     builder = _RetrievalSetBuilder()
     skipped = []
     bad_samples = BadSamples(settings)
-    bad_samples.expect(len(dataset))
+    bad_samples.set_num_rows(len(dataset))
     for index in range(len(dataset)):
         try:
             example = dataset[index]
@@ -88,7 +88,7 @@ def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> Re
             builder.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
         except DataError as error:
             bad_samples.add(dataset.origin(index), str(error))
-            skipped.append(Problem(dataset.origin(index), str(error)))
+            skipped.append(BadRow(dataset.origin(index), str(error)))
     return builder.build(dataset, tuple(skipped))
 
 
@@ -132,7 +132,7 @@ class _RetrievalSetBuilder:
             query.groups.add(example.group)
             self.group_documents.setdefault(example.group, set()).update(positives)
 
-    def build(self, dataset: VisualRetrievalDataset, skipped: tuple[Problem, ...]) -> RetrievalSet:
+    def build(self, dataset: VisualRetrievalDataset, skipped: tuple[BadRow, ...]) -> RetrievalSet:
         """The set, without queries that have no relevant document."""
         relevant = {key: self._relevant(key) for key in self.queries}
         kept = {key: query for key, query in self.queries.items() if relevant[key]}

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vembed.data.fields.cells import is_absent, kind_of
-from vembed.data.fields.images import PictureReader
+from vembed.data.fields.cells import describe_cell, is_absent
+from vembed.data.fields.images import ImageCellParser
 from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
 from vembed.errors import DataError
@@ -65,19 +65,19 @@ def _texts_of_file(path: Path) -> Iterator[NamedItem]:
 
 def _items_of_table(path: Path) -> Iterator[NamedItem]:
     rows = load_rows(DataEntry(path=str(path)))
-    pictures = PictureReader(str(path.parent))
+    image_parser = ImageCellParser(str(path.parent))
     for index in range(len(rows)):
         row, origin = rows[index], rows.origin(index)
         name = row.get("id")
-        yield NamedItem(origin.rpartition(":")[2] if name is None else str(name), _item(row, origin, pictures))
+        yield NamedItem(origin.rpartition(":")[2] if name is None else str(name), _item(row, origin, image_parser))
 
 
-def _item(row: Row, origin: str, pictures: PictureReader) -> Item:
+def _item(row: Row, origin: str, image_parser: ImageCellParser) -> Item:
     text, image = row.get("text"), row.get("image")
     if is_absent(text) and is_absent(image):
         raise DataError(f"{origin}: needs a column text or image; the row has {', '.join(row) or 'nothing'}")
     if not is_absent(text) and not isinstance(text, str):
-        raise DataError(f"{origin}: text: should be a text, but is {kind_of(text)}")
+        raise DataError(f"{origin}: text: should be a text, but is {describe_cell(text)}")
     cells = image if isinstance(image, list | tuple) else [] if is_absent(image) else [image]
-    images = tuple(pictures(cell, f"{origin}: image") for cell in cells)
+    images = tuple(image_parser(cell, f"{origin}: image") for cell in cells)
     return Item(text=None if is_absent(text) else text, images=images, origin=origin)

@@ -61,7 +61,7 @@ def test_the_first_bad_sample_raises_by_default():
 
 def test_skipped_samples_are_listed_and_each_counts_once(tmp_path):
     bad = BadSamples(_settings(on_bad_sample="skip"), tmp_path / "run")
-    bad.expect(1000)
+    bad.set_num_rows(1000)
     for number in (1, 2, 1, 2, 3):
         bad.add(f"d.jsonl:{number}", f"reason ü {number}")
     assert bad.num_bad == 3
@@ -73,7 +73,7 @@ def test_skipped_samples_are_listed_and_each_counts_once(tmp_path):
 
 def test_over_the_allowed_share_the_run_stops():
     bad = BadSamples(_settings(on_bad_sample="skip", max_bad_fraction=0.02))
-    bad.expect(100)
+    bad.set_num_rows(100)
     bad.add("d:1", "one")
     bad.add("d:2", "two")
     with pytest.raises(
@@ -85,13 +85,13 @@ def test_over_the_allowed_share_the_run_stops():
 def test_a_resumed_run_goes_on_with_the_count(tmp_path):
     settings = _settings(on_bad_sample="skip", max_bad_fraction=0.02)
     first = BadSamples(settings, tmp_path)
-    first.expect(100)
+    first.set_num_rows(100)
     first.add("d:1", "one")
     first.add("d:2", "two")
     with (tmp_path / "bad_samples.jsonl").open("a") as file:
         file.write('{"origin": "d:9", "rea')  # the run was killed here
     second = BadSamples(settings, tmp_path)
-    second.expect(100)
+    second.set_num_rows(100)
     assert second.num_bad == 2
     second.add("d:1", "one")
     with pytest.raises(DataError, match=r"all are listed in .*bad_samples\.jsonl"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
-from vembed.data.validation import Problem
+from vembed.data.validation import BadRow
 from vembed.evaluation.comparison import Comparison, compare
 from vembed.evaluation.sentences import distinct_figures, headline_sentence, reading_notes
 from vembed.types import Ragged
@@ -48,7 +48,7 @@ def test_validation_figures_say_that_they_chose_the_checkpoint():
 
 
 def test_notes_tell_what_was_left_out_or_cut():
-    one = replace(make_set(), num_unmeasured=2, skipped=(Problem("rows.jsonl:3", "no picture"),))
+    one = replace(make_set(), num_unmeasured=2, skipped=(BadRow("rows.jsonl:3", "no picture"),))
     result = make_result([one], 1.0)
     result = replace(result, sets=(replace(result.sets[0], num_truncated=5),))
     notes = list(reading_notes(compare([one], {"model": result}, samples=0), "test"))

@@ -1,7 +1,7 @@
-"""Random changes of training pictures, as a pure function of (seed, epoch, row, slot): resuming draws the same ones.
+"""Random augmentation of training images, as a pure function of (seed, epoch, row, slot): resuming draws the same.
 
-Shift, turn, scale, brightness, contrast and colour. Pictures are never mirrored: text, arrows and "left of" would then
-no longer match their captions.
+Translation, rotation, scale, brightness, contrast and saturation. Images are never mirrored: text, arrows and "left of"
+would then no longer match their captions.
 """
 
 import math
@@ -22,8 +22,8 @@ _GREY_SHARES = (0.299, 0.587, 0.114)  # of red, green and blue in the brightness
 
 
 @dataclass(frozen=True)
-class _Range:
-    """The widest change: degrees of turn, share of the side shifted, and factors apart from 1."""
+class _Widest:
+    """The strongest augmentation: degrees of rotation, share of a side shifted, and how far factors may be from 1."""
 
     degrees: float
     shift: float
@@ -32,14 +32,14 @@ class _Range:
 
 
 _RANGES = {
-    "light": _Range(degrees=8, shift=0.05, scale=0.1, colour=0.1),
-    "strong": _Range(degrees=20, shift=0.1, scale=0.25, colour=0.3),
+    "light": _Widest(degrees=8, shift=0.05, scale=0.1, colour=0.1),
+    "strong": _Widest(degrees=20, shift=0.1, scale=0.25, colour=0.3),
 }
 
 
 @dataclass(frozen=True)
-class PictureChange:
-    """One drawn change. `degrees` turn counter-clockwise; shifts are shares of width and height; 1.0 keeps a factor."""
+class ImageAugmentation:
+    """One drawn augmentation: rotation counter-clockwise, shifts as shares of width and height, factors (1: as is)."""
 
     degrees: float = 0.0
     shift: tuple[float, float] = (0.0, 0.0)
@@ -60,7 +60,7 @@ class PictureChange:
         return moved.convert("RGB", self._colour_matrix())
 
     def _matrix(self, width: int, height: int) -> tuple[float, float, float, float, float, float]:
-        """Where in the old picture each new pixel comes from: about the middle, turned, scaled and shifted back."""
+        """The affine matrix (a, b, c, d, e, f) that maps a new pixel to the old picture's, about the middle."""
         angle = math.radians(self.degrees)
         cos, sin = math.cos(angle) / self.scale, math.sin(angle) / self.scale
         middle_x, middle_y = width / 2, height / 2
@@ -80,10 +80,10 @@ class PictureChange:
 
 
 def image_transform(strength: Strength, seed: int, epoch: int, *, row: int | str, slot: int) -> ImageTransform:
-    """The change that slot `slot` (0 the query, then documents) of row `row` gets in this epoch."""
+    """The augmentation that slot `slot` (0 the query, then documents) of row `row` gets in this epoch."""
     widest = _RANGES[strength]
     draw = random.Random(mixed_hash("augment", strength, seed, epoch, row, slot))
-    return PictureChange(
+    return ImageAugmentation(
         degrees=draw.uniform(-widest.degrees, widest.degrees),
         shift=(draw.uniform(-widest.shift, widest.shift), draw.uniform(-widest.shift, widest.shift)),
         scale=math.exp(draw.uniform(-1, 1) * math.log1p(widest.scale)),

@@ -1,4 +1,4 @@
-"""Loading a block of rows: what a loader process does, from row numbers to decoded examples or reasons."""
+"""Loads blocks of rows, in any process: from row numbers to decoded examples, or to the reasons why there is none."""
 
 import io
 import pickle
@@ -13,6 +13,7 @@ from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import content_hash, mixed_hash, row_name
 from vembed.data.images import encoded_image
 from vembed.data.negatives import check_negatives, with_chosen_negatives
+from vembed.data.validation import BadRow
 from vembed.errors import DataError
 from vembed.types import EncodedItem, Example, HeldItem, ImageTransform, Item, LoadedExample, Processor
 
@@ -24,14 +25,6 @@ class Block:
     dataset: int
     rows: tuple[int, ...]
     epoch: int
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used, and why."""
-
-    origin: str
-    reason: str
 
 
 LoadedRow = LoadedExample | BadRow
@@ -113,7 +106,7 @@ class BlockLoader:
 
 
 class PackedBlocks(torch.utils.data.Dataset[bytes]):
-    """What a worker process sends: a block as one string of bytes.
+    """Blocks as worker processes send them: loaded, and packed into one string of bytes.
 
     A tensor sent by itself costs a file descriptor, and a few batches of pictures would use up a process's limit.
     """

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vembed.data.batches.blocks import BadRow, BlockLoader
-from vembed.data.batches.sampling import PlannedBatch, RowOrder, SetSize, num_batches, plan_epoch
+from vembed.data.batches.blocks import BlockLoader
+from vembed.data.batches.sampling import DatasetSize, PlannedBatch, RowOrder, num_batches, plan_epoch
 from vembed.data.batches.workers import (
     InlineRows,
     PooledRows,
@@ -24,7 +24,7 @@ from vembed.data.batches.workers import (
 from vembed.data.collators.registry import CollatorRegistry
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.settings import DataSettings
-from vembed.data.validation import BadSamples
+from vembed.data.validation import BadRow, BadSamples
 from vembed.errors import CheckpointError, DataError
 from vembed.types import Batch, LoadedExample, Processor
 
@@ -75,7 +75,7 @@ class TrainingLoader:
         bad_samples: BadSamples | None = None,
     ) -> None:
         _check(datasets, rank, world_size)
-        self._sizes = [SetSize(dataset.name, len(dataset), dataset.weight) for dataset in datasets]
+        self._sizes = [DatasetSize(dataset.name, len(dataset), dataset.weight) for dataset in datasets]
         self._batch_size, self._seed, self._rank, self._world_size = batch_size, seed, rank, world_size
         self._loader = BlockLoader(
             datasets,
@@ -91,7 +91,7 @@ class TrainingLoader:
         self._num_workers = resolve_num_workers(settings.num_workers)
         self._pool: WorkerPool | None = None
         self._bad_samples = BadSamples(settings) if bad_samples is None else bad_samples
-        self._bad_samples.expect(sum(size.num_rows for size in self._sizes))
+        self._bad_samples.set_num_rows(sum(size.num_rows for size in self._sizes))
 
     def num_batches(self, epoch: int) -> int:
         """Batches of the epoch; the same for every epoch and process."""
@@ -153,12 +153,13 @@ class TrainingLoader:
             if isinstance(row, BadRow):
                 self._bad_samples.add(row.origin, row.reason)
                 num_bad += 1
-                self._refuse_hopeless(planned.dataset, num_bad, row)
+                self._refuse_unusable(planned.dataset, num_bad, row)
                 continue
             examples.append(row)
         return examples
 
-    def _refuse_hopeless(self, dataset: int, num_bad: int, row: BadRow) -> None:
+    def _refuse_unusable(self, dataset: int, num_bad: int, row: BadRow) -> None:
+        """Raise DataError once every row of the data set was bad: no further one would fill the batch."""
         size = self._sizes[dataset]
         if num_bad > size.num_rows:
             raise DataError(

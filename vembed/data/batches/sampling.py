@@ -1,4 +1,4 @@
-"""Which rows come when, as a pure function of (seed, epoch): no generator is kept, so any point can be returned to.
+"""The order of rows and batches, as a pure function of (seed, epoch): nothing is kept, so any point can be resumed.
 
 Each data set has an endless order: its rows shuffled, shuffled anew, and so on. Process `rank` of `world_size` owns
 every world_size-th place of it. An epoch takes `weight` times a data set's rows; each batch is of one data set, and
@@ -15,8 +15,8 @@ from vembed.data.hashing import text_hash
 
 
 @dataclass(frozen=True)
-class SetSize:
-    """What the plan needs to know of a data set."""
+class DatasetSize:
+    """Name, rows and weight of a data set, which is what plans are made from."""
 
     name: str
     num_rows: int
@@ -31,19 +31,19 @@ class PlannedBatch:
     num_rows: int
 
 
-def num_batches(size: SetSize, batch_size: int, world_size: int = 1) -> int:
+def num_batches(size: DatasetSize, batch_size: int, world_size: int = 1) -> int:
     """Batches of one data set in an epoch."""
     return len(_batch_sizes(size, batch_size, world_size))
 
 
 def plan_epoch(
-    sizes: Sequence[SetSize], batch_size: int, *, seed: int, epoch: int, world_size: int = 1
+    sizes: Sequence[DatasetSize], batch_size: int, *, seed: int, epoch: int, world_size: int = 1
 ) -> list[PlannedBatch]:
     """The batches of an epoch in order, `batch_size` rows per process; a data set's smaller rest comes last of it.
 
-    >>> [(batch.dataset, batch.num_rows) for batch in plan_epoch([SetSize("a", 7)], 3, seed=0, epoch=0)]
+    >>> [(batch.dataset, batch.num_rows) for batch in plan_epoch([DatasetSize("a", 7)], 3, seed=0, epoch=0)]
     [(0, 3), (0, 3)]
-    >>> [(batch.dataset, batch.num_rows) for batch in plan_epoch([SetSize("a", 8)], 3, seed=0, epoch=0)]
+    >>> [(batch.dataset, batch.num_rows) for batch in plan_epoch([DatasetSize("a", 8)], 3, seed=0, epoch=0)]
     [(0, 3), (0, 3), (0, 2)]
     """
     rows = [_batch_sizes(size, batch_size, world_size) for size in sizes]
@@ -56,7 +56,7 @@ def plan_epoch(
 class RowOrder:
     """A data set's endless order in one epoch, as one process sees it: `[place] -> row`."""
 
-    def __init__(self, size: SetSize, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, size: DatasetSize, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> None:
         self._size = size
         self._seed = seed
         self._epoch = epoch
@@ -72,7 +72,7 @@ class RowOrder:
         return int(self._round[1][within])
 
 
-def _batch_sizes(size: SetSize, batch_size: int, world_size: int) -> list[int]:
+def _batch_sizes(size: DatasetSize, batch_size: int, world_size: int) -> list[int]:
     """Rows per process of each batch. A rest of one row in all has no negatives; it is left out if there is more."""
     drawn = max(1, round(size.num_rows * size.weight))
     full, rest = divmod(drawn, batch_size * world_size)

@@ -1,4 +1,4 @@
-"""Where loaded rows come from: this process, or worker processes that load blocks of rows ahead."""
+"""Sources of loaded rows: this process, or worker processes that load blocks of rows ahead."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ import torch
 from vembed.data.batches.blocks import Block, BlockLoader, LoadedRow, PackedBlocks, unpack
 from vembed.data.batches.sampling import PlannedBatch, RowOrder
 
-_MOST_WORKERS = 8
+_MAX_WORKERS = 8
 _BATCHES_AHEAD = 2
 # A block is packed, sent and unpacked whole, so that copies of it exist for a moment.
-_MOST_BLOCK_ROWS = 32
+_MAX_BLOCK_ROWS = 32
 
 
 class RowSource(Protocol):
@@ -66,13 +66,13 @@ class WorkerPool:
 
     def __init__(self, loader: BlockLoader, num_workers: int, *, batch_size: int) -> None:
         blocks_per_batch = -(-batch_size // block_rows(batch_size, num_workers))
-        self._blocks = _Blocks()
+        self._blocks = _BlockSampler()
         self._loader = torch.utils.data.DataLoader(
             PackedBlocks(loader),
             batch_size=None,
             sampler=self._blocks,
             num_workers=num_workers,
-            collate_fn=_as_is,
+            collate_fn=_unchanged,
             persistent_workers=True,
             prefetch_factor=-(-_BATCHES_AHEAD * blocks_per_batch // num_workers),
             generator=torch.Generator(),
@@ -91,11 +91,11 @@ def _leave_signals_to_parent(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _as_is(packed: Any) -> Any:  # Any: what torch declares here; a worker's bytes are passed on
+def _unchanged(packed: Any) -> Any:  # Any: what torch declares here; a worker's bytes are passed on
     return packed
 
 
-class _Blocks(torch.utils.data.Sampler[Block]):
+class _BlockSampler(torch.utils.data.Sampler[Block]):
     """The blocks of the iteration that begins next."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ def resolve_num_workers(setting: int | Literal["auto"]) -> int:
         return setting
     if not torch.accelerator.is_available():
         return 0
-    return min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
+    return min(_MAX_WORKERS, max(1, (os.cpu_count() or 2) - 1))
 
 
 def block_rows(batch_rows: int, num_workers: int) -> int:
@@ -120,7 +120,7 @@ def block_rows(batch_rows: int, num_workers: int) -> int:
     >>> block_rows(33, 2), block_rows(4096, 2)
     (17, 32)
     """
-    return min(_MOST_BLOCK_ROWS, -(-batch_rows // num_workers))
+    return min(_MAX_BLOCK_ROWS, -(-batch_rows // num_workers))
 
 
 def planned_blocks(

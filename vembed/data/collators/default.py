@@ -29,23 +29,25 @@ class Collator:
         if not examples:
             raise DataError("a batch needs at least one row")
         chosen = [self._choose(example, epoch) for example in examples]
-        documents = _Documents()
+        documents = _DistinctDocuments()
         positives = [[documents.column(item, _group(row)) for item in row.positives] for row in chosen]
         negatives = [[documents.column(item, NO_GROUP) for item in row.negatives] for row in chosen]
-        own = [named + against for named, against in zip(positives, negatives, strict=True)]
-        scored = [columns[: len(row.scores)] for columns, row in zip(own, chosen, strict=True)]
-        for row, against in zip(chosen, negatives, strict=True):
+        columns = [
+            [*of_positives, *of_negatives] for of_positives, of_negatives in zip(positives, negatives, strict=True)
+        ]
+        scored = [of_row[: len(row.scores)] for of_row, row in zip(columns, chosen, strict=True)]
+        for row, of_negatives in zip(chosen, negatives, strict=True):
             if row.query_image is not None and not _is_positive(row.query_image, row):
-                against.append(documents.column(row.query_image, NO_GROUP))
+                of_negatives.append(documents.column(row.query_image, NO_GROUP))
         return Batch(
             queries=ItemRows(tuple(row.query for row in chosen), "query"),
             documents=ItemRows(tuple(documents.items), "document"),
             targets=replace(
                 _targets(chosen, documents, positives, negatives),
-                ignored=_rows([row.ignored for row in chosen]),
-                scored=_rows(scored),
-                scores=_rows([row.scores for row in chosen], torch.float32),
-                teacher=_teacher(chosen, own),
+                ignored=_optional_ragged([row.ignored for row in chosen]),
+                scored=_optional_ragged(scored),
+                scores=_optional_ragged([row.scores for row in chosen], torch.float32),
+                teacher=_teacher_embeddings(chosen, columns),
             ),
             origins=tuple(row.origin for row in chosen),
         )
@@ -57,7 +59,7 @@ class Collator:
 
 
 @dataclass
-class _Documents:
+class _DistinctDocuments:
     """The distinct documents so far and the groups that each is a positive of."""
 
     items: list[HeldItem] = field(default_factory=list)
@@ -79,31 +81,31 @@ class _Documents:
 
 def _targets(
     examples: Sequence[LoadedExample],
-    documents: _Documents,
+    documents: _DistinctDocuments,
     positives: list[list[int]],
     negatives: list[list[int]],
 ) -> Targets:
-    _add_shared(examples, documents, positives, negatives)
+    _add_shared_positives(examples, documents, positives, negatives)
     return Targets(
-        query_groups=_keys([_group(row) for row in examples]),
-        query_hashes=_keys([row.query.content_hash for row in examples]),
-        document_groups=_keys([groups[0] if groups else NO_GROUP for groups in documents.groups]),
-        document_hashes=_keys([item.content_hash for item in documents.items]),
-        positives=_ragged(positives),
-        negatives=_ragged(negatives),
-        document_draws=_keys([item.draw for item in documents.items]),
+        query_groups=_int64([_group(row) for row in examples]),
+        query_hashes=_int64([row.query.content_hash for row in examples]),
+        document_groups=_int64([groups[0] if groups else NO_GROUP for groups in documents.groups]),
+        document_hashes=_int64([item.content_hash for item in documents.items]),
+        positives=_distinct_columns(positives),
+        negatives=_distinct_columns(negatives),
+        document_draws=_int64([item.draw for item in documents.items]),
     )
 
 
-def _add_shared(
+def _add_shared_positives(
     examples: Sequence[LoadedExample],
-    documents: _Documents,
+    documents: _DistinctDocuments,
     positives: list[list[int]],
     negatives: list[list[int]],
 ) -> None:
-    """A column can name one group only: rows of all groups of a document of several name it themselves.
+    """Add documents of several groups to the positives of all rows of these groups: a column can name one group only.
 
-    Of all, so that it does not matter which row, or which rank, comes first.
+    To those of all groups, so that it does not matter which row, or which rank, comes first.
     """
     shared = [(column, groups) for column, groups in enumerate(documents.groups) if len(groups) > 1]
     for column, groups in shared:
@@ -112,8 +114,8 @@ def _add_shared(
                 positives[row].append(column)
 
 
-def _teacher(rows: Sequence[LoadedExample], columns: Sequence[Sequence[int]]) -> Sides | None:
-    """The embeddings that rows bring, in the batch's order; None where they bring none."""
+def _teacher_embeddings(rows: Sequence[LoadedExample], columns: Sequence[Sequence[int]]) -> Sides | None:
+    """The teacher's embeddings that rows bring, in the batch's order, or None if they bring none."""
     embeddings = [row.embeddings for row in rows if row.embeddings is not None]
     if len(embeddings) < len(rows):
         return None
@@ -122,7 +124,7 @@ def _teacher(rows: Sequence[LoadedExample], columns: Sequence[Sequence[int]]) ->
 
 
 def _is_positive(item: HeldItem, row: LoadedExample) -> bool:
-    """Whether the row names the item's content as a positive."""
+    """True if the row names the item's content as a positive."""
     return item.content_hash in {positive.content_hash for positive in row.positives}
 
 
@@ -130,20 +132,20 @@ def _group(example: LoadedExample) -> int:
     return NO_GROUP if example.group is None else example.group
 
 
-def _keys(values: Sequence[int]) -> torch.Tensor:
+def _int64(values: Sequence[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def _rows(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.int64) -> Ragged | None:
-    """The values of each row in their order; None when no row has any."""
+def _optional_ragged(rows: Sequence[Sequence[float]], dtype: torch.dtype = torch.int64) -> Ragged | None:
+    """The values of each row in their order, or None when no row has any."""
     if not any(rows):
         return None
     return Ragged(
-        torch.tensor([value for row in rows for value in row], dtype=dtype), _keys([len(row) for row in rows])
+        torch.tensor([value for row in rows for value in row], dtype=dtype), _int64([len(row) for row in rows])
     )
 
 
-def _ragged(columns: Sequence[Sequence[int]]) -> Ragged:
-    """Distinct columns per row, ascending."""
+def _distinct_columns(columns: Sequence[Sequence[int]]) -> Ragged:
+    """The distinct columns of each row, ascending."""
     distinct = [sorted(set(row)) for row in columns]
-    return Ragged(_keys([column for row in distinct for column in row]), _keys([len(row) for row in distinct]))
+    return Ragged(_int64([column for row in distinct for column in row]), _int64([len(row) for row in distinct]))

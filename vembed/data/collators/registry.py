@@ -14,7 +14,7 @@ class Collate(Protocol):
 
 
 class CollatorClass(Protocol):
-    """What is registered: makes a collator."""
+    """A registered class, or function, that makes a collator."""
 
     def __call__(self, *, num_hard_negatives: int | None = None, seed: int = 0) -> Collate: ...
 

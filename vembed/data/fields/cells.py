@@ -1,4 +1,4 @@
-"""What a cell of a table can hold: nothing, one value, or a list that is written as text."""
+"""Cells of a table: whether one is empty, its kind in words, and lists that are written as text."""
 
 import ast
 import io
@@ -15,7 +15,7 @@ Cell = Any  # Any: whatever a file holds
 
 
 def is_absent(cell: Cell) -> bool:
-    """Whether the cell holds nothing: null, NaN, "", blanks only, or an empty list. The text "None" is a text.
+    """True if the cell holds nothing: null, NaN, "", blanks only, or an empty list. The text "None" is a text.
 
     >>> [is_absent(cell) for cell in (None, float("nan"), " ", [], "None", 0)]
     [True, True, True, True, False, False]
@@ -27,10 +27,10 @@ def is_absent(cell: Cell) -> bool:
     return isinstance(cell, list | tuple) and not cell
 
 
-def kind_of(cell: Cell) -> str:
-    """What the cell is, in words, for an error message.
+def describe_cell(cell: Cell) -> str:
+    """The kind of a cell, in words, for an error message.
 
-    >>> kind_of(None), kind_of([]), kind_of(3)
+    >>> describe_cell(None), describe_cell([]), describe_cell(3)
     ('null', 'an empty list', 'a number (3)')
     """
     if cell is None:
@@ -57,15 +57,15 @@ def parse_list(text: str, where: str) -> Sequence[str]:
     stripped = text.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return [text]
-    values = _literal(stripped)
+    values = _parse_literal(stripped)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         return [text]
-    if _texts_touch(stripped):
+    if _has_adjacent_strings(stripped):
         raise DataError(f"{where}: texts of a list need commas between them: {stripped[:60]}")
     return values
 
 
-def _literal(text: str) -> Cell:
+def _parse_literal(text: str) -> Cell:
     try:
         return json.loads(text)
     except ValueError:
@@ -76,7 +76,7 @@ def _literal(text: str) -> Cell:
         return None
 
 
-def _texts_touch(text: str) -> bool:
+def _has_adjacent_strings(text: str) -> bool:
     try:
         kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     except (tokenize.TokenError, SyntaxError):

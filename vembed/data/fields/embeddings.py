@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vembed.data.fields.cells import is_absent, kind_of
+from vembed.data.fields.cells import describe_cell, is_absent
 from vembed.errors import DataError
 from vembed.types import RowEmbeddings
 
@@ -20,7 +20,7 @@ def read_embeddings(cells: Mapping[str, Cell], counts: Mapping[str, int], where:
     counts: how many each field has; one may stand alone, without a list around it. where: what messages call a field.
     Raises DataError for what is missing, no finite numbers, of another number than it should be, or of several widths.
     """
-    parts = [_vectors(cells.get(field), count, where[field]) for field, count in counts.items() if count]
+    parts = [_read_vectors(cells.get(field), count, where[field]) for field, count in counts.items() if count]
     widths = {part.shape[1] for part in parts}
     if len(widths) > 1:
         raise DataError(f"{next(iter(where.values()))}: the row's embeddings are of several widths: {sorted(widths)}")
@@ -28,7 +28,7 @@ def read_embeddings(cells: Mapping[str, Cell], counts: Mapping[str, int], where:
     return RowEmbeddings(vectors[0], vectors[1:])
 
 
-def _vectors(cell: Cell, count: int, where: str) -> NDArray[np.float32]:
+def _read_vectors(cell: Cell, count: int, where: str) -> NDArray[np.float32]:
     """Float32 [count, dim]."""
     if is_absent(cell):
         raise DataError(f"{where}: is missing; teacher_embeddings: true goes by an embedding of everything in a row")
@@ -50,12 +50,12 @@ def _parsed(cell: Cell, where: str) -> Cell:
     try:
         return json.loads(cell)
     except ValueError:
-        raise DataError(f"{where}: should be a list of numbers, but is {kind_of(cell)}") from None
+        raise DataError(f"{where}: should be a list of numbers, but is {describe_cell(cell)}") from None
 
 
 def _numbers(cell: Cell, where: str) -> NDArray[np.float32]:
     if not isinstance(cell, list | tuple | np.ndarray):
-        raise DataError(f"{where}: should be a list of numbers, but is {kind_of(cell)}")
+        raise DataError(f"{where}: should be a list of numbers, but is {describe_cell(cell)}")
     try:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as that
             return np.array([list(row) if isinstance(row, np.ndarray) else row for row in cell], np.float32)
@@ -75,12 +75,12 @@ def stack_embeddings(
         if width != widths[0]:
             raise DataError(f"{origin}: its embeddings have {width} numbers, those of {origins[0]} {widths[0]}")
     documents = np.zeros((1 + max(column for row in columns for column in row), widths[0]), np.float32)
-    for column, vector in reversed(list(_by_column(rows, columns))):
+    for column, vector in reversed(list(_columns_and_vectors(rows, columns))):
         documents[column] = vector
     return np.stack([row.query for row in rows]), documents
 
 
-def _by_column(
+def _columns_and_vectors(
     rows: Sequence[RowEmbeddings], columns: Sequence[Sequence[int]]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     for row, own in zip(rows, columns, strict=True):

@@ -1,4 +1,4 @@
-"""Cells into images: a path, bytes, {"bytes", "path"}, base64 text, or a PIL image."""
+"""Cells that hold an image, as image sources: a path, bytes, {"bytes", "path"}, base64 text, or a PIL image."""
 
 import base64
 import binascii
@@ -10,7 +10,7 @@ from typing import Any
 
 import PIL.Image
 
-from vembed.data.fields.cells import is_absent, kind_of
+from vembed.data.fields.cells import describe_cell, is_absent
 from vembed.errors import DataError
 from vembed.types import ImageSource
 
@@ -22,7 +22,7 @@ _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b
 
 
 @dataclass(frozen=True)
-class PictureReader:
+class ImageCellParser:
     """Turns a cell into an ImageSource. Relative paths start at `folder`; with `confined` none may lead out of it.
 
     A text is base64 when it is a data: URI, or when it has only base64's characters (no dot, so no file ending) and
@@ -35,7 +35,7 @@ class PictureReader:
     def __call__(self, cell: Any, where: str) -> ImageSource:
         """The image in `cell`. Raises DataError when there is none, or for a URL or a path out of the folder."""
         if is_absent(cell):
-            raise DataError(f"{where}: the image is missing ({kind_of(cell)})")
+            raise DataError(f"{where}: the image is missing ({describe_cell(cell)})")
         if isinstance(cell, str):
             return self._from_text(cell, where)
         if isinstance(cell, bytes | bytearray | memoryview):
@@ -44,7 +44,7 @@ class PictureReader:
             return ImageSource(pil=cell, origin=where)
         if isinstance(cell, Mapping) and ("bytes" in cell or "path" in cell):
             return self._from_feature(cell, where)
-        raise DataError(f"{where}: should be an image (path, bytes, base64 or picture), but is {kind_of(cell)}")
+        raise DataError(f"{where}: should be an image (path, bytes, base64 or picture), but is {describe_cell(cell)}")
 
     def _from_feature(self, cell: Mapping[str, Any], where: str) -> ImageSource:
         data, path = cell.get("bytes"), cell.get("path")
@@ -73,7 +73,7 @@ class PictureReader:
 
 
 def _is_inside(path: str, folder: str) -> bool:
-    """Whether `path` is below `folder` once links and `..` are followed."""
+    """True if `path` is below `folder` once links and `..` are followed."""
     try:
         real = os.path.realpath(path)
     except ValueError:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vembed.data.fields.cells import is_absent, kind_of
+from vembed.data.fields.cells import describe_cell, is_absent
 from vembed.errors import DataError
 from vembed.types import RowNeeds
 
@@ -69,12 +69,12 @@ def _parsed(text: str, where: str) -> Cell:
     try:
         return json.loads(text)
     except ValueError:
-        raise DataError(f"{where}: should be a number or a list of numbers, but is {kind_of(text)}") from None
+        raise DataError(f"{where}: should be a number or a list of numbers, but is {describe_cell(text)}") from None
 
 
 def _number(cell: Cell, where: str) -> float:
     if not isinstance(cell, int | float):
-        raise DataError(f"{where}: should be a number, but is {kind_of(cell)}")
+        raise DataError(f"{where}: should be a number, but is {describe_cell(cell)}")
     if not math.isfinite(cell):
         raise DataError(f"{where}: should be a finite number, not {cell}")
     return float(cell)

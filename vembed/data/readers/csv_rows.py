@@ -26,28 +26,28 @@ def open_csv(path: str, delimiter: str) -> TextRows:
     line_ends(mapped, path)
     _refuse_other_delimiter(mapped, delimiter, path)
     lines = _Lines(mapped, text_start(mapped))
-    places = _places(lines, delimiter, path)
-    header = _header(lines, next(places, None), path, delimiter)
+    row_spans = _row_spans(lines, delimiter, path)
+    header = _header(lines, next(row_spans, None), path, delimiter)
     starts, ends, numbers = array("q"), array("q"), array("q")
-    for start, end, line in places:
+    for start, end, line in row_spans:
         starts.append(start)
         ends.append(end)
         numbers.append(line)
     if not starts:
         raise DataError(f"{path}: the file has a header but no rows")
     spans = Spans(*(np.frombuffer(values, np.int64) for values in (starts, ends, numbers)))
-    return TextRows(path, spans, ParseCells(header, delimiter), columns=header, lists_in_text=True)
+    return TextRows(path, spans, CsvRowParser(header, delimiter), columns=header, lists_in_text=True)
 
 
 @dataclass(frozen=True)
-class ParseCells:
+class CsvRowParser:
     """Turns a row's text into {column: cell}. Of columns with the same name the first counts."""
 
     header: tuple[str, ...]
     delimiter: str
 
     def __call__(self, text: str, origin: str) -> Row:
-        cells = _cells(text, self.delimiter, origin)
+        cells = _parse_line(text, self.delimiter, origin)
         if len(cells) != len(self.header):
             raise DataError(f"{origin}: the row has {len(cells)} cells, the header has {len(self.header)}")
         row: dict[str, str] = {}
@@ -72,8 +72,8 @@ class _Lines:
             yield line.decode()
 
 
-def _places(lines: _Lines, delimiter: str, path: str) -> Iterator[tuple[int, int, int]]:
-    """First byte, byte after the last, and line of every row that is not blank, the header first."""
+def _row_spans(lines: _Lines, delimiter: str, path: str) -> Iterator[tuple[int, int, int]]:
+    """(first byte, byte after the last, line) of every row that is not blank, the header first."""
     with _long_cells():
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         start, line = lines.end, 1
@@ -101,23 +101,23 @@ def _refuse_other_delimiter(mapped: mmap.mmap, delimiter: str, path: str) -> Non
 
 
 def _num_cells(text: str, delimiter: str) -> int:
-    """The cells of a line, 0 where its quotes do not match that way."""
+    """Number of a line's cells with this delimiter, 0 if its quotes do not match that way."""
     try:
-        return len(_cells(text, delimiter, ""))
+        return len(_parse_line(text, delimiter, ""))
     except DataError:
         return 0
 
 
-def _header(lines: _Lines, place: tuple[int, int, int] | None, path: str, delimiter: str) -> tuple[str, ...]:
-    if place is None:
+def _header(lines: _Lines, row_span: tuple[int, int, int] | None, path: str, delimiter: str) -> tuple[str, ...]:
+    if row_span is None:
         raise DataError(
             f"{path}: the file holds blank lines only; the first line names the columns, each other is a row"
         )
-    text = lines.mapped[place[0] : place[1]].decode()
-    return tuple(name.strip() for name in _cells(text, delimiter, f"{path}:{place[2]}"))
+    text = lines.mapped[row_span[0] : row_span[1]].decode()
+    return tuple(name.strip() for name in _parse_line(text, delimiter, f"{path}:{row_span[2]}"))
 
 
-def _cells(text: str, delimiter: str, origin: str) -> list[str]:
+def _parse_line(text: str, delimiter: str, origin: str) -> list[str]:
     with _long_cells():
         try:
             return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))

@@ -33,7 +33,7 @@ def open_json(path: str) -> TextRows:
 
 
 def has_key(rows: TextRows, name: str) -> bool:
-    """Whether any row can have the key, also a row far down the file."""
+    """True if any row can have the key, also a row far down the file."""
     return name in rows.columns or any(
         rows.mentions(json.dumps(name, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
         for ascii_only in (True, False)
@@ -91,7 +91,7 @@ def _list_spans(mapped: mmap.mmap, start: int, path: str) -> Spans:
             break
         position = _skip_blanks(text, position + 1)
     _check_list_end(text, position, path)
-    return _spans_of(mapped, starts, ends)
+    return _object_spans(mapped, starts, ends)
 
 
 def _decode_at(decoder: json.JSONDecoder, text: str, position: int, path: str) -> tuple[object, int]:
@@ -110,7 +110,7 @@ def _check_list_end(text: str, position: int, path: str) -> None:
         raise DataError(f"{path}:{_line(text, position)}: broken JSON: something follows the end of the list")
 
 
-def _spans_of(mapped: mmap.mmap, starts: "array[int]", ends: "array[int]") -> Spans:
+def _object_spans(mapped: mmap.mmap, starts: "array[int]", ends: "array[int]") -> Spans:
     first_bytes = np.frombuffer(starts, np.int64)
     newlines = np.flatnonzero(np.frombuffer(mapped, np.uint8) == ord("\n"))
     return Spans(first_bytes, np.frombuffer(ends, np.int64), np.searchsorted(newlines, first_bytes) + 1)

@@ -83,7 +83,7 @@ def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
 
 
 def is_saved_folder(path: str) -> bool:
-    """Whether the folder looks like the work of `save_to_disk`."""
+    """True if the folder looks like the work of `save_to_disk`."""
     return any((Path(path) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
 
 

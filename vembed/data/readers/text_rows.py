@@ -25,7 +25,7 @@ _COLUMN_SAMPLE = 200
 
 @dataclass(frozen=True)
 class Spans:
-    """Where rows are in a file: first byte, byte after the last, and line (from 1), each int64 [rows]."""
+    """The places of rows in a file: first byte, byte after the last, and line (from 1), each int64 [rows]."""
 
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
@@ -68,7 +68,7 @@ class TextRows:
         return f"{self._path}:{int(self._spans.lines[index])}"
 
     def mentions(self, text: bytes) -> bool:
-        """Whether the bytes occur anywhere in the file."""
+        """True if the bytes occur anywhere in the file."""
         return self._mapped().find(text) >= 0
 
     def _mapped(self) -> mmap.mmap:
@@ -101,7 +101,7 @@ def map_file(path: str) -> mmap.mmap:
 
 
 def text_start(mapped: mmap.mmap) -> int:
-    """Where the text starts: after a byte-order mark, if there is one."""
+    """The byte at which the text starts: after a byte-order mark, if there is one."""
     return len(codecs.BOM_UTF8) if mapped[:3] == codecs.BOM_UTF8 else 0
 
 

@@ -1,4 +1,4 @@
-"""Which rows hang together because they share a group, a text or a picture, so that no split may part them."""
+"""Connected components of rows that share a group, a text or a picture, which no split may part."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import image_hash, mixed_hash, text_hash
-from vembed.data.splits.duplicates import file_keys
+from vembed.data.splits.duplicates import file_content_keys
 from vembed.errors import DataError
 from vembed.types import Example, Item
 
@@ -35,7 +35,7 @@ def find_components(datasets: Sequence[VisualRetrievalDataset]) -> Components:
     """
     rows, keys = _row_keys(datasets)
     num_rows = sum(len(dataset) for dataset in datasets)
-    roots = _connected(rows, keys, num_rows)
+    roots = _connected_roots(rows, keys, num_rows)
     smallest = np.full(num_rows, np.iinfo(np.int64).max)
     np.minimum.at(smallest, roots[rows], keys)
     readable = np.zeros(num_rows, bool)
@@ -53,13 +53,13 @@ def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.in
     file_rows: list[int] = []
     files: list[str] = []
     for row, example in readable_examples(datasets):
-        for key in _keys_of(example):
+        for key in _content_keys(example):
             rows.append(row)
             keys.append(key)
-        for path in _files_of(example):
+        for path in _image_files(example):
             file_rows.append(row)
             files.append(path)
-    key_of = file_keys(files)
+    key_of = file_content_keys(files)
     all_rows = np.array(rows + file_rows, np.int64)
     all_keys = np.array(keys + [mixed_hash("image", key_of[path]) for path in files], np.int64)
     order = np.argsort(all_keys, kind="stable")
@@ -77,10 +77,10 @@ def readable_examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tu
         yield row, example
 
 
-def _keys_of(example: Example) -> Iterator[int]:
+def _content_keys(example: Example) -> Iterator[int]:
     if example.group is not None:
         yield mixed_hash("group", example.group)
-    for item in _sides(example):
+    for item in _query_and_positives(example):
         if item.text is not None and not item.images:
             yield mixed_hash("text", text_hash(item.text))
         for source in item.images:
@@ -88,15 +88,15 @@ def _keys_of(example: Example) -> Iterator[int]:
                 yield mixed_hash("image", image_hash(source))
 
 
-def _files_of(example: Example) -> Iterator[str]:
-    return (source.path for item in _sides(example) for source in item.images if source.path is not None)
+def _image_files(example: Example) -> Iterator[str]:
+    return (source.path for item in _query_and_positives(example) for source in item.images if source.path is not None)
 
 
-def _sides(example: Example) -> tuple[Item, ...]:
+def _query_and_positives(example: Example) -> tuple[Item, ...]:
     return (example.query, *example.positives)
 
 
-def _connected(rows: NDArray[np.int64], keys: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
+def _connected_roots(rows: NDArray[np.int64], keys: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
     """The root row of each row, int64 [rows]: union-find over neighbours with an equal key."""
     parents = list(range(num_rows))
     same = np.flatnonzero(keys[1:] == keys[:-1])

@@ -1,4 +1,4 @@
-"""Which image files hold the same bytes, reading as little as possible.
+"""Finds image files that hold the same bytes, reading as little as possible.
 
 Files of a size of their own are not read at all; of the rest first the two ends, and only files whose ends agree whole.
 """
@@ -15,19 +15,19 @@ from vembed.types import ImageSource
 _END_BYTES = 4096
 
 
-def file_keys(paths: Iterable[str]) -> dict[str, int]:
+def file_content_keys(paths: Iterable[str]) -> dict[str, int]:
     """A key per path, equal exactly for files of equal content. A file that cannot be read has a key of its own.
 
     Keys do not change when all the files move together: what is not read is known by its place below their folder.
     """
-    keys = {path: text_hash(place) for path, place in _places(list(paths)).items()}
-    for same_size in _classes(list(keys), _size):
-        for same_ends in _classes(same_size, _ends):
-            keys.update((path, _whole(path)) for path in same_ends)
+    keys = {path: text_hash(place) for path, place in _relative_paths(list(paths)).items()}
+    for same_size in _with_equal(list(keys), _size_key):
+        for same_ends in _with_equal(same_size, _ends_key):
+            keys.update((path, _content_key(path)) for path in same_ends)
     return keys
 
 
-def _places(paths: Sequence[str]) -> dict[str, str]:
+def _relative_paths(paths: Sequence[str]) -> dict[str, str]:
     """The paths relative to the folder that holds them all."""
     whole = {path: os.path.abspath(path) for path in paths}  # noqa: PTH100 - as text: it may be no path at all
     try:
@@ -37,22 +37,22 @@ def _places(paths: Sequence[str]) -> dict[str, str]:
     return {path: Path(absolute).relative_to(folder).as_posix() for path, absolute in whole.items()}
 
 
-def _classes(paths: Sequence[str], mark: Callable[[str], Hashable]) -> list[list[str]]:
-    """The paths with an equal mark, where there are at least two."""
+def _with_equal(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[list[str]]:
+    """The paths that share their key with another one, a list for each key."""
     found: dict[Hashable, list[str]] = defaultdict(list)
     for path in paths:
-        found[mark(path)].append(path)
+        found[key(path)].append(path)
     return [same for same in found.values() if len(same) > 1]
 
 
-def _size(path: str) -> Hashable:
+def _size_key(path: str) -> Hashable:
     try:
         return Path(path).stat().st_size
     except (OSError, ValueError):
         return path
 
 
-def _ends(path: str) -> Hashable:
+def _ends_key(path: str) -> Hashable:
     try:
         with Path(path).open("rb") as file:
             head = file.read(_END_BYTES)
@@ -62,7 +62,7 @@ def _ends(path: str) -> Hashable:
         return path
 
 
-def _whole(path: str) -> int:
+def _content_key(path: str) -> int:
     try:
         return image_hash(ImageSource(path=path))
     except DataError:

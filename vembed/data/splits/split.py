@@ -42,9 +42,12 @@ def split_validation(datasets: Sequence[VisualRetrievalDataset], fraction: float
     if fraction == 0:
         return Split(list(datasets), [], {})
     components = find_components(datasets)
-    owners = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
-    chosen = _choose(components, owners, fraction, seed)
-    rows = {dataset.name: np.flatnonzero(chosen[owners == number]).tolist() for number, dataset in enumerate(datasets)}
+    dataset_numbers = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
+    chosen = _choose_validation_rows(components, dataset_numbers, fraction, seed)
+    rows = {
+        dataset.name: np.flatnonzero(chosen[dataset_numbers == number]).tolist()
+        for number, dataset in enumerate(datasets)
+    }
     return _apply(datasets, rows, {"fraction": fraction, "seed": seed, "num_components": len(components.keys)})
 
 
@@ -66,7 +69,7 @@ def load_split(path: str | Path, datasets: Sequence[VisualRetrievalDataset]) -> 
     now = {dataset.name: len(dataset) for dataset in datasets}
     then = {name: num_rows for name, (num_rows, _) in saved.items()}
     if now != then:
-        raise DataError(f"{path}: the split was made of {_sizes(then)}, but the data now are {_sizes(now)}")
+        raise DataError(f"{path}: the split was made of {_sizes_text(then)}, but the data now are {_sizes_text(now)}")
     rest = {key: value for key, value in summary.items() if key != "datasets"}
     return _apply(datasets, {name: rows for name, (_, rows) in saved.items()}, rest)
 
@@ -84,54 +87,56 @@ def _apply(
     return Split(train, validation, {**facts, "datasets": parts})
 
 
-def _choose(components: Components, owners: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows are for validation, bool [rows]."""
-    members = _members(components)
-    order = sorted(range(len(members)), key=lambda number: mixed_hash(seed, int(components.keys[number])))
-    wanted = fraction * sum(len(rows) for rows in members)
-    left = Counter(owners.tolist())
-    chosen, num_chosen = np.zeros(len(owners), bool), 0
+def _choose_validation_rows(
+    components: Components, dataset_numbers: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Bool [rows]: True for the rows of the validation set."""
+    component_rows = _rows_by_component(components)
+    order = sorted(range(len(component_rows)), key=lambda number: mixed_hash(seed, int(components.keys[number])))
+    wanted = fraction * sum(len(rows) for rows in component_rows)
+    left = Counter(dataset_numbers.tolist())
+    chosen, num_chosen = np.zeros(len(dataset_numbers), bool), 0
     for number in order:
-        rows = members[number]
+        rows = component_rows[number]
         closer = abs(num_chosen + len(rows) - wanted) <= abs(num_chosen - wanted)
-        if closer and _leaves_some(left, owners[rows]):
+        if closer and _leaves_rows_in_all(left, dataset_numbers[rows]):
             chosen[rows] = True
             num_chosen += len(rows)
-            left.subtract(owners[rows].tolist())
+            left.subtract(dataset_numbers[rows].tolist())
         if num_chosen >= wanted:
             break
-    return chosen if num_chosen else _smallest(members, order, owners)
+    return chosen if num_chosen else _smallest_component(component_rows, order, dataset_numbers)
 
 
-def _smallest(
-    members: Sequence[NDArray[np.int64]], order: Sequence[int], owners: NDArray[np.int64]
+def _smallest_component(
+    component_rows: Sequence[NDArray[np.int64]], order: Sequence[int], dataset_numbers: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """The rows of the smallest component that can be spared, bool [rows]."""
-    left = Counter(owners.tolist())
-    for number in sorted(order, key=lambda number: len(members[number])):
-        if _leaves_some(left, owners[members[number]]):
-            chosen = np.zeros(len(owners), bool)
-            chosen[members[number]] = True
+    """Bool [rows]: True for the rows of the smallest component that can be spared."""
+    left = Counter(dataset_numbers.tolist())
+    for number in sorted(order, key=lambda number: len(component_rows[number])):
+        if _leaves_rows_in_all(left, dataset_numbers[component_rows[number]]):
+            chosen = np.zeros(len(dataset_numbers), bool)
+            chosen[component_rows[number]] = True
             return chosen
     raise DataError(
-        f"no validation set can be split off: the {len(owners)} rows share groups, texts or pictures, in"
-        f" {len(members)} connected part{'s' * (len(members) != 1)}; pass val_data_path, or val_fraction: 0 to train"
-        " without one"
+        f"no validation set can be split off: the {len(dataset_numbers)} rows share groups, texts or pictures, in"
+        f" {len(component_rows)} connected part{'s' * (len(component_rows) != 1)}; pass val_data_path, or val_fraction:"
+        " 0 to train without one"
     )
 
 
-def _members(components: Components) -> list[NDArray[np.int64]]:
-    """The rows of each component."""
+def _rows_by_component(components: Components) -> list[NDArray[np.int64]]:
+    """The row numbers of each component, int64 [its rows]."""
     order = np.argsort(components.labels, kind="stable")
     labels = components.labels[order]
     starts = np.searchsorted(labels, np.arange(len(components.keys)))
     return np.split(order[starts[0] :], starts[1:] - starts[0]) if len(starts) else []
 
 
-def _leaves_some(left: Mapping[int, int], owners: NDArray[np.int64]) -> bool:
-    """Whether each data set keeps rows when these are taken."""
-    return all(left[owner] > count for owner, count in Counter(owners.tolist()).items())
+def _leaves_rows_in_all(left: Mapping[int, int], dataset_numbers: NDArray[np.int64]) -> bool:
+    """True if each data set keeps rows when these are taken. left: data set -> rows that it still has."""
+    return all(left[number] > count for number, count in Counter(dataset_numbers.tolist()).items())
 
 
-def _sizes(sizes: Mapping[str, int]) -> str:
+def _sizes_text(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({num_rows} rows)" for name, num_rows in sizes.items())

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from tests.pictures import make_picture
-from vembed.data.batches.augment import PictureChange, image_transform
+from vembed.data.batches.augment import ImageAugmentation, image_transform
 
 
 def _array(image):
@@ -52,7 +52,7 @@ def test_strong_changes_more_than_light():
 
 def test_no_change_is_no_change():
     picture = make_picture(3)
-    assert np.array_equal(_array(PictureChange()(picture)), _array(picture))
+    assert np.array_equal(_array(ImageAugmentation()(picture)), _array(picture))
 
 
 def test_shift_turn_and_scale_move_a_dot_where_they_say():
@@ -64,25 +64,25 @@ def test_shift_turn_and_scale_move_a_dot_where_they_say():
         y, x = np.mgrid[:40, :40]
         return (x * dark).sum() / dark.sum() + 0.5, (y * dark).sum() / dark.sum() + 0.5
 
-    assert dot(PictureChange(shift=(0.1, -0.2))) == pytest.approx((34.5, 12.5), abs=0.3)
-    assert dot(PictureChange(degrees=90)) == pytest.approx((20.5, 9.5), abs=0.6)
-    assert dot(PictureChange(scale=0.5)) == pytest.approx((25.25, 20.25), abs=0.5)
+    assert dot(ImageAugmentation(shift=(0.1, -0.2))) == pytest.approx((34.5, 12.5), abs=0.3)
+    assert dot(ImageAugmentation(degrees=90)) == pytest.approx((20.5, 9.5), abs=0.6)
+    assert dot(ImageAugmentation(scale=0.5)) == pytest.approx((25.25, 20.25), abs=0.5)
 
 
 def test_brightness_contrast_and_saturation_do_what_they_say():
     def colour(change, *rgb):
         return change(PIL.Image.new("RGB", (2, 2), rgb)).getpixel((0, 0))
 
-    assert colour(PictureChange(brightness=0.5), 200, 100, 0) == (100, 50, 0)
-    assert colour(PictureChange(contrast=0.5), 255, 127, 0) == pytest.approx((191, 127, 64), abs=1)
-    assert colour(PictureChange(saturation=0), 100, 100, 100) == (100, 100, 100)
-    assert colour(PictureChange(saturation=0), 200, 0, 0) == pytest.approx((60, 60, 60), abs=1)
-    assert colour(PictureChange(brightness=2), 200, 100, 0) == (255, 200, 0)
+    assert colour(ImageAugmentation(brightness=0.5), 200, 100, 0) == (100, 50, 0)
+    assert colour(ImageAugmentation(contrast=0.5), 255, 127, 0) == pytest.approx((191, 127, 64), abs=1)
+    assert colour(ImageAugmentation(saturation=0), 100, 100, 100) == (100, 100, 100)
+    assert colour(ImageAugmentation(saturation=0), 200, 0, 0) == pytest.approx((60, 60, 60), abs=1)
+    assert colour(ImageAugmentation(brightness=2), 200, 100, 0) == (255, 200, 0)
 
 
 def test_what_comes_into_view_has_the_colour_of_the_corners():
     picture = PIL.Image.new("RGB", (20, 20), (200, 100, 50))
-    moved = PictureChange(shift=(0.5, 0.5), degrees=30)(picture)
+    moved = ImageAugmentation(shift=(0.5, 0.5), degrees=30)(picture)
     assert np.array_equal(_array(moved), _array(picture))
 
 

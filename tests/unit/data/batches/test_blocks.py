@@ -9,9 +9,10 @@ import torch
 
 from tests.pictures import make_picture, write_jsonl, write_pairs
 from tests.unit.data.plain_processor import PlainProcessor
-from vembed.data.batches.blocks import BadRow, Block, BlockLoader, PackedBlocks, unpack
+from vembed.data.batches.blocks import Block, BlockLoader, PackedBlocks, unpack
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
+from vembed.data.validation import BadRow
 from vembed.errors import DataError
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings

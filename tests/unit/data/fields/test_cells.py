@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vembed.data.fields.cells import is_absent, kind_of, parse_list
+from vembed.data.fields.cells import describe_cell, is_absent, parse_list
 from vembed.errors import DataError
 
 
@@ -62,7 +62,7 @@ def test_lists_as_numpy_prints_them_are_refused_and_not_glued_together():
 
 def test_cells_are_named_in_words():
     cells = [None, "", " a ", True, 2.5, [], [1, 2], {"a": 1}]
-    words = [kind_of(cell) for cell in cells]
+    words = [describe_cell(cell) for cell in cells]
     assert words == [
         "null",
         "an empty text",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import make_picture, write_picture
-from vembed.data.fields.images import PictureReader
+from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import read_image
 from vembed.errors import DataError
 
@@ -24,13 +24,13 @@ def _same_picture(source):
 
 
 def test_a_relative_path_starts_at_the_folder(picture_file):
-    source = PictureReader(str(picture_file.parent.parent))("pictures/a.png", WHERE)
+    source = ImageCellParser(str(picture_file.parent.parent))("pictures/a.png", WHERE)
     assert source.path == str(picture_file)
     assert source.origin == WHERE
 
 
 def test_an_absolute_path_is_taken_as_it_is(picture_file):
-    assert PictureReader("/somewhere/else")(str(picture_file), WHERE).path == str(picture_file)
+    assert ImageCellParser("/somewhere/else")(str(picture_file), WHERE).path == str(picture_file)
 
 
 def test_bytes_base64_data_uri_feature_and_pil_are_images(picture_file):
@@ -49,7 +49,7 @@ def test_bytes_base64_data_uri_feature_and_pil_are_images(picture_file):
         {"path": "pictures/a.png"},
         make_picture(1),
     ]
-    reader = PictureReader(str(picture_file.parent.parent))
+    reader = ImageCellParser(str(picture_file.parent.parent))
     assert [_same_picture(reader(cell, WHERE)) for cell in cells] == [True] * 10
 
 
@@ -57,7 +57,7 @@ def test_bytes_base64_data_uri_feature_and_pil_are_images(picture_file):
 def test_base64_of_every_usual_format_is_recognised(tmp_path, ending):
     path = write_picture(tmp_path / f"a{ending}", seed=1)
     data = (tmp_path / f"a{ending}").read_bytes()
-    assert PictureReader()(base64.b64encode(data).decode(), WHERE).data == data
+    assert ImageCellParser()(base64.b64encode(data).decode(), WHERE).data == data
     assert path.endswith(ending)
 
 
@@ -65,19 +65,19 @@ def test_base64_of_every_usual_format_is_recognised(tmp_path, ending):
     "path", ["iVBORw0KGgo.png", "R0lGODlhAQAB", "/9j/a/b", "a" * 64, "b/" * 40 + "x", "photos/2020/IMG"]
 )
 def test_a_path_is_not_mistaken_for_base64(path):
-    assert PictureReader()(path, WHERE).path == path
+    assert ImageCellParser()(path, WHERE).path == path
 
 
 def test_base64_that_breaks_off_is_refused_and_not_taken_for_a_path(picture_file):
     text = base64.b64encode(picture_file.read_bytes()).decode()[:99]
     with pytest.raises(DataError, match=r"train\.jsonl:17: positive: the base64 text is broken"):
-        PictureReader()(text, WHERE)
+        ImageCellParser()(text, WHERE)
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64", "data:image/png,abc", "data:image/png;base64,@@@@"])
 def test_a_broken_data_uri_is_refused(uri):
     with pytest.raises(DataError, match=r"train\.jsonl:17: positive: .*(data: URI|base64)"):
-        PictureReader()(uri, WHERE)
+        ImageCellParser()(uri, WHERE)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_broken_data_uri_is_refused(uri):
 )
 def test_urls_are_refused(url):
     with pytest.raises(DataError, match="is a URL; download the image first"):
-        PictureReader()(url, WHERE)
+        ImageCellParser()(url, WHERE)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_urls_are_refused(url):
 )
 def test_what_is_no_image_is_refused(cell):
     with pytest.raises(DataError, match=r"train\.jsonl:17: positive: "):
-        PictureReader()(cell, WHERE)
+        ImageCellParser()(cell, WHERE)
 
 
 def test_a_confined_reader_refuses_every_way_out(tmp_path):
@@ -112,7 +112,7 @@ def test_a_confined_reader_refuses_every_way_out(tmp_path):
         "folder_link/a.png",
         "../root2/a.png",
     ]
-    confined, free = PictureReader(str(root), confined=True), PictureReader(str(root))
+    confined, free = ImageCellParser(str(root), confined=True), ImageCellParser(str(root))
     for path in ways_out:
         with pytest.raises(DataError, match=r"leads out of image_root .*allow_paths_outside_image_root: true"):
             confined(path, WHERE)
@@ -123,6 +123,6 @@ def test_a_confined_reader_refuses_every_way_out(tmp_path):
 
 def test_a_null_byte_in_a_path_is_a_data_error():
     with pytest.raises(DataError):
-        PictureReader("/tmp", confined=True)("a\0b.png", WHERE)
+        ImageCellParser("/tmp", confined=True)("a\0b.png", WHERE)
     with pytest.raises(DataError):
-        read_image(PictureReader("/tmp")("a\0b.png", WHERE), max_pixels=10)
+        read_image(ImageCellParser("/tmp")("a\0b.png", WHERE), max_pixels=10)

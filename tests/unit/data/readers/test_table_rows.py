@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.pictures import make_picture, write_picture
-from vembed.data.fields.images import PictureReader
+from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import read_image
 from vembed.data.loading import load_data
 from vembed.data.records import RowReader
@@ -49,7 +49,7 @@ def table():
 
 def _check_rows(rows):
     assert len(rows) == 3
-    reader = RowReader("t2i", {"group": "label"}, PictureReader())
+    reader = RowReader("t2i", {"group": "label"}, ImageCellParser())
     examples = [reader(rows[index], rows.origin(index)) for index in range(3)]
     assert [example.query.text for example in examples] == ["number 0", "number 1", "number 2"]
     assert [len(example.negatives) for example in examples] == [0, 1, 2]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vembed.data.splits import duplicates
-from vembed.data.splits.duplicates import file_keys
+from vembed.data.splits.duplicates import file_content_keys
 
 
 def _write(folder, **contents):
@@ -29,7 +29,7 @@ def test_equal_contents_have_equal_keys_and_others_do_not(tmp_path):
         empty=b"",
         empty2=b"",
     )
-    keys = file_keys(paths.values())
+    keys = file_content_keys(paths.values())
     same = {frozenset(name for name in paths if keys[paths[name]] == keys[path]) for path in paths.values()}
     expected = [
         {"a", "a2"},
@@ -46,12 +46,12 @@ def test_equal_contents_have_equal_keys_and_others_do_not(tmp_path):
 def test_files_of_a_size_of_their_own_are_not_read(tmp_path, monkeypatch):
     paths = _write(tmp_path, a=b"1", b=b"22", c=b"333", d=b"444", e=b"4444")
     read = []
-    real = duplicates._ends
-    monkeypatch.setattr(duplicates, "_ends", lambda path: read.append(Path(path).name) or real(path))
-    assert len(set(file_keys(paths.values()).values())) == 5
+    real = duplicates._ends_key
+    monkeypatch.setattr(duplicates, "_ends_key", lambda path: read.append(Path(path).name) or real(path))
+    assert len(set(file_content_keys(paths.values()).values())) == 5
     assert read == ["c", "d"]
 
 
 def test_a_missing_file_has_a_key_of_its_own(tmp_path):
-    keys = file_keys([str(tmp_path / "no"), str(tmp_path / "nor this"), str(tmp_path)])
+    keys = file_content_keys([str(tmp_path / "no"), str(tmp_path / "nor this"), str(tmp_path)])
     assert len(set(keys.values())) == 3
