@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vembed.errors import UsageError
 from vembed.grad_cache.batch_norm import is_batch_norm
-from vembed.grad_cache.cachex.functional import ChunkedSide, cached_backward
+from vembed.grad_cache.cachex.functional import ChunkedSide, backward_from, cached_backward
 from vembed.grad_cache.cachex.tree_utils import as_leaves, concat_rows, list_tensors, map_tensors, split_rows
 from vembed.grad_cache.context_managers import RandContext
 from vembed.utils.distributed import average_gradients
@@ -31,7 +31,7 @@ _PHASES = ("forward_no_grad", "build_cache", "forward_backward")
 
 
 class Scaler(Protocol):
-    """What scales a loss before its gradient is taken, such as `torch.amp.GradScaler`."""
+    """Scales a loss before its gradient is taken, as `torch.amp.GradScaler` does."""
 
     def scale(self, outputs: Tensor) -> Tensor: ...
 
@@ -152,7 +152,7 @@ class GradCache:
         return list_tensors(model_input)
 
     def model_call(self, model: nn.Module, model_input: Any) -> Any:
-        """What the model makes of one chunk, under float16 autocast with `fp16`."""
+        """The model's output for one chunk, under float16 autocast with `fp16`."""
         args, kwargs = _arguments(model_input)
         with self._autocast(model):
             return model(*args, **kwargs)
@@ -203,7 +203,8 @@ class GradCache:
             for chunk, gradients, random_state in zip(model_inputs, cached_gradients, random_states, strict=True):
                 with random_state:
                     reps = list_tensors(self.get_reps(self.model_call(model, chunk)))
-                _pass_back(reps, list_tensors(gradients))
+                cached = list_tensors(gradients)
+                backward_from([rep.to(one.dtype) for rep, one in zip(reps, cached, strict=True)], cached)
         if parallel is not None:
             average_gradients(parallel.parameters())
 
@@ -302,10 +303,3 @@ def _arguments(model_input: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _pass_back(outputs: list[Tensor], gradients: list[Tensor]) -> None:
-    """Frozen models' outputs have no graph, and get none."""
-    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
-    if pairs:
-        torch.autograd.backward([output.to(gradient.dtype) for output, gradient in pairs], [pair[1] for pair in pairs])

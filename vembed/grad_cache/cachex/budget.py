@@ -1,4 +1,4 @@
-"""Rows of unequal length in groups that stay within a budget, so that little of what a model computes is padding."""
+"""Groups rows alike in length under a limit of tokens, so that little of what a model computes is padding."""
 
 from collections.abc import Sequence
 

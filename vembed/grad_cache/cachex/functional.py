@@ -106,7 +106,7 @@ def embed_sides(sides: Sequence[ChunkedSide], retain: float = 0.0) -> tuple[list
     chunks = [side.chunks() for side in sides]
     if all(len(parts) == 1 for parts in chunks):
         embeddings = [at_least_float32(side.encode(parts[0])) for side, parts in zip(sides, chunks, strict=True)]
-        return embeddings, _no_move_3
+        return embeddings, _nothing_to_pass_back
     cached = _embed_all(sides, chunks, num_retained(sum(map(len, chunks)), retain))
     joined = [concat_rows([chunk.embeddings for chunk in side]) for side in cached]  # [rows, dim] of each side
     waiting = [chunk for side in cached for chunk in side]
@@ -119,7 +119,7 @@ def embed_sides(sides: Sequence[ChunkedSide], retain: float = 0.0) -> tuple[list
     return joined, pass_back
 
 
-def _no_move_3() -> None:
+def _nothing_to_pass_back() -> None:
     """Embeddings with their own graph pass the gradient on by themselves, in the backward of the loss."""
 
 
@@ -146,7 +146,7 @@ def under_autocast_of_now(encode: Callable[[Any], Any], tensors: Sequence[Tensor
 
 
 def num_retained(num_chunks: int, share: float) -> int:
-    """How many of the chunks keep their graphs: no more than that share, but one, which costs no memory.
+    """Number of chunks that keep their graphs: no more than that share of all, but one, which costs no memory.
 
     >>> num_retained(16, 0.25), num_retained(7, 0.25), num_retained(10, 0.3), num_retained(10, 0)
     (4, 1, 3, 1)
@@ -192,12 +192,18 @@ def _embed_with_graph(encode: Callable[[Any], Any], inputs: Any) -> _CachedChunk
 
 def _pass_back(chunk: _CachedChunk) -> None:
     """Pass the chunk's cached gradient back through its graph."""
-    cached = [leaf.grad for leaf in list_tensors(chunk.embeddings)]
-    # A frozen tower's outputs have no graph, and an output that the loss did not read has no gradient.
+    backward_from(chunk.outputs(), [leaf.grad for leaf in list_tensors(chunk.embeddings)])
+
+
+def backward_from(outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Pass each output's gradient back through its graph.
+
+    A frozen tower's outputs have no graph, and an output that the loss did not read has no gradient: both are left out.
+    """
     pairs = [
-        (output, grad)
-        for output, grad in zip(chunk.outputs(), cached, strict=True)
-        if output.requires_grad and grad is not None
+        (output, gradient)
+        for output, gradient in zip(outputs, gradients, strict=True)
+        if output.requires_grad and gradient is not None
     ]
     if pairs:
-        torch.autograd.backward([output for output, _ in pairs], [grad for _, grad in pairs])
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])

@@ -25,7 +25,7 @@ Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train. `manual` optimisation does by hand what Lightning does by itself; the numbers are the same."""
+    """Training options. `manual` optimisation does by hand what Lightning does by itself; the numbers are the same."""
 
     chunk_size: int = 32
     learning_rate: float = 1e-3
