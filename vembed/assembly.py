@@ -14,7 +14,7 @@ from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
-from vembed.losses.teacher_needs import compares_scores, measuring_needs, row_needs
+from vembed.losses.teacher_needs import compares_scores, evaluation_needs, row_needs
 from vembed.model.learning.scale import add_bias
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
@@ -172,7 +172,7 @@ def report_settings(config: Config, config_text: str) -> ReportSettings:
         seed=config.training.seed,
         device=choose_precision(config.training).device,
         config_text=config_text,
-        needs=measuring_needs(config.loss, config.loss_options),
+        needs=evaluation_needs(config.loss, config.loss_options),
         features=features_of(config),
     )
 

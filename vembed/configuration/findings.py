@@ -14,7 +14,7 @@ from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
-from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, row_needs, teaching_problems
+from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, row_needs, teacher_problems
 from vembed.model.settings import ModelSettings
 from vembed.model.vectors.fusion_registry import unknown_fusion
 from vembed.registry import no_such
@@ -174,7 +174,7 @@ def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterat
             ("query_image_as_negative",),
             "cannot stand beside teacher_embeddings: rows bring no embedding of a query's picture alone",
         )
-    for key, text in teaching_problems(loss, sections.loss_options, taught=has_teacher(loss)):
+    for key, text in teacher_problems(loss, sections.loss_options, with_teacher=has_teacher(loss)):
         yield (key,), text
 
 

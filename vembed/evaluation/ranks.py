@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vembed.retrieval.index import row_of_value
 from vembed.types import Ragged
+from vembed.utils.ragged import row_numbers
 
 # Of the largest score of the query. Float32 products of a few hundred terms differ by some 1e-7 with their order.
 TIE_TOLERANCE = 2e-6
@@ -45,7 +45,7 @@ def rank_relevant(scores: Tensor, relevant: Ragged) -> RelevantRanks:
     >>> rank_relevant(torch.tensor([[0.9, 0.8, 0.7, 0.8]]), Ragged(torch.tensor([0, 1]), torch.tensor([2]))).values
     array([1, 3])
     """
-    owners = row_of_value(relevant)
+    owners = row_numbers(relevant)
     tolerance = _tie_tolerance(scores)  # [queries]
     thresholds = _thresholds(scores[owners, relevant.values] - tolerance[owners], relevant)  # [queries, most relevant]
     others = scores.index_put((owners, relevant.values), scores.new_tensor(float("-inf")))

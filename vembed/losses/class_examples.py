@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vembed.errors import DataError
 from vembed.losses.class_weights import ClassCentres
-from vembed.losses.explicit_triplets import row_numbers
 from vembed.losses.masks import Masks, MaskStrips
 from vembed.losses.objective import ScoreView
 from vembed.scoring import at_least_float32, cosine
 from vembed.types import NO_GROUP, Embeddings, Targets
+from vembed.utils.ragged import row_numbers
 
 
 @dataclass(frozen=True)

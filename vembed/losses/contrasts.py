@@ -187,7 +187,7 @@ def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, tota
     kinds = masked_real(next(masks(max(1, num_rows(view.queries)))), view)  # one strip of all rows
     # What is a candidate is a decision, and what is added to it a constant: no gradient goes that way.
     candidates = choose(raw.detach(), kinds)
-    scores = view.shifted(raw)
+    scores = view.scale_and_shift(raw)
     logits = scores if candidates.added is None else scores + candidates.added
     queries, documents = kinds.positive.nonzero(as_tuple=True)
     chosen = candidates.chosen
@@ -231,8 +231,8 @@ class _StripContrasts(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         sweep = _Sweep(plan, scale, bias)
         strips = ScoreStrips(plan.view, queries, documents, requires_grad=False)
-        for strip, masks in zip(strips, plan.masks(strip_rows(plan.view)), strict=True):
-            sweep.add(strip.start, strip.scores, masked_real(masks, plan.view))
+        for strip, masks in strips.with_masks(plan.masks):
+            sweep.add(strip.start, strip.scores, masks)
         sums = sweep.sums()
         ctx.plan, ctx.has_bias = plan, bias is not None
         ctx.save_for_backward(
@@ -259,9 +259,9 @@ class _StripContrasts(torch.autograd.Function):
         # strips, since each answer that Python reads waits for the device.
         starts = torch.arange(0, len(queries) + rows, rows, device=scale.device)  # [strips + 1]
         bounds: list[int] = torch.searchsorted(pair_queries, starts).tolist()
-        for number, (strip, masks) in enumerate(zip(strips, plan.masks(rows), strict=True)):
+        for number, (strip, masks) in enumerate(strips.with_masks(plan.masks)):
             part = slice(strip.start, strip.start + len(strip.scores))
-            candidates = plan.choose(strip.scores, masked_real(masks, plan.view))
+            candidates = plan.choose(strip.scores, masks)
             logits = _logits(strip.scores, candidates, scale, bias)  # [rows, documents]
             # exp(logit - log_sum) is the softmax among the candidates, and 0 for the rest. In place where it can
             # be: what has the size of a strip is what a sweep's memory is made of.

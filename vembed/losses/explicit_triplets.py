@@ -1,4 +1,4 @@
-"""The documents that rows name as positives and negatives, as numbers to index with."""
+"""The triplets that rows spell out: a query, a document named as its positive and one named as its negative."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vembed.types import Ragged, Targets
+from vembed.utils.ragged import cell_numbers, pairs_within_rows, row_numbers
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Triplets:
     negatives: Tensor
 
 
-def named_triplets(targets: Targets) -> Triplets:
+def explicit_triplets(targets: Targets) -> Triplets:
     """Every positive of a row with every negative of it; a document that it names as both is a positive.
 
     >>> columns, one = torch.tensor([0, 1, 2]), torch.tensor([3])
@@ -28,37 +29,17 @@ def named_triplets(targets: Targets) -> Triplets:
     >>> targets = Targets(
     ...     none[:1], none[:1], none, none, Ragged(columns[:1], columns[1:2]), Ragged(columns[1:], columns[2:])
     ... )
-    >>> named_triplets(targets)
+    >>> explicit_triplets(targets)
     Triplets(queries=tensor([0, 0]), positives=tensor([0, 0]), negatives=tensor([1, 2]))
     """
     positives, negatives = targets.positives, _without(targets.negatives, targets.positives, targets)
-    first, second = every_two(positives, negatives)
+    first, second = pairs_within_rows(positives, negatives)
     return Triplets(row_numbers(positives)[first], positives.values[first], negatives.values[second])
-
-
-def row_numbers(ragged: Ragged) -> Tensor:
-    """Int64 [slices]: the row that owns each slice."""
-    rows = torch.arange(len(ragged.counts), device=ragged.counts.device)
-    return rows.repeat_interleave(ragged.counts, output_size=len(ragged.values))
-
-
-def every_two(first: Ragged, second: Ragged) -> tuple[Tensor, Tensor]:
-    """Every slice of a row with every slice of the same row in `second`: their numbers, int64 [couples] twice.
-
-    >>> three = Ragged(torch.tensor([7, 8, 9]), torch.tensor([1, 2]))
-    >>> every_two(three, three)
-    (tensor([0, 1, 1, 2, 2]), tensor([0, 1, 2, 1, 2]))
-    """
-    rows = row_numbers(first)
-    repeats = second.counts[rows]
-    couples = torch.arange(len(rows), device=rows.device).repeat_interleave(repeats)
-    steps = torch.arange(len(couples), device=rows.device) - (repeats.cumsum(0) - repeats)[couples]
-    return couples, (second.counts.cumsum(0) - second.counts)[rows[couples]] + steps
 
 
 def _without(columns: Ragged, others: Ragged, targets: Targets) -> Ragged:
     """The columns that a row does not also name in `others`."""
-    rows, num_documents = row_numbers(columns), len(targets.document_hashes)
-    taken = row_numbers(others) * num_documents + others.values
-    kept = ~torch.isin(rows * num_documents + columns.values, taken)
-    return Ragged(columns.values[kept], torch.bincount(rows[kept], minlength=len(columns.counts)))
+    num_documents = len(targets.document_hashes)
+    kept = ~torch.isin(cell_numbers(columns, num_documents), cell_numbers(others, num_documents))
+    counts = torch.bincount(row_numbers(columns)[kept], minlength=len(columns.counts))
+    return Ragged(columns.values[kept], counts)

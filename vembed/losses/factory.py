@@ -10,17 +10,17 @@ from torch import Tensor
 from vembed.errors import ConfigError
 from vembed.losses.class_weights import ClassWeights
 from vembed.losses.functions.distillation import distilled
-from vembed.losses.functions.mrl import Cut, matryoshka
+from vembed.losses.functions.mrl import MatryoshkaLevel, matryoshka
 from vembed.losses.objective import LossFunction, Objective, ScoreView, Teacher
 from vembed.losses.registry import Loss, LossRegistry
 from vembed.losses.settings import ClassSettings, LossSettings
-from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, teaching_problems
+from vembed.losses.teacher_needs import compares_scores, distills, has_teacher, teacher_problems
 from vembed.scoring import Scorer, ScorerRegistry, cosine, maxsim
 from vembed.types import Targets
 from vembed.utils.settings import Section
 
 _log = logging.getLogger(__name__)
-_SMALLEST_WIDTH = 32
+_MIN_WIDTH = 32
 
 
 class LossFactory:
@@ -56,23 +56,23 @@ class LossFactory:
             right, wrong = loss.settings.__name__, type(chosen).__name__
             raise ConfigError(f"loss_type {settings.loss_type!r} takes {right} as its options, not {wrong}")
         if loss.scorers and scorer not in [ScorerRegistry.get(name) for name in loss.scorers]:
-            raise ConfigError(_no_meaning(settings.loss_type, loss.scorers))
-        function = _function(loss, chosen)
+            raise ConfigError(_unsupported_scorer(settings.loss_type, loss.scorers))
+        function = _loss_function(loss, chosen)
         weights = _class_weights(settings.loss_type, chosen, dim, classes, seed) if loss.learns_classes else None
-        teacher = _checked(settings, chosen, teacher, scorer, dim)
+        teacher = _checked_teacher(settings, chosen, teacher, scorer, dim)
         if compares_scores(settings):
             function = partial(distilled, loss=function, settings=settings)
         widths: tuple[int, ...] = ()
         if settings.use_mrl or loss.matryoshka:
-            cuts = choose_cuts(settings, dim, late_interaction=scorer is maxsim)
-            widths = tuple(cut.width for cut in cuts if cut.width is not None)
-            function = partial(matryoshka, loss=function, cuts=cuts, normalize=normalize)
+            levels = choose_levels(settings, dim, late_interaction=scorer is maxsim)
+            widths = tuple(level.width for level in levels if level.width is not None)
+            function = partial(matryoshka, loss=function, levels=levels, normalize=normalize)
         if distills(settings) and not compares_scores(settings):
             function = partial(distilled, loss=function, settings=settings)
         return Objective(function, scorer, widths, weights, teacher)
 
 
-def _function(loss: Loss, options: Section) -> LossFunction:
+def _loss_function(loss: Loss, options: Section) -> LossFunction:
     """The loss as a function of scores and targets."""
     function = partial(loss.load(), settings=options)
     if loss.reads == "scores":
@@ -102,11 +102,11 @@ def _class_weights(
     )
 
 
-def _checked(
+def _checked_teacher(
     settings: LossSettings, options: Section, teacher: Teacher | None, scorer: Scorer, dim: int | None
 ) -> Teacher | None:
     """The teacher at the temperature that is set. Raises ConfigError for one that cannot be learned from."""
-    problems = [f"{key}: {text}" for key, text in teaching_problems(settings, options, taught=teacher is not None)]
+    problems = [f"{key}: {text}" for key, text in teacher_problems(settings, options, with_teacher=teacher is not None)]
     if problems:
         raise ConfigError("\n".join(problems))
     if teacher is None and has_teacher(settings):
@@ -132,13 +132,13 @@ def _checked(
     return replace(teacher, temperature=settings.teacher_temperature)
 
 
-def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bool) -> tuple[Cut, ...]:
+def choose_levels(settings: LossSettings, dim: int | None, *, late_interaction: bool) -> tuple[MatryoshkaLevel, ...]:
     """The levels at which Matryoshka applies the loss. Raises ConfigError for those that a model of width `dim` lacks.
 
-    >>> [cut.width for cut in choose_cuts(LossSettings(use_mrl=True), 100, late_interaction=False)]
+    >>> [level.width for level in choose_levels(LossSettings(use_mrl=True), 100, late_interaction=False)]
     [100, 50]
     """
-    widths = settings.mrl_dims or _halves(dim)
+    widths = settings.mrl_dims or _halved_widths(dim)
     weights = settings.mrl_weights or (1.0,) * len(widths)
     if len(weights) != len(widths):
         raise ConfigError(f"mrl_weights: {len(weights)} weights for {len(widths)} widths {list(widths)}; one each")
@@ -154,22 +154,22 @@ def choose_cuts(settings: LossSettings, dim: int | None, *, late_interaction: bo
     if settings.mrl_tokens and not late_interaction:
         raise ConfigError("mrl_tokens: the model gives one vector per row, not one per token; take it out")
     return (
-        *(Cut(width=width, weight=weight) for width, weight in zip(widths, weights, strict=True)),
-        *(Cut(tokens=tokens) for tokens in settings.mrl_tokens),
+        *(MatryoshkaLevel(width=width, weight=weight) for width, weight in zip(widths, weights, strict=True)),
+        *(MatryoshkaLevel(tokens=tokens) for tokens in settings.mrl_tokens),
     )
 
 
-def _halves(dim: int | None) -> tuple[int, ...]:
+def _halved_widths(dim: int | None) -> tuple[int, ...]:
     """The width and its halves down to 32."""
     if dim is None:
         raise ConfigError("mrl_dims: name the widths; that of the model is not known here")
     widths = [dim]
-    while widths[-1] % 2 == 0 and widths[-1] // 2 >= _SMALLEST_WIDTH:
+    while widths[-1] % 2 == 0 and widths[-1] // 2 >= _MIN_WIDTH:
         widths.append(widths[-1] // 2)
     return tuple(widths)
 
 
-def _no_meaning(loss_type: str, scorers: tuple[str, ...]) -> str:
+def _unsupported_scorer(loss_type: str, scorers: tuple[str, ...]) -> str:
     reasons: dict[tuple[str, ...], str] = {
         ("maxsim",): "is late interaction and needs one vector per token; choose infonce for single vectors",
         ("cosine", "dot"): "compares one vector per row with one per class, which late interaction does not have",

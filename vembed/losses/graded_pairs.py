@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vembed.errors import DataError
-from vembed.losses.explicit_triplets import row_numbers
 from vembed.types import Targets
+from vembed.utils.ragged import cell_numbers, row_numbers
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,6 @@ def graded_pairs(targets: Targets, reader: str) -> GradedPairs:
     scored, scores = targets.scored, targets.scores
     if scored is None or scores is None or len(scored.values) == 0:
         raise DataError(f"{reader} compares with scores; rows need a `score` (column_mapping tells where)")
-    queries = row_numbers(scored)
     num_documents = len(targets.document_hashes)
-    negatives = row_numbers(targets.negatives) * num_documents + targets.negatives.values
-    is_negative = torch.isin(queries * num_documents + scored.values, negatives)
-    return GradedPairs(queries, scored.values, scores.values, is_negative)
+    is_negative = torch.isin(cell_numbers(scored, num_documents), cell_numbers(targets.negatives, num_documents))
+    return GradedPairs(row_numbers(scored), scored.values, scores.values, is_negative)

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import take_rows
-from vembed.losses.explicit_triplets import row_numbers
 from vembed.types import NO_GROUP, Ragged, Targets
+from vembed.utils.ragged import row_numbers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a step minimises: a loss over the scores of a batch, and how those scores are made from embeddings."""
+"""The objective of a step: a loss over the scores of a batch, and how those scores are made from embeddings."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _PAIRS_AT_ONCE = 8  # pairs of multi-vector rows: all of their sides are scored 
 
 @dataclass(frozen=True)
 class Teacher:
-    """How embeddings that are learned from (`Targets.teacher`) make scores, and their width, if it is known.
+    """The scorer of a teacher's embeddings (`Targets.teacher`), and their width, if it is known.
 
     temperature: their scores are divided by it where they are compared with those of the model that learns.
     """
@@ -53,7 +53,7 @@ class ScoreView:
 
     def dense(self) -> Tensor:
         """All scores, [queries, documents]."""
-        return self.shifted(self.scorer(self.queries, self.documents))
+        return self.scale_and_shift(self.scorer(self.queries, self.documents))
 
     def strips(self, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The scores of `rows` queries after the other, each [rows, documents], the last strip perhaps smaller.
@@ -66,14 +66,14 @@ class ScoreView:
 
     def pairs(self, queries: Tensor, documents: Tensor) -> Tensor:
         """The scores [pairs] of a query and a document each, by their numbers (int64 [pairs])."""
-        return self.shifted(paired_scores(self, queries, documents))
+        return self.scale_and_shift(paired_scores(self, queries, documents))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """The scores of the queries from number `start` to `stop` (not included), [rows, documents]."""
-        return self.shifted(self.scorer(take_rows(self.queries, start, stop), self.documents))
+        return self.scale_and_shift(self.scorer(take_rows(self.queries, start, stop), self.documents))
 
     def of_teacher(self, targets: Targets) -> "ScoreView":
-        """What the teacher scores the batch, over its temperature. Raises DataError without its embeddings."""
+        """The teacher's scores of the batch, over its temperature. Raises DataError without its embeddings."""
         if self.teacher is None or targets.teacher is None:
             raise DataError("the loss compares with a teacher, and the batch brings no embeddings of one")
         scale = torch.full_like(self.scale.detach(), 1 / self.teacher.temperature)
@@ -91,8 +91,8 @@ class ScoreView:
         """The scores of all documents against all documents."""
         return replace(self, queries=self.documents)
 
-    def shifted(self, scores: Tensor) -> Tensor:
-        """Scores as the scorer gives them, of any shape, times the scale and plus the bias."""
+    def scale_and_shift(self, scores: Tensor) -> Tensor:
+        """Scores as the scorer gives them, of any shape, times the scale (inverse temperature) and plus the bias."""
         scaled = scores * self.scale
         return scaled if self.bias is None else scaled + self.bias
 
@@ -136,7 +136,7 @@ def real_scores(queries: Embeddings, documents: Embeddings) -> Tensor:
 
 
 def has_tokens(embeddings: Embeddings) -> Tensor:
-    """Bool [rows]: whether a row has a real token (a single vector always is one)."""
+    """Bool [rows]: True if a row has a real token (a single vector always is one)."""
     if embeddings.mask is not None:
         return embeddings.mask.any(dim=1)
     return torch.ones(len(embeddings.vectors), dtype=torch.bool, device=embeddings.vectors.device)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _nothing(_settings: Section) -> RowNeeds:
+def _default_needs(_settings: Section) -> RowNeeds:
     return RowNeeds(scores="unread")
 
 
@@ -56,7 +56,7 @@ class Loss:
     settings: type[Section]
     function: "str | Callable[..., Tensor]"
     scorers: tuple[str, ...] = ()
-    needs: Callable[[Any], RowNeeds] = _nothing  # Any: each loss has a section of its own
+    needs: Callable[[Any], RowNeeds] = _default_needs  # Any: each loss has a section of its own
     unscaled: bool = False
     learns_bias: bool = False
     matryoshka: bool = False
@@ -68,7 +68,7 @@ class Loss:
 
     @property
     def has_temperature(self) -> bool:
-        """Whether the temperature has an effect."""
+        """True if the temperature has an effect."""
         return self.reads == "scores" and not self.unscaled
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def _class_needs(_settings: ClassSettings) -> RowNeeds:
     return RowNeeds(groups=True, scores="unread")
 
 
-def _of_classes(settings: type[ClassSettings], function: str) -> Loss:
+def _class_loss(settings: type[ClassSettings], function: str) -> Loss:
     """A loss over one vector per row and the weights of classes."""
     return Loss(
         settings,
@@ -151,8 +151,8 @@ _LOSSES = {
         needs=_contrastive_needs,
         unscaled=True,
     ),
-    "arcface": _of_classes(ArcFaceSettings, f"{_FUNCTIONS}.arcface:arcface"),
-    "proxy_anchor": _of_classes(ProxyAnchorSettings, f"{_FUNCTIONS}.proxy_anchor:proxy_anchor"),
+    "arcface": _class_loss(ArcFaceSettings, f"{_FUNCTIONS}.arcface:arcface"),
+    "proxy_anchor": _class_loss(ProxyAnchorSettings, f"{_FUNCTIONS}.proxy_anchor:proxy_anchor"),
     "margin_mse": Loss(MarginMSESettings, f"{_FUNCTIONS}.margin_mse:margin_mse", needs=_margin_mse_needs),
     "preference": Loss(
         PreferenceSettings, f"{_FUNCTIONS}.preference:preference", needs=_preference_needs, reads_reference=True

@@ -1,4 +1,4 @@
-"""What softmax losses are made of: sums over positive pairs, and over what `contrasts` found to stand against them."""
+"""The parts of softmax losses: sums over positive pairs, and over what `contrasts` found to stand against them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,10 +70,10 @@ def pair_losses(scores: Tensor, against: Against, label_smoothing: float = 0.0) 
     return losses + label_smoothing * (against.count * scores - against.total) / (1 + against.count)
 
 
-def log_sum_by(values: Tensor, numbers: Tensor, length: int) -> Tensor:
+def grouped_logsumexp(values: Tensor, numbers: Tensor, length: int) -> Tensor:
     """log of the sum of exp over the values [entries] with each number (int64 [entries]), [length]; NOTHING for none.
 
-    >>> log_sum_by(torch.tensor([0.0, 0.0]), torch.tensor([1, 1]), 2)[1]
+    >>> grouped_logsumexp(torch.tensor([0.0, 0.0]), torch.tensor([1, 1]), 2)[1]
     tensor(0.6931)
     """
     highest = values.detach().new_full((length,), NOTHING).scatter_reduce(0, numbers, values.detach(), "amax")

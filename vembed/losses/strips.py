@@ -61,7 +61,7 @@ StripLoss = Callable[..., tuple[Tensor, Tensor]]  # `loss` of `sum_over_strips`
 
 
 def is_small(view: ScoreView) -> bool:
-    """Whether all scores are to be made at once."""
+    """True if all scores are to be made at once."""
     return view.num_scores <= DENSE_SCORES * (1 if are_inner_products(view) else _DENSE_FACTOR)
 
 
@@ -124,6 +124,11 @@ class ScoreStrips:
             make = self._product_strip if self._are_products else self._scored_strip
             yield make(start, min(start + rows, len(self._queries)))
 
+    def with_masks(self, masks: MaskStrips) -> Iterator[tuple[Strip, Masks]]:
+        """Each strip with its masks, without scores that say nothing."""
+        for strip, kinds in zip(self, masks(strip_rows(self._view)), strict=True):
+            yield strip, masked_real(kinds, self._view)
+
     def _product_strip(self, start: int, stop: int) -> Strip:
         rows = self._queries[start:stop]  # [rows, dim]
 
@@ -156,7 +161,7 @@ class ScoreStrips:
 
 
 def are_inner_products(view: ScoreView) -> bool:
-    """Whether the scores are inner products of one vector each."""
+    """True if the scores are inner products of one vector each."""
     nothing = Embeddings(view.queries.vectors[:0])  # no rows: what is asked is the scorer's kind, not its vectors
     return view.queries.vectors.ndim == 2 and inner_product_vectors(view.scorer, nothing, nothing) is not None
 
@@ -204,11 +209,11 @@ class _StripSum(torch.autograd.Function):
         strips = ScoreStrips(plan.view, queries, documents, requires_grad=requires_grad)
         total, count = scale.new_zeros(()), scale.new_zeros(())
         grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(scale)
-        for strip, masks in zip(strips, plan.masks(strip_rows(plan.view)), strict=True):
+        for strip, masks in strips.with_masks(plan.masks):
             scores = strip.scores * scale if bias is None else strip.scores * scale + bias  # [rows, documents]
             scores.requires_grad_(requires_grad)  # a leaf: the strip's graph is the loss alone
             with torch.set_grad_enabled(requires_grad):
-                part, counted = plan.loss(scores, masked_real(masks, plan.view), *leaves)
+                part, counted = plan.loss(scores, masks, *leaves)
             total += part.detach()
             count += counted.detach()
             if requires_grad and part.requires_grad:  # a strip in which the loss finds nothing is a plain 0

@@ -1,4 +1,4 @@
-"""What a run learns from beside its rows: whether it has a teacher, what reads it, and what rows must bring for it."""
+"""A run's teacher, seen from its settings: whether there is one, what reads it, and what rows must bring for it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,22 +10,22 @@ from vembed.utils.settings import Section
 
 
 def distills(settings: LossSettings) -> bool:
-    """Whether distillation is a part of the loss."""
+    """True if distillation is a part of the loss."""
     return settings.use_distillation or LossRegistry.get(settings.loss_type).distillation
 
 
 def compares_scores(settings: LossSettings) -> bool:
-    """Whether distillation compares scores, over a temperature."""
+    """True if distillation compares scores, over a temperature."""
     return distills(settings) and settings.distillation_type != "cosine"
 
 
 def has_teacher(settings: LossSettings) -> bool:
-    """Whether there are embeddings to learn from: of another model, or in the data."""
+    """True if there are embeddings to learn from: of another model, or in the data."""
     return settings.teacher_model_name is not None or settings.teacher_embeddings
 
 
 def row_needs(settings: LossSettings, options: Section) -> RowNeeds:
-    """What the loss with its options and distillation need of every row."""
+    """The columns that the loss with its options and distillation need of every row."""
     needs = LossRegistry.get(settings.loss_type).needs(options)
     if settings.teacher_embeddings:
         return replace(needs, embeddings=True)
@@ -41,24 +41,24 @@ def row_needs(settings: LossSettings, options: Section) -> RowNeeds:
     )
 
 
-def measuring_needs(settings: LossSettings, options: Section) -> RowNeeds:
-    """What is to be known of rows that a model is measured on: nothing but whose their scores are."""
+def evaluation_needs(settings: LossSettings, options: Section) -> RowNeeds:
+    """The needs of rows that a model is measured on: none, but whether their scores say relevance."""
     return RowNeeds(scores_say_relevance=row_needs(settings, options).scores_say_relevance)
 
 
-def teaching_problems(settings: LossSettings, options: Section, *, taught: bool) -> Iterator[tuple[str, str]]:
-    """Keys that have no effect or lack a teacher, and what is wrong with each. taught: there are its embeddings."""
+def teacher_problems(settings: LossSettings, options: Section, *, with_teacher: bool) -> Iterator[tuple[str, str]]:
+    """Keys that have no effect or lack a teacher, and what is wrong with each. with_teacher: it has embeddings."""
     readers = LossRegistry.get(settings.loss_type).reads_teacher(options)
-    if taught and not distills(settings) and not readers:
+    if with_teacher and not distills(settings) and not readers:
         key = "teacher_embeddings" if settings.teacher_embeddings else "teacher_model_name"
         yield (
             key,
             "nothing would be learned from the teacher; set use_distillation: true (or, for a loss that has it,"
             f" false_negative_teacher_margin), or take {key} out",
         )
-    for key in () if taught else readers:
+    for key in () if with_teacher else readers:
         yield key, "goes by a teacher's embeddings; set teacher_model_name, or teacher_embeddings: true"
-    if distills(settings) and settings.distillation_type == "cosine" and not taught:
+    if distills(settings) and settings.distillation_type == "cosine" and not with_teacher:
         yield (
             "distillation_type",
             "cosine compares with a teacher's embeddings, not with scores in the data; set teacher_model_name, or"

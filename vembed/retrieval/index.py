@@ -17,6 +17,7 @@ from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import num_rows, pad_tokens, take_rows
 from vembed.scoring import Scorer
 from vembed.types import Embeddings, Ragged
+from vembed.utils.ragged import row_numbers
 
 NO_DOCUMENT = -1
 
@@ -85,7 +86,7 @@ def score_strips(
         scores = _scores(strip, documents, scorer, budget.products)  # [strip, documents]
         if excluded is not None:
             own = take_rows(excluded, start, min(start + rows, num_queries))
-            scores[row_of_value(own), own.values] = float("-inf")
+            scores[row_numbers(own), own.values] = float("-inf")
         yield start, scores
 
 
@@ -106,12 +107,6 @@ def best_documents(scores: Tensor, k: int) -> Hits:
     columns = chosen.nonzero()[:, 1].view(len(scores), kept)  # in document order
     best, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return _padded_hits(best, columns.gather(1, order), k)
-
-
-def row_of_value(ragged: Ragged) -> Tensor:
-    """Int64 [values]: the row that owns each value."""
-    rows = torch.arange(len(ragged.counts), device=ragged.counts.device)
-    return torch.repeat_interleave(rows, ragged.counts, output_size=len(ragged.values))
 
 
 def _padded(rows: Embeddings | Ragged) -> Embeddings:

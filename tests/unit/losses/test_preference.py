@@ -9,7 +9,7 @@ import torch
 from tests.targets import make_targets
 from tests.unit.losses.batches import evaluate, random_batch, value_and_gradients
 from vembed.errors import UsageError
-from vembed.losses.explicit_triplets import named_triplets
+from vembed.losses.explicit_triplets import explicit_triplets
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings, PreferenceSettings
 from vembed.scoring import cosine, dot, maxsim
@@ -57,7 +57,7 @@ def test_the_infonce_term_is_added_with_its_weight():
 def test_it_starts_at_exactly_log_2(name, scorer_name, dtype):
     scorer, tokens = SCORERS[scorer_name]
     batch = random_batch(5, tokens=tokens).to(dtype)
-    assert len(named_triplets(batch.targets).queries) > 1
+    assert len(explicit_triplets(batch.targets).queries) > 1
     same = replace(batch.targets, reference=Sides(batch.queries, batch.documents))
     loss = evaluate(name, replace(batch, targets=same), scorer)
     weight = 1.5 if name.endswith("mrl") else 1.0
@@ -95,7 +95,7 @@ def without(columns: Ragged, others: Ragged) -> Ragged:
 
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected():
     batch = random_batch(5)
-    triplets = named_triplets(batch.targets)
+    triplets = explicit_triplets(batch.targets)
     gradient = value_and_gradients("preference", batch, dot)[1][1]
     for query, chosen, rejected in zip(triplets.queries, triplets.positives, triplets.negatives, strict=True):
         if (triplets.positives == rejected).any() or (triplets.negatives == chosen).any():
@@ -129,7 +129,7 @@ def test_without_triplets_there_is_nothing_to_learn():
 
 
 def test_a_document_that_a_row_names_as_both_is_a_positive():
-    triplets = named_triplets(make_targets([[0, 1], [2]], 4, negatives=[[1, 3], [3, 2]]))
+    triplets = explicit_triplets(make_targets([[0, 1], [2]], 4, negatives=[[1, 3], [3, 2]]))
     assert [tensor.tolist() for tensor in vars(triplets).values()] == [[0, 0, 1], [0, 1, 2], [3, 3, 3]]
 
 

@@ -7,7 +7,7 @@ from vembed.data.records import RowReader
 from vembed.errors import ConfigError, DataError
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
-from vembed.losses.teacher_needs import measuring_needs, row_needs
+from vembed.losses.teacher_needs import evaluation_needs, row_needs
 from vembed.types import RowNeeds
 
 
@@ -57,7 +57,7 @@ def test_rows_bring_what_the_teacher_is_made_of(settings, wanted):
 )
 def test_scores_that_only_a_teacher_can_have_given_do_not_say_what_is_relevant(settings, say_relevance):
     config = load_config(overrides={"preset": "none", **settings})
-    assert measuring_needs(config.loss, config.loss_options) == RowNeeds(scores_say_relevance=say_relevance)
+    assert evaluation_needs(config.loss, config.loss_options) == RowNeeds(scores_say_relevance=say_relevance)
 
 
 def test_a_row_with_one_document_has_no_distribution_to_learn():

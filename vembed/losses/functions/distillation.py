@@ -32,7 +32,7 @@ from vembed.losses.graded_pairs import GradedPairs, graded_pairs
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import LossFunction, ScoreView
 from vembed.losses.settings import LossSettings
-from vembed.losses.softmax import log_sum_by
+from vembed.losses.softmax import grouped_logsumexp
 from vembed.losses.strips import masked_real, sum_over_strips
 from vembed.scoring import at_least_float32, unit
 from vembed.types import Embeddings, Targets
@@ -56,8 +56,8 @@ def distillation(view: ScoreView, targets: Targets, settings: LossSettings) -> T
     if settings.distillation_type == "cosine":
         return embedding_distance(view, targets)
     if view.teacher is None:
-        return _of_stored_scores(view, targets, settings)
-    return _of_embeddings(view, targets, settings)
+        return _from_stored_scores(view, targets, settings)
+    return _from_embeddings(view, targets, settings)
 
 
 def embedding_distance(view: ScoreView, targets: Targets) -> Tensor:
@@ -69,48 +69,50 @@ def embedding_distance(view: ScoreView, targets: Targets) -> Tensor:
     return (distances[0] + distances[1]) / 2
 
 
-def _of_embeddings(view: ScoreView, targets: Targets, settings: LossSettings) -> Tensor:
+def _from_embeddings(view: ScoreView, targets: Targets, settings: LossSettings) -> Tensor:
     teacher = view.of_teacher(targets)
     term = _STRIP_TERMS[settings.distillation_type]
 
     def strip_sum(scores: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        wanted = teacher.rows(masks.start, masks.start + len(scores)).to(scores.dtype)
-        return term(scores, wanted, masked_real(masks, teacher), settings.distillation_temperature)
+        teacher_scores = teacher.rows(masks.start, masks.start + len(scores)).to(scores.dtype)
+        return term(scores, teacher_scores, masked_real(masks, teacher), settings.distillation_temperature)
 
     total, count = sum_over_strips(replace(view, bias=None), partial(mask_strips, targets), strip_sum)
     return total / count.clamp(min=1)
 
 
-def _of_stored_scores(view: ScoreView, targets: Targets, settings: LossSettings) -> Tensor:
+def _from_stored_scores(view: ScoreView, targets: Targets, settings: LossSettings) -> Tensor:
     pairs = graded_pairs(targets, "distillation")
     scores = view.pairs(pairs.queries, pairs.documents)
-    wanted = pairs.grades.to(scores.dtype) / (settings.teacher_temperature or 1.0)
-    return _PAIR_TERMS[settings.distillation_type](scores, wanted, pairs, settings.distillation_temperature)
+    teacher_scores = pairs.grades.to(scores.dtype) / (settings.teacher_temperature or 1.0)
+    return _PAIR_TERMS[settings.distillation_type](scores, teacher_scores, pairs, settings.distillation_temperature)
 
 
-def _divergences(scores: Tensor, wanted: Tensor, masks: Masks, temperature: float) -> tuple[Tensor, Tensor]:
+def _kl_divergences(scores: Tensor, teacher_scores: Tensor, masks: Masks, temperature: float) -> tuple[Tensor, Tensor]:
     """kl. Of a query that has no document both distributions are over all, and nothing is counted."""
     some = masks.valid.any(dim=1, keepdim=True)
     left_out = ~masks.valid & some
     student, teacher = (
         (side / temperature).masked_fill(left_out, float("-inf")).log_softmax(dim=1).masked_fill(~masks.valid, 0)
-        for side in (scores, wanted)
+        for side in (scores, teacher_scores)
     )
     probabilities = teacher.exp().masked_fill(~masks.valid, 0)
     return temperature**2 * (probabilities * (teacher - student)).sum(), some.sum()
 
 
-def _squares(scores: Tensor, wanted: Tensor, masks: Masks, _temperature: float) -> tuple[Tensor, Tensor]:
+def _squared_errors(scores: Tensor, teacher_scores: Tensor, masks: Masks, _temperature: float) -> tuple[Tensor, Tensor]:
     """mse."""
-    return (scores - wanted).masked_fill(~masks.valid, 0).square().sum(), masks.valid.sum()
+    return (scores - teacher_scores).masked_fill(~masks.valid, 0).square().sum(), masks.valid.sum()
 
 
-def _margin_squares(scores: Tensor, wanted: Tensor, masks: Masks, _temperature: float) -> tuple[Tensor, Tensor]:
+def _squared_margin_errors(
+    scores: Tensor, teacher_scores: Tensor, masks: Masks, _temperature: float
+) -> tuple[Tensor, Tensor]:
     """margin_mse. The sum over p, n of (x_p - x_n)^2 from the sums of x and x^2, x being how far s is above t.
 
     Leads do not change with a number that is taken off all of a query's x, and with their mean off nothing cancels.
     """
-    excess = (scores - wanted).masked_fill(~masks.valid, 0)
+    excess = (scores - teacher_scores).masked_fill(~masks.valid, 0)
     means = excess.detach().sum(dim=1, keepdim=True) / masks.valid.sum(dim=1, keepdim=True).clamp(min=1)
     positives, negatives = ((excess - means).masked_fill(~kind, 0) for kind in (masks.positive, masks.negative))
     num_positives, num_negatives = masks.positive.sum(dim=1), masks.negative.sum(dim=1)
@@ -119,27 +121,35 @@ def _margin_squares(scores: Tensor, wanted: Tensor, masks: Masks, _temperature: 
     return (squares - 2 * mixed).sum(), (num_positives * num_negatives).sum()
 
 
-def _pair_divergence(scores: Tensor, wanted: Tensor, pairs: GradedPairs, temperature: float) -> Tensor:
+def _pair_kl_divergence(scores: Tensor, teacher_scores: Tensor, pairs: GradedPairs, temperature: float) -> Tensor:
     """kl over the documents that each row scores."""
     length = int(pairs.queries.max()) + 1
     student, teacher = (
-        side / temperature - log_sum_by(side / temperature, pairs.queries, length)[pairs.queries]
-        for side in (scores, wanted)
+        side / temperature - grouped_logsumexp(side / temperature, pairs.queries, length)[pairs.queries]
+        for side in (scores, teacher_scores)
     )
     num_queries = len(torch.unique(pairs.queries))
     return temperature**2 * (teacher.exp() * (teacher - student)).sum() / num_queries
 
 
-def _pair_squares(scores: Tensor, wanted: Tensor, _pairs: GradedPairs, _temperature: float) -> Tensor:
-    return (scores - wanted).square().mean()
+def _pair_squared_error(scores: Tensor, teacher_scores: Tensor, _pairs: GradedPairs, _temperature: float) -> Tensor:
+    return (scores - teacher_scores).square().mean()
 
 
-def _pair_margins(scores: Tensor, wanted: Tensor, pairs: GradedPairs, _temperature: float) -> Tensor:
-    return mean_square_of_margins(scores - wanted, pairs)
+def _pair_margin_error(scores: Tensor, teacher_scores: Tensor, pairs: GradedPairs, _temperature: float) -> Tensor:
+    return mean_square_of_margins(scores - teacher_scores, pairs)
 
 
-_STRIP_TERMS: dict[str, _StripTerm] = {"kl": _divergences, "mse": _squares, "margin_mse": _margin_squares}
-_PAIR_TERMS: dict[str, _PairTerm] = {"kl": _pair_divergence, "mse": _pair_squares, "margin_mse": _pair_margins}
+_STRIP_TERMS: dict[str, _StripTerm] = {
+    "kl": _kl_divergences,
+    "mse": _squared_errors,
+    "margin_mse": _squared_margin_errors,
+}
+_PAIR_TERMS: dict[str, _PairTerm] = {
+    "kl": _pair_kl_divergence,
+    "mse": _pair_squared_error,
+    "margin_mse": _pair_margin_error,
+}
 
 
 def _cosines(student: Embeddings, teacher: Embeddings) -> Tensor:

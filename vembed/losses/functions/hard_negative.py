@@ -23,22 +23,22 @@ from vembed.types import Targets
 
 def hard_negative(view: ScoreView, targets: Targets, settings: HardNegativeSettings) -> Tensor:
     """The loss, a scalar."""
-    of_queries = partial(_of_queries, number=settings.num_hardest)
-    total, num_queries = sum_over_strips(view, partial(mask_strips, targets), of_queries)
+    query_losses = partial(_query_losses, num_hardest=settings.num_hardest)
+    total, num_queries = sum_over_strips(view, partial(mask_strips, targets), query_losses)
     return total / num_queries.clamp(min=1)
 
 
-def _of_queries(scores: Tensor, masks: Masks, number: int) -> tuple[Tensor, Tensor]:
+def _query_losses(scores: Tensor, masks: Masks, num_hardest: int) -> tuple[Tensor, Tensor]:
     """The sum of the losses of the rows that have a positive, and the number of those rows."""
     rows, documents = masks.positive.nonzero(as_tuple=True)
     num_positives = masks.positive.sum(dim=1)
-    excess = scores[rows, documents] - _log_sum_of_hardest(scores, masks.negative, number)[rows]
+    excess = scores[rows, documents] - _log_sum_of_hardest(scores, masks.negative, num_hardest)[rows]
     losses = -functional.logsigmoid(excess) / num_positives[rows]
     return losses.sum(), (num_positives > 0).sum().to(scores.dtype)
 
 
-def _log_sum_of_hardest(scores: Tensor, negative: Tensor, number: int) -> Tensor:
-    """Log of the sum of exp of each row's `number` highest negatives, of equal scores any; [rows]."""
+def _log_sum_of_hardest(scores: Tensor, negative: Tensor, num_hardest: int) -> Tensor:
+    """Log of the sum of exp of each row's `num_hardest` highest negatives, of equal scores any; [rows]."""
     some = negative.any(dim=1)
-    highest = scores.masked_fill(~negative, float("-inf")).topk(min(number, scores.shape[1]), dim=1).values
+    highest = scores.masked_fill(~negative, float("-inf")).topk(min(num_hardest, scores.shape[1]), dim=1).values
     return torch.where(some, highest.masked_fill(~some[:, None], 0).logsumexp(dim=1), NOTHING)

@@ -54,9 +54,11 @@ def infonce(view: ScoreView, targets: Targets, settings: InfoNCESettings) -> Ten
     )
     by_query, by_document = found.by_query, found.by_document
     if settings.query_to_query:
-        by_query += _among(view.among_queries(), partial(query_mask_strips, targets), totals=smoothing > 0)
+        by_query += _within_side(view.among_queries(), partial(query_mask_strips, targets), totals=smoothing > 0)
     if settings.document_to_document:
-        by_document += _among(view.among_documents(), partial(document_mask_strips, targets), totals=smoothing > 0)
+        by_document += _within_side(
+            view.among_documents(), partial(document_mask_strips, targets), totals=smoothing > 0
+        )
     return sum_over_pairs(found, partial(_losses, settings=settings), by_query, by_document)
 
 
@@ -70,13 +72,13 @@ def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: InfoNCE
     return sum(losses[1:], losses[0]) / len(losses)
 
 
-def _among(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:
-    """What stands against each row of a side among its own."""
+def _within_side(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:
+    """The sums over each row's negatives among the rows of its own side."""
     return contrasts(view, masks, columns=False, totals=totals).by_query
 
 
 @dataclass(frozen=True)
-class _Margins:
+class _FalseNegativeMargins:
     """By how much a negative must stay below the query's best positive: absolutely, and as a share of its score."""
 
     absolute: float | None
@@ -88,9 +90,11 @@ class _Margins:
 
 
 def _candidates(view: ScoreView, targets: Targets, settings: InfoNCESettings) -> Choose:
-    """Which negatives take part, and how much they weigh."""
-    own = _Margins(settings.false_negative_margin, settings.false_negative_relative_margin)
-    of_teacher = _Margins(settings.false_negative_teacher_margin, settings.false_negative_teacher_relative_margin)
+    """The rule that chooses the negatives, and what is added to their scores to weigh them."""
+    own = _FalseNegativeMargins(settings.false_negative_margin, settings.false_negative_relative_margin)
+    of_teacher = _FalseNegativeMargins(
+        settings.false_negative_teacher_margin, settings.false_negative_teacher_relative_margin
+    )
     teacher = view.of_teacher(targets).unscaled() if of_teacher.some else None
     if not own.some and teacher is None and settings.hardness_strength is None:
         return all_negatives
@@ -102,19 +106,19 @@ def _candidates(view: ScoreView, targets: Targets, settings: InfoNCESettings) ->
         if teacher is not None:
             judged = teacher.rows(masks.start, masks.start + len(scores))
             negative &= _probably_negative(judged, masked_real(masks, teacher), of_teacher)
-        return _weighed(scores, masks, negative, settings)
+        return _weighted_candidates(scores, masks, negative, settings)
 
     return choose
 
 
-def _weighed(scores: Tensor, masks: Masks, negative: Tensor, settings: InfoNCESettings) -> Candidates:
+def _weighted_candidates(scores: Tensor, masks: Masks, negative: Tensor, settings: InfoNCESettings) -> Candidates:
     if settings.hardness_strength is None:
         return Candidates(negative)
     weighed = {"all": negative, "explicit": masks.explicit, "in_batch": negative & ~masks.explicit}
     return Candidates(negative, settings.hardness_strength * scores * weighed[settings.hardness_on])
 
 
-def _probably_negative(scores: Tensor, masks: Masks, margins: _Margins) -> Tensor:
+def _probably_negative(scores: Tensor, masks: Masks, margins: _FalseNegativeMargins) -> Tensor:
     """Bool [rows, documents]: explicit negatives, and what scores no more than a negative may; all that is not valid,
     about which the scores say nothing; in a row without a positive, all."""
     some = masks.positive.any(dim=1, keepdim=True)

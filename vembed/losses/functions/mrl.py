@@ -18,8 +18,8 @@ from vembed.types import Embeddings, Sides, Targets
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What is left of embeddings at one level, None: all of it; and the weight of the loss there."""
+class MatryoshkaLevel:
+    """The width and the document tokens that one level keeps of embeddings (None: all), and the loss's weight there."""
 
     width: int | None = None
     tokens: int | None = None
@@ -27,30 +27,34 @@ class Cut:
 
 
 def matryoshka(
-    view: ScoreView, targets: Targets, loss: LossFunction, cuts: Sequence[Cut], *, normalize: bool
+    view: ScoreView, targets: Targets, loss: LossFunction, levels: Sequence[MatryoshkaLevel], *, normalize: bool
 ) -> Tensor:
-    """The weighted sum of the loss over all cuts, a scalar. normalize: cut vectors are of length 1 again."""
+    """The weighted sum of the loss over all levels, a scalar. normalize: cut vectors are of length 1 again."""
     parts = [
-        cut.weight * loss(cut_view(view, cut, normalize=normalize), cut_reference(targets, cut, normalize=normalize))
-        for cut in cuts
+        level.weight
+        * loss(
+            truncated_view(view, level, normalize=normalize),
+            truncated_reference(targets, level, normalize=normalize),
+        )
+        for level in levels
     ]
     return sum(parts[1:], parts[0])
 
 
-def cut_view(view: ScoreView, cut: Cut, *, normalize: bool) -> ScoreView:
-    """The scores of what a cut leaves of the embeddings, and of the centres of classes; queries keep all tokens."""
-    left = _cut(Sides(view.queries, view.documents), cut, normalize=normalize)
+def truncated_view(view: ScoreView, level: MatryoshkaLevel, *, normalize: bool) -> ScoreView:
+    """The view of embeddings, and of the centres of classes, cut to a level; queries keep all tokens."""
+    left = _truncated(Sides(view.queries, view.documents), level, normalize=normalize)
     centres = view.centres
-    if centres is not None and cut.width is not None:
-        centres = replace(centres, vectors=centres.vectors[:, : cut.width])
+    if centres is not None and level.width is not None:
+        centres = replace(centres, vectors=centres.vectors[:, : level.width])
     return replace(view, queries=left.queries, documents=left.documents, centres=centres)
 
 
-def cut_reference(targets: Targets, cut: Cut, *, normalize: bool) -> Targets:
-    """The targets with what a cut leaves of the reference's embeddings, which are of the same model."""
+def truncated_reference(targets: Targets, level: MatryoshkaLevel, *, normalize: bool) -> Targets:
+    """The targets with the reference's embeddings, which are of the same model, cut to a level."""
     if targets.reference is None:
         return targets
-    return replace(targets, reference=_cut(targets.reference, cut, normalize=normalize))
+    return replace(targets, reference=_truncated(targets.reference, level, normalize=normalize))
 
 
 def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
@@ -61,15 +65,17 @@ def first_tokens(embeddings: Embeddings, tokens: int) -> Embeddings:
     return Embeddings(embeddings.vectors, mask & (mask.cumsum(dim=1) <= tokens))
 
 
-def _cut(sides: Sides, cut: Cut, *, normalize: bool) -> Sides:
+def _truncated(sides: Sides, level: MatryoshkaLevel, *, normalize: bool) -> Sides:
     queries, documents = sides.queries, sides.documents
-    if cut.width is not None and cut.width < queries.vectors.shape[-1]:
-        queries, documents = (_narrow(side, cut.width, normalize=normalize) for side in (queries, documents))
-    if cut.tokens is not None:
-        documents = first_tokens(documents, cut.tokens)
+    if level.width is not None and level.width < queries.vectors.shape[-1]:
+        queries, documents = (
+            _truncated_vectors(side, level.width, normalize=normalize) for side in (queries, documents)
+        )
+    if level.tokens is not None:
+        documents = first_tokens(documents, level.tokens)
     return Sides(queries, documents)
 
 
-def _narrow(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
+def _truncated_vectors(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
     vectors = at_least_float32(embeddings.vectors[..., :width])
     return Embeddings(unit(vectors) if normalize else vectors, embeddings.mask)

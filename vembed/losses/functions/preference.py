@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import num_rows
-from vembed.losses.explicit_triplets import Triplets, named_triplets
+from vembed.losses.explicit_triplets import Triplets, explicit_triplets
 from vembed.losses.functions.infonce import infonce
 from vembed.losses.objective import ScoreView, has_tokens
 from vembed.losses.settings import InfoNCESettings, PreferenceSettings
@@ -36,30 +36,30 @@ def preference(view: ScoreView, targets: Targets, settings: PreferenceSettings) 
     """The loss, a scalar; 0 without any triplet. Raises UsageError for targets without a reference."""
     if targets.reference is None:
         raise UsageError("loss_type preference compares with Targets.reference; vembed.training.dpo.Reference makes it")
-    triplets = _scored(named_triplets(targets), view)
-    rises = _leads(view, triplets) - _leads(_as_before(view, targets.reference), triplets)
-    losses = preference_losses(settings.preference_beta * rises, settings.preference_label_smoothing)
+    triplets = _with_real_tokens(explicit_triplets(targets), view)
+    reward_margins = _score_margins(view, triplets) - _score_margins(_reference_view(view, targets.reference), triplets)
+    losses = preference_losses(settings.preference_beta * reward_margins, settings.preference_label_smoothing)
     loss = losses.sum() / max(1, len(losses))
     if settings.preference_infonce_weight:
         loss = loss + settings.preference_infonce_weight * infonce(view, targets, InfoNCESettings())
     return loss
 
 
-def preference_losses(rises: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def preference_losses(reward_margins: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """The formula for each beta h [triplets].
 
     >>> preference_losses(torch.tensor([0.0, 4.0]))  # log 2, and little left to learn
     tensor([0.6931, 0.0181])
     """
-    losses = -functional.logsigmoid(rises)
-    return losses + label_smoothing * rises if label_smoothing else losses
+    losses = -functional.logsigmoid(reward_margins)
+    return losses + label_smoothing * reward_margins if label_smoothing else losses
 
 
-def _as_before(view: ScoreView, reference: Sides) -> ScoreView:
+def _reference_view(view: ScoreView, reference: Sides) -> ScoreView:
     return replace(view, queries=reference.queries, documents=reference.documents)
 
 
-def _leads(view: ScoreView, triplets: Triplets) -> Tensor:
+def _score_margins(view: ScoreView, triplets: Triplets) -> Tensor:
     """By how much each chosen document leads the rejected one, [triplets]; the temperature gets no gradient."""
     steady = replace(view, scale=view.scale.detach(), bias=None)
     num_documents = num_rows(view.documents)
@@ -69,7 +69,7 @@ def _leads(view: ScoreView, triplets: Triplets) -> Tensor:
     return scores[0] - scores[1]
 
 
-def _scored(triplets: Triplets, view: ScoreView) -> Triplets:
+def _with_real_tokens(triplets: Triplets, view: ScoreView) -> Triplets:
     """The triplets of which every member has a real token."""
     queries, documents = has_tokens(view.queries), has_tokens(view.documents)
     real = queries[triplets.queries] & documents[triplets.positives] & documents[triplets.negatives]

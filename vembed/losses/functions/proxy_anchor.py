@@ -26,22 +26,22 @@ def proxy_anchor(
     """The loss, a scalar; 0 without any item that has a class."""
     examples = class_examples(queries, documents, targets, centres)
     num_classes, num_present = len(centres.keys), len(torch.unique(examples.labels[1]))
-    scale, margin, counts = settings.class_scale, settings.proxy_margin, examples.weights.log()
+    scale, margin, log_weights = settings.class_scale, settings.proxy_margin, examples.weights.log()
 
     def strip_loss(scores: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-        pull = _log_one_and_sum(counts - scale * (scores - margin), masks.positive)
-        push = _log_one_and_sum(counts + scale * (scores + margin), masks.negative)
+        pull = _log1p_sum_exp(log_weights - scale * (scores - margin), masks.positive)
+        push = _log1p_sum_exp(log_weights + scale * (scores + margin), masks.negative)
         return pull.sum() / max(1, num_present) + push.sum() / num_classes, scores.new_zeros(())
 
     view = cosine_view(centres.vectors, examples.vectors)
     return sum_over_strips(view, class_mask_strips(examples, num_classes), strip_loss)[0]
 
 
-def _log_one_and_sum(values: Tensor, counts: Tensor) -> Tensor:
-    """log(1 + sum of exp) over the values [rows, columns] that count (bool), [rows].
+def _log1p_sum_exp(values: Tensor, chosen: Tensor) -> Tensor:
+    """log(1 + sum of exp) over the chosen (bool) ones of values [rows, columns], [rows].
 
-    >>> _log_one_and_sum(torch.zeros(1, 3), torch.tensor([[True, True, False]]))  # log 3
+    >>> _log1p_sum_exp(torch.zeros(1, 3), torch.tensor([[True, True, False]]))  # log 3
     tensor([1.0986])
     """
     one = values.new_zeros(len(values), 1)
-    return torch.cat([one, values.masked_fill(~counts, float("-inf"))], dim=1).logsumexp(dim=1)
+    return torch.cat([one, values.masked_fill(~chosen, float("-inf"))], dim=1).logsumexp(dim=1)

@@ -22,10 +22,10 @@ from vembed.types import Targets
 def sigmoid(view: ScoreView, targets: Targets, settings: SigmoidSettings) -> Tensor:
     """The loss, a scalar."""
     masks = partial(mask_strips, targets, private_negatives=settings.private_negatives)
-    total, num_queries = sum_over_strips(view, masks, _answers)
+    total, num_queries = sum_over_strips(view, masks, _strip_loss)
     return total / num_queries
 
 
-def _answers(scores: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+def _strip_loss(scores: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     costs = functional.softplus(torch.where(masks.positive, -scores, scores))
     return costs.masked_fill(~masks.valid, 0).sum(), scores.new_tensor(len(scores))

@@ -23,11 +23,11 @@ from vembed.types import Targets
 def supcon(view: ScoreView, targets: Targets, settings: SupConSettings) -> Tensor:
     """The loss in the direction of `settings.loss_direction`, a scalar; `both` is the mean of the two."""
     columns = settings.loss_direction != "query_to_document"
-    found = contrasts(view, partial(mask_strips, targets), _everything, columns=columns)
+    found = contrasts(view, partial(mask_strips, targets), _all_valid, columns=columns)
     return sum_over_pairs(found, partial(_losses, settings=settings), found.by_query, found.by_document)
 
 
-def _everything(_scores: Tensor, masks: Masks) -> Candidates:
+def _all_valid(_scores: Tensor, masks: Masks) -> Candidates:
     """Positives stand in the denominator too."""
     return Candidates(masks.valid)
 

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from vembed.grad_cache.cachex.tree_utils import concat_rows
-from vembed.losses.explicit_triplets import every_two, row_numbers
 from vembed.types import NO_GROUP, Ragged, Targets
+from vembed.utils.ragged import cell_numbers, pairs_within_rows, row_numbers
 
 
 def join_targets(parts: Sequence[Targets]) -> tuple[Targets, Tensor]:
@@ -125,7 +125,7 @@ def _codes_of_shared(targets: Targets) -> Tensor:
     rows_of_group = _by_owner(rows, torch.searchsorted(distinct, targets.query_groups[rows]), len(distinct))
     columns_of_group = _by_owner(wanted_columns, numbers, len(distinct))
     # Within each group every row with every column.
-    first, second = every_two(rows_of_group, columns_of_group)
+    first, second = pairs_within_rows(rows_of_group, columns_of_group)
     codes: Tensor = rows_of_group.values[first] * len(targets.document_hashes) + columns_of_group.values[second]
     return codes[~torch.isin(codes, _pair_codes(targets.negatives, targets))]
 
@@ -137,7 +137,7 @@ def _by_owner(values: Tensor, owners: Tensor, num_owners: int) -> Ragged:
 
 def _pair_codes(columns: Ragged, targets: Targets) -> Tensor:
     """Int64 [pairs]: one number for a row and a column that it names, so that sets of pairs are sets of numbers."""
-    return row_numbers(columns) * len(targets.document_hashes) + columns.values
+    return cell_numbers(columns, len(targets.document_hashes))
 
 
 def _decoded(codes: Tensor, targets: Targets) -> Ragged:
