@@ -42,7 +42,7 @@ from vembed.utils.distributed import require_one_process, seed_everything
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is read before a run's folder is touched, so that a refusal changes nothing."""
+    """The parts of a run that are read before its folder is touched, so that a refusal changes nothing."""
 
     data: RunData
     model: VisualRetrievalModel
@@ -124,7 +124,7 @@ def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: T
     return Session(loaded.data, model, loaded.objective, engine, loader, plan, groups, loaded.frozen)
 
 
-def assemble_apart(config: Config) -> Session:
+def assemble_trial(config: Config) -> Session:
     """A run whose steps are looked at, not kept; a teacher model is stood in for."""
     loaded = load(config)
     teacher = None if loaded.teacher is None else RandomTeacher(loaded.teacher.facts)
@@ -132,7 +132,7 @@ def assemble_apart(config: Config) -> Session:
 
 
 def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFolder) -> Checkpoints:
-    """What writes and reads the run's checkpoints, and refuses those of another run."""
+    """The writer and reader of the run's checkpoints, which refuses those of another run."""
     reference = session.engine.trainer.reference
     teacher = loaded.teacher
     identity = RunIdentity(
@@ -154,8 +154,8 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
     return Checkpoints(run, session.model, optimizer, precision.scaler, identity, config.model, limit, merge, classes)
 
 
-def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
-    """What measures the model on the validation sets; None without any."""
+def validation_function(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
+    """A function that measures the model on the validation sets, or None without any."""
     if not loaded.data.validation:
         return None
     sets = [retrieval_set(dataset, config.data) for dataset in loaded.data.validation]
@@ -164,7 +164,7 @@ def evaluation_of(config: Config, loaded: Loaded) -> Callable[[], Metrics] | Non
 
 
 def report_settings(config: Config, config_text: str) -> ReportSettings:
-    """What measuring base and tuned model takes from a config. `config_text` is shown in the report."""
+    """The settings by which base and tuned model are measured. `config_text` is shown in the report."""
     return ReportSettings(
         model=config.model,
         data=config.data,
@@ -178,7 +178,7 @@ def report_settings(config: Config, config_text: str) -> ReportSettings:
 
 
 def features_of(config: Config) -> FrozenFeatures | None:
-    """Where the features of frozen towers are kept; None without cache_frozen_features."""
+    """The features of frozen towers that are kept on disk, or None without cache_frozen_features."""
     return frozen_features(config.training, config.model, config.optimizer, config.data)
 
 

@@ -3,7 +3,7 @@
     config = load_config("my.yaml", ["--batch_size", "64"])
     config.training.batch_size, config.origin("batch_size")      # 64, "command line"
 
-Keys are flat. Every part of the house receives its own section and never the whole config.
+Keys are flat. Every part of the package receives its own section and never the whole config.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed.configuration.findings import Finding, Sections, findings, missing_data
-from vembed.configuration.keys import AnySection, build, keys_of, plain
+from vembed.configuration.keys import AnySection, as_plain_value, build, keys_of
 from vembed.configuration.layers import Overrides, Problem, Setting, user_settings
 from vembed.configuration.presets import (
-    Dropped,
+    DroppedValue,
     choose_preset,
     distills_scores,
     fit_preset,
+    origin_of,
     other_loss,
-    place_of,
     registered_loss,
 )
 from vembed.configuration.rules import (
@@ -47,7 +47,7 @@ DATA_KEYS = ("data_path", "val_data_path", "test_data_path", "image_root")
 
 @dataclass(frozen=True)
 class Purpose:
-    """What a config is loaded for: keys that must be set, and keys of the data whose local files must exist."""
+    """The purpose a config is loaded for: keys that must be set, and keys of the data whose local files must exist."""
 
     required: tuple[str, ...] = ()
     existing: tuple[str, ...] = DATA_KEYS
@@ -74,7 +74,7 @@ class Config:
     optimizer: OptimizerSettings
     evaluation: EvaluationSettings
     idle: Mapping[str, str] = field(compare=False, repr=False)
-    dropped: tuple[Dropped, ...] = field(compare=False, repr=False)
+    dropped: tuple[DroppedValue, ...] = field(compare=False, repr=False)
     origins: Mapping[str, str] = field(compare=False, repr=False)
 
     def sections(self) -> dict[str, Section]:
@@ -102,7 +102,7 @@ class Config:
     def defaults(self) -> dict[str, object]:
         """The default of every key of its sections, in force or not, as JSON and YAML know it."""
         return {
-            name: plain(key.default)
+            name: as_plain_value(key.default)
             for section, settings in self.sections().items()
             for name, key in keys_of(section, type(settings)).items()
         }
@@ -112,7 +112,7 @@ class Config:
         Path(path).write_text(self.yaml_text(), encoding="utf-8")
 
     def yaml_text(self) -> str:
-        """What `to_yaml` writes."""
+        """The text that `to_yaml` writes."""
         lines = [f"# Resolved by vembed {__version__}: every key in force, and where its value comes from."]
         for name, section in self.sections().items():
             keys = [f"{key}: {dump_value(value)}  # {self.origin(key)}" for key, value in _in_force(section, self.idle)]
@@ -145,9 +145,9 @@ def load_config(
     problems += combination_problems(valid, _values(config), catalogue.keys)
     for location, text in _findings(config, valid, purpose):
         if location[0] not in wrong:
-            problems.append(Problem(place_of(location, valid), location, text))
+            problems.append(Problem(origin_of(location, valid), location, text))
     if problems:
-        raise ConfigError(_report(problems))
+        raise ConfigError(_problems_text(problems))
     return config
 
 
@@ -157,7 +157,7 @@ def _without_null_preset(user: dict[str, Setting]) -> dict[str, Setting]:
 
 
 def _assemble(
-    kept: Mapping[str, Setting], dropped: tuple[Dropped, ...], valid: Mapping[str, Setting], catalogue: Catalogue
+    kept: Mapping[str, Setting], dropped: tuple[DroppedValue, ...], valid: Mapping[str, Setting], catalogue: Catalogue
 ) -> Config:
     """The config of these settings, which have no faults one by one; combinations are not checked yet."""
     chosen = {**kept, **valid}
@@ -165,7 +165,7 @@ def _assemble(
     def fill(section: type[AnySection]) -> AnySection:
         return build(section, {key: chosen[key].value for key in section.model_fields if key in chosen})
 
-    values = {name: plain(key.default) for name, key in catalogue.keys.items()}
+    values = {name: as_plain_value(key.default) for name, key in catalogue.keys.items()}
     values |= {name: setting.value for name, setting in chosen.items()}
     unread = {name: other_loss(name, catalogue) for name in catalogue.idle if name in LossSettings.model_fields}
     return Config(
@@ -187,15 +187,15 @@ def _assemble(
 def _values(config: Config) -> dict[str, object]:
     """All keys with their values, those without effect included."""
     sections = config.sections().values()
-    return {key: plain(getattr(section, key)) for section in sections for key in type(section).model_fields}
+    return {key: as_plain_value(getattr(section, key)) for section in sections for key in type(section).model_fields}
 
 
 def _in_force(section: Section, idle: Collection[str]) -> Iterator[tuple[str, object]]:
-    return ((key, plain(getattr(section, key))) for key in type(section).model_fields if key not in idle)
+    return ((key, as_plain_value(getattr(section, key))) for key in type(section).model_fields if key not in idle)
 
 
 def _findings(config: Config, valid: Mapping[str, Setting], purpose: Purpose) -> Iterator[Finding]:
-    """What does not hold between the values of a config, for the purpose that it is loaded for."""
+    """The findings about the values of a config, for the purpose that it is loaded for."""
     if "model_name" in purpose.required and config.model.model_name is None and config.model.text_model_name is None:
         yield ("model_name",), "is not set; name a model, or two towers with text_model_name and image_model_name"
     if "data_path" in purpose.required and config.data.data_path is None:
@@ -219,7 +219,7 @@ def _rule_sections(config: Config) -> Sections:
     )
 
 
-def _report(problems: list[Problem]) -> str:
+def _problems_text(problems: list[Problem]) -> str:
     if len(problems) == 1:
         return str(problems[0])
     return "\n  ".join([f"{len(problems)} problems in the configuration:", *map(str, problems)])

@@ -2,7 +2,7 @@
 
 
 class VembedError(Exception):
-    """What went wrong, where, and what would be right. The command line prints it without a traceback."""
+    """Says what went wrong, where, and what would be right. The command line prints it without a traceback."""
 
     exit_code = 1
 

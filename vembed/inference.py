@@ -64,7 +64,7 @@ class Predictor:
 
     @property
     def spec(self) -> ModelSpec:
-        """How the model reads its inputs."""
+        """The model's spec: how it reads its inputs, and how its embeddings are compared."""
         return self.model.spec
 
     @property
@@ -77,7 +77,7 @@ class Predictor:
     ) -> Vectors:
         """Embed texts (a text that looks like a path is a text). `side` picks the prompt, if the model has any."""
         single = isinstance(texts, str)
-        entries = [texts] if isinstance(texts, str) else _listed(texts, "a text is a str")
+        entries = [texts] if isinstance(texts, str) else _as_list(texts, "a text is a str")
         items = [as_item({"text": text}) for text in entries]
         return self._encode(items, side, width, output, single=single)
 
@@ -91,7 +91,7 @@ class Predictor:
     ) -> Vectors:
         """Embed images: paths, encoded bytes or PIL images."""
         single = isinstance(images, str | os.PathLike | bytes | PIL.Image.Image)
-        pictures = [images] if single else _listed(images, "an image is a path, bytes or a PIL image")
+        pictures = [images] if single else _as_list(images, "an image is a path, bytes or a PIL image")
         items = [Item(images=(image_source(picture),)) for picture in pictures]
         return self._encode(items, side, width, output, single=single)
 
@@ -108,14 +108,14 @@ class Predictor:
         The image in a dict may be a path given as str, or a list of images.
         """
         single = isinstance(items, str | os.PathLike | bytes | PIL.Image.Image | Mapping | Item)
-        entries = [items] if single else _listed(items, "an item is a text, an image or a dict of both")
+        entries = [items] if single else _as_list(items, "an item is a text, an image or a dict of both")
         return self._encode([as_item(entry) for entry in entries], side, width, output, single=single)
 
     def score(self, queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
         """Scores [queries, documents] of what the encode methods gave, by the model's own measure; bigger is better."""
         scorer = get_scorer(self.spec.similarity, self.spec.scoring)
         dims = 1 if self.spec.scoring == "single" else 2
-        scores: NDArray[np.float32] = scorer(_rows(queries, dims), _rows(documents, dims)).numpy()
+        scores: NDArray[np.float32] = scorer(_as_embeddings(queries, dims), _as_embeddings(documents, dims)).numpy()
         return scores
 
     def _encode(self, items: Sequence[Item], side: Side, width: int | None, output: Output, *, single: bool) -> Vectors:
@@ -132,8 +132,8 @@ class Predictor:
         return rows if output == "torch" else [row.numpy() for row in rows]
 
 
-def _listed(things: object, kind: str) -> list[object]:
-    """What should be a list. Raises UsageError for what has no entries."""
+def _as_list(things: object, kind: str) -> list[object]:
+    """The entries of a list or other iterable. Raises UsageError for anything else."""
     if not isinstance(things, Iterable):
         raise UsageError(f"{kind}, and several are a list of those; not {type(things).__name__}")
     return list(things)
@@ -147,8 +147,8 @@ def _refuse_empty_texts(items: Sequence[Item]) -> None:
         raise DataError(f"{where}: the text is empty (so are {len(empty)} of {len(items)}); leave such items out")
 
 
-def _rows(vectors: Vectors, dims: int) -> Embeddings:
-    """What an encode method gave as rows; `dims` is the number of axes of one item's vectors."""
+def _as_embeddings(vectors: Vectors, dims: int) -> Embeddings:
+    """Vectors that an encode method gave as Embeddings, [rows, dim] or [rows, tokens, dim]; dims: axes of one item."""
     if isinstance(vectors, list | tuple) and dims == 2:
         return pad_token_rows([torch.as_tensor(row).cpu() for row in vectors])
     rows = torch.as_tensor(vectors).cpu()

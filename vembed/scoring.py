@@ -47,7 +47,7 @@ def cosine(queries: Embeddings, documents: Embeddings) -> Tensor:
     >>> cosine(Embeddings(torch.tensor([[3.0, 4.0]])), Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor([[0.6000, 0.8000]])
     """
-    return inner_products(unit(_single(queries)), unit(_single(documents)))
+    return inner_products(l2_normalize(_single_vectors(queries)), l2_normalize(_single_vectors(documents)))
 
 
 def dot(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -56,7 +56,7 @@ def dot(queries: Embeddings, documents: Embeddings) -> Tensor:
     >>> dot(Embeddings(torch.tensor([[3.0, 4.0]])), Embeddings(torch.tensor([[1.0, 0.0], [0.0, 2.0]])))
     tensor([[3., 8.]])
     """
-    return inner_products(_single(queries), _single(documents))
+    return inner_products(_single_vectors(queries), _single_vectors(documents))
 
 
 def maxsim(queries: Embeddings, documents: Embeddings) -> Tensor:
@@ -107,14 +107,14 @@ def get_scorer(similarity: str, scoring: str = "single") -> Scorer:
 
 
 def inner_product_vectors(scorer: Scorer, queries: Embeddings, documents: Embeddings) -> tuple[Tensor, Tensor] | None:
-    """Vectors [queries, dim] and [documents, dim] whose inner products are the scores; None where there are none such.
+    """Vectors [queries, dim] and [documents, dim] whose inner products are the scores, or None if there are none such.
 
     >>> inner_product_vectors(maxsim, Embeddings(torch.ones(1, 2, 3)), Embeddings(torch.ones(1, 2, 3))) is None
     True
     """
     if scorer is cosine:
-        return unit(_single(queries)), unit(_single(documents))
-    return (_single(queries), _single(documents)) if scorer is dot else None
+        return l2_normalize(_single_vectors(queries)), l2_normalize(_single_vectors(documents))
+    return (_single_vectors(queries), _single_vectors(documents)) if scorer is dot else None
 
 
 def inner_products(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -128,7 +128,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _single(embeddings: Embeddings) -> Tensor:
+def _single_vectors(embeddings: Embeddings) -> Tensor:
     """The vectors [rows, dim]. Raises ModelError where a row has several."""
     if embeddings.vectors.ndim != 2:
         raise ModelError(f"cosine and dot take one vector per row, not {tuple(embeddings.vectors.shape)}; use maxsim")
@@ -148,7 +148,7 @@ def _real_tokens(embeddings: Embeddings) -> Tensor:
     return torch.ones(embeddings.vectors.shape[:2], dtype=torch.bool, device=embeddings.vectors.device)
 
 
-def unit(vectors: Tensor) -> Tensor:
+def l2_normalize(vectors: Tensor) -> Tensor:
     """Vectors [..., dim] at length 1. Zeros stay zeros; a plain division would give them a gradient of 1e12 or NaN."""
     lengths = vectors.norm(dim=-1, keepdim=True)  # [..., 1]
     zero = lengths == 0  # NaN is no zero: it must reach the loss
@@ -157,7 +157,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowsByLength:
     """The rows of one side that have real tokens, the shortest first: a jagged tensor's lengths and offsets.
 
     numbers: of the rows among all, lengths: in real tokens, int64 [rows]. real: int64 [real tokens], the numbers of all
@@ -173,7 +173,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Rows `start` to `stop` of a side's `_Rows`, which make one tile; the longest has `longest` tokens."""
+    """Rows `start` to `stop` of a side's `_RowsByLength`, which make one tile; the longest has `longest` tokens."""
 
     start: int
     stop: int
@@ -184,16 +184,16 @@ class _Bucket:
         return max(1, (self.stop - self.start) * self.longest)
 
 
-def _rows_by_length(embeddings: Embeddings) -> _Rows:
+def _rows_by_length(embeddings: Embeddings) -> _RowsByLength:
     real = _real_tokens(embeddings)  # [all rows, tokens]
     lengths = real.sum(dim=1)  # [all rows]
     numbers = lengths.argsort(stable=True)
     numbers = numbers[lengths[numbers] > 0]  # [rows]
     offsets = lengths.cumsum(0) - lengths  # [all rows]
-    return _Rows(numbers, lengths[numbers], offsets[numbers], real.flatten().nonzero().squeeze(1))
+    return _RowsByLength(numbers, lengths[numbers], offsets[numbers], real.flatten().nonzero().squeeze(1))
 
 
-def _buckets(rows: _Rows, tokens: int) -> list[_Bucket]:
+def _buckets(rows: _RowsByLength, tokens: int) -> list[_Bucket]:
     """Rows in buckets of at most so many tokens, padding included, and of at least one row. At least one bucket."""
     buckets, start = [], 0
     lengths = rows.lengths.tolist()  # ascending, so that the row after a bucket is longer than all in it
@@ -204,14 +204,14 @@ def _buckets(rows: _Rows, tokens: int) -> list[_Bucket]:
     return buckets or [_Bucket(0, 0, 1)]  # of no rows, so that there is a tile, and a graph
 
 
-def _tiles(embeddings: Embeddings, rows: _Rows, buckets: Sequence[_Bucket], *, zeros: bool) -> Iterator[Tensor]:
+def _tiles(embeddings: Embeddings, rows: _RowsByLength, buckets: Sequence[_Bucket], *, zeros: bool) -> Iterator[Tensor]:
     """The vectors of each bucket, [rows, longest, dim], padded with zeros or with each row's last real token."""
     for bucket, tokens in zip(buckets, _tokens(embeddings, rows, buckets), strict=True):
         tile = at_least_float32(tokens).view(bucket.stop - bucket.start, bucket.longest, tokens.shape[1])
         yield tile.masked_fill(_padding(rows, bucket)[:, :, None], 0) if zeros else tile
 
 
-def _tokens(embeddings: Embeddings, rows: _Rows, buckets: Sequence[_Bucket]) -> Iterable[Tensor]:
+def _tokens(embeddings: Embeddings, rows: _RowsByLength, buckets: Sequence[_Bucket]) -> Iterable[Tensor]:
     """The vectors of each bucket's tokens, [rows * longest, dim], padded with each row's last real token."""
     vectors = embeddings.vectors.flatten(0, 1)  # [all rows * tokens, dim]
     if embeddings.mask is None:  # all of one length, so still in their order
@@ -224,7 +224,7 @@ def _tokens(embeddings: Embeddings, rows: _Rows, buckets: Sequence[_Bucket]) -> 
     return torch.split(vectors.index_select(0, torch.cat(every)), [len(index) for index in every])
 
 
-def _token_numbers(rows: _Rows, bucket: _Bucket) -> Tensor:
+def _token_numbers(rows: _RowsByLength, bucket: _Bucket) -> Tensor:
     """Int64 [rows * longest]: for each token of a bucket's tile its number among all tokens."""
     lengths = rows.lengths[bucket.start : bucket.stop, None]
     offsets = rows.offsets[bucket.start : bucket.stop, None]  # [rows, 1]
@@ -233,7 +233,7 @@ def _token_numbers(rows: _Rows, bucket: _Bucket) -> Tensor:
     return rows.real[(offsets + torch.minimum(steps, lengths - 1)).flatten()]
 
 
-def _padding(rows: _Rows, bucket: _Bucket) -> Tensor:
+def _padding(rows: _RowsByLength, bucket: _Bucket) -> Tensor:
     """Bool [rows, longest]: True where a bucket's tile is padding."""
     steps = torch.arange(bucket.longest, device=rows.lengths.device)
     return steps >= rows.lengths[bucket.start : bucket.stop, None]

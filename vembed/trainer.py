@@ -14,11 +14,11 @@ from pathlib import Path
 
 from vembed.assembly import (
     assemble,
-    assemble_apart,
+    assemble_trial,
     checkpoints_of,
-    evaluation_of,
     load,
     report_settings,
+    validation_function,
     with_features,
 )
 from vembed.config import TRAIN, Config, load_config
@@ -99,7 +99,7 @@ class Trainer:
         return _train(self.config(**settings))
 
     def overview(self, **settings: object) -> Overview:
-        """What training would do. Trains nothing, writes nothing."""
+        """An overview of what training would do. Trains nothing, writes nothing."""
         config = self.config(**settings)
         loaded = load(config)
         session = assemble(config, loaded, BadSamples(config.data))
@@ -109,7 +109,7 @@ class Trainer:
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
         config = self.config(**settings)
-        session = assemble_apart(config)
+        session = assemble_trial(config)
         num_workers = resolve_num_workers(config.data.num_workers)
         return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
 
@@ -119,7 +119,7 @@ class Trainer:
         few = {"batch_size": min(num_rows, rows_per_batch(config.training)), "global_batch_size": None}
         training = config.training.model_copy(update={**few, "gradient_accumulation_steps": 1})
         config = dataclasses.replace(config, training=training)
-        return check_gradients(assemble_apart(config), config.grad_cache)
+        return check_gradients(assemble_trial(config), config.grad_cache)
 
 
 def _train(config: Config) -> TrainResult:
@@ -137,7 +137,7 @@ def _train(config: Config) -> TrainResult:
 def _fit(config: Config) -> tuple[RunFolder, TrainState]:
     """Train to the end; what that takes memory for is gone afterwards."""
     loaded = with_features(load(config))
-    evaluate = evaluation_of(config, loaded)
+    evaluate = validation_function(config, loaded)
     if loaded.teacher is not None:
         loaded.teacher.fill(teacher_items(loaded.data.train, config.data))
     run = open_run_folder(config.training)

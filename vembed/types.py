@@ -1,4 +1,4 @@
-"""What flows through the house: items, examples, inputs, embeddings, targets, batches. Values only, no work.
+"""The values that flow through the package: items, examples, inputs, embeddings, targets, batches. No work here.
 
 Rows are input lines, queries and documents are the two sides of a score, and a slice is one entry of a tensor's
 first axis. A row may own any number of slices of a tensor: none (no image), one, or several (three images).
@@ -21,7 +21,7 @@ Side = Literal["query", "document"]
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where one image comes from: exactly one of a file path, encoded bytes, or a PIL image."""
+    """The source of one image: exactly one of a file path, encoded bytes, or a PIL image."""
 
     path: str | None = None
     data: bytes | None = None
@@ -85,7 +85,7 @@ class EncodedItem:
 
     @property
     def origin(self) -> str:
-        """Where the item came from."""
+        """The item's origin, as in "train.jsonl:17"."""
         return self.item.origin
 
 
@@ -113,7 +113,7 @@ class Example:
 
 @dataclass(frozen=True)
 class RowNeeds:
-    """What a loss needs of every row: explicit negatives; a group; a score of its documents, any number or 0 and 1.
+    """The needs of a loss in every row: explicit negatives; a group; a score of its documents, any number or 0 and 1.
 
     scores "unread": the loss takes every positive as relevant, whatever its score, so that none may say otherwise.
     embeddings: those of a teacher. num_documents: as many positives and negatives at least. scores_say_relevance: in
@@ -159,7 +159,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model reads: named ragged tensors over the same rows.
+    """The inputs of a model: named ragged tensors over the same rows.
 
     `num_truncated` counts texts that were cut to the model's length limit.
     """
@@ -181,7 +181,7 @@ class ItemRows:
 
     @property
     def num_rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.items)
 
 
@@ -195,7 +195,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Sides:
-    """What another model makes of a batch: its embeddings of the queries and of the documents, in the batch's order."""
+    """Embeddings of a batch by another model: of the queries and of the documents, in the batch's order."""
 
     queries: Embeddings
     documents: Embeddings
@@ -206,7 +206,7 @@ NO_GROUP = -1  # in the place of a group's key, of a row or document without one
 
 @dataclass(frozen=True)
 class Targets:
-    """Which document belongs to which query, as int64 keys; masks are made from them strip by strip.
+    """The targets of a batch: which document belongs to which query, as int64 keys; masks are made of them in strips.
 
     Columns number the documents of the batch. Group -1 means "no group".
 

@@ -13,7 +13,7 @@ from tests.pictures import write_jsonl, write_picture
 from tests.tiny.dual import tiny_own_code
 from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
-from vembed.entrypoints.load_options import Opening
+from vembed.entrypoints.load_options import LoadOptions
 from vembed.errors import ConfigError, DataError, ModelError, UsageError
 from vembed.inference import Predictor
 
@@ -120,6 +120,6 @@ def test_plugins_are_imported_first(tmp_path, pictures):
                 model="no/model",
                 items=pictures[0],
                 output=tmp_path / "out.npz",
-                opening=Opening(plugins=["no_such_plugin"]),
+                load_options=LoadOptions(plugins=["no_such_plugin"]),
             )
         )

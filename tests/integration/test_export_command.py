@@ -15,7 +15,7 @@ from vembed.cli import app
 from vembed.entrypoints.encode import EncodeRequest, encode
 from vembed.entrypoints.evaluate import evaluate
 from vembed.entrypoints.export import ExportRequest, export
-from vembed.entrypoints.load_options import Opening
+from vembed.entrypoints.load_options import LoadOptions
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.trainer import Trainer
@@ -73,7 +73,10 @@ def test_a_folder_of_adapters_is_encoded_with_and_measured(run, texts_of, tmp_pa
 def test_a_whole_model_is_written_again_in_another_dtype(run, tmp_path):
     export(
         ExportRequest(
-            model=str(run / "final"), output=tmp_path / "low", merge=True, opening=Opening(torch_dtype="bfloat16")
+            model=str(run / "final"),
+            output=tmp_path / "low",
+            merge=True,
+            load_options=LoadOptions(torch_dtype="bfloat16"),
         )
     )
     assert {tensor.dtype for tensor in load_file(tmp_path / "low" / "model.safetensors").values()} == {torch.bfloat16}

@@ -39,9 +39,9 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     if side not in _SIDES:
         raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
     from vembed.entrypoints import encode as entrypoint
-    from vembed.entrypoints.load_options import Opening
+    from vembed.entrypoints.load_options import LoadOptions
 
-    opening = Opening(
+    load_options = LoadOptions(
         torch_dtype=torch_dtype,
         trust_remote_code=trust_remote_code,
         allow_pickled_weights=allow_pickled_weights,
@@ -55,7 +55,7 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
         width=width,
         batch_size=batch_size,
         device=device,
-        opening=opening,
+        load_options=load_options,
     )
     typer.echo(entrypoint.encode(request, _show_progress).text())
 

@@ -18,12 +18,12 @@ def evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("--
     target = one_positional(arguments)
     if target is None:
         raise UsageError("name what to measure: vembed evaluate RUN_FOLDER | CONFIG.yaml | MODEL --test_data_path DATA")
-    from vembed.entrypoints.evaluation_target import measured
+    from vembed.entrypoints.evaluation_target import resolve_target
 
-    what = measured(target, arguments.words(without="output_dir"))
+    what = resolve_target(target, arguments.words(without="output_dir"))
     from vembed.entrypoints import evaluate as entrypoint
 
-    typer.echo(entrypoint.evaluate_measured(what, report_dir=arguments.last("output_dir")).text())
+    typer.echo(entrypoint.evaluate_target(what, report_dir=arguments.last("output_dir")).text())
 
 
 _EVALUATE_USAGE = """\

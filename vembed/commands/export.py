@@ -22,13 +22,13 @@ def export(
 ) -> None:
     """Write a checkpoint as plain weights that need no adapter."""
     from vembed.entrypoints import export as entrypoint
-    from vembed.entrypoints.load_options import Opening
+    from vembed.entrypoints.load_options import LoadOptions
 
-    opening = Opening(
+    load_options = LoadOptions(
         torch_dtype=torch_dtype,
         trust_remote_code=trust_remote_code,
         allow_pickled_weights=allow_pickled_weights,
         plugins=plugins or (),
     )
-    request = entrypoint.ExportRequest(model=model, output=output, merge=merge, opening=opening)
+    request = entrypoint.ExportRequest(model=model, output=output, merge=merge, load_options=load_options)
     typer.echo(entrypoint.export(request).text())

@@ -25,7 +25,7 @@ def models(
 ) -> None:
     """List the families of models and what each supports, or check one model."""
     from vembed.entrypoints import models as entrypoint
-    from vembed.entrypoints.load_options import Opening
+    from vembed.entrypoints.load_options import LoadOptions
 
     if check is None:
         given = {
@@ -39,11 +39,11 @@ def models(
             raise UsageError(f"{words} can only say how to load a model: name one with --check")
         typer.echo(entrypoint.listing(plugins or ()))
         return
-    opening = Opening(
+    load_options = LoadOptions(
         torch_dtype=torch_dtype,
         trust_remote_code=trust_remote_code,
         allow_pickled_weights=allow_pickled_weights,
         encoder_mode=encoder_mode,
         plugins=plugins or (),
     )
-    typer.echo(entrypoint.check(entrypoint.CheckRequest(model=check, opening=opening)))
+    typer.echo(entrypoint.check(entrypoint.CheckRequest(model=check, load_options=load_options)))

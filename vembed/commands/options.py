@@ -1,4 +1,4 @@
-"""What commands share: options, how they read settings among their words, how they show the keys."""
+"""Shared by the commands: options, how they read settings among their words, how they show the keys."""
 # ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
 
 import shutil

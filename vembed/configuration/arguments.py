@@ -15,13 +15,13 @@ _BOOLS = ("true", "false")
 
 @dataclass(frozen=True)
 class Arguments:
-    """Positional words, and settings as (key, text); the text is None where an option came without a value."""
+    """Positional words, and settings as (key, text); an option that came without a value has None for its text."""
 
     positionals: tuple[str, ...]
     settings: tuple[tuple[str, str | None], ...]
 
     def last(self, key: str) -> str | None:
-        """The text that `key` is set to, None where it is not set."""
+        """The text that `key` is set to, or None if it is not set."""
         return dict(self.settings).get(key)
 
     def words(self, *, without: str = "") -> list[str]:
@@ -67,8 +67,8 @@ def _letters(name: str) -> str:
     return name.replace("-", "").replace("_", "")
 
 
-def value_of(key: Key, text: str | None) -> object:
-    """What a command line's text means for `key`: text stays text where the key takes it, the rest is YAML.
+def parse_argument(key: Key, text: str | None) -> object:
+    """The value of `key` that a command line's text writes: text stays text where the key takes it, the rest is YAML.
 
     None (an option without a value) is true. A list may come without its brackets: `1,5,10`.
     """

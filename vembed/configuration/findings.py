@@ -1,11 +1,11 @@
-"""What must hold between the settings of a run, beyond what each key declares of itself."""
+"""Checks between the settings of a run, beyond what each key declares of itself."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vembed.configuration.keys import shown
+from vembed.configuration.keys import format_value
 from vembed.configuration.layers import Setting
 from vembed.configuration.yaml_text import Location
 from vembed.data.formats import may_be_hub_name
@@ -42,7 +42,7 @@ class Sections:
 
 
 def findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
-    """What must hold between values, beyond what the keys declare of themselves."""
+    """What does not hold between the values, beyond what the keys declare of themselves."""
     yield from _model_findings(sections.model)
     yield from _state_findings(sections.model, user)
     yield from _fusion_findings(sections.model)
@@ -97,7 +97,7 @@ def _metric_findings(evaluation: EvaluationSettings) -> Iterator[Finding]:
     if metric is None:
         yield (
             ("best_metric",),
-            f"expected recall@K, hit_rate@K, ndcg@K, mrr or map; got {shown(evaluation.best_metric)}",
+            f"expected recall@K, hit_rate@K, ndcg@K, mrr or map; got {format_value(evaluation.best_metric)}",
         )
     elif metric["k"] and int(metric["k"]) not in evaluation.eval_k:
         yield (
@@ -179,7 +179,7 @@ def _teacher_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterat
 
 
 def _left_out_findings(sections: Sections, user: Mapping[str, Setting]) -> Iterator[Finding]:
-    """What only the loss reads, where distillation leaves it out."""
+    """Keys that only the loss reads, set where distillation leaves it out."""
     loss = sections.loss
     if loss.loss_type not in LossRegistry or not distills(loss) or loss.distillation_alpha < 1:
         return

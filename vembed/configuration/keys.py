@@ -1,4 +1,4 @@
-"""What a config key is, read from the section that declares it: type, range, default, meaning, and when it counts."""
+"""Config keys as their sections declare them: type, range, default, meaning, and when each has an effect."""
 
 import json
 import os
@@ -38,17 +38,17 @@ class Key:
 
     @property
     def default(self) -> Any:  # Any: each key has a type of its own
-        """The value it has when nobody sets it."""
+        """The key's value when nobody sets it."""
         return self.field.get_default(call_default_factory=True)
 
     @property
     def description(self) -> str:
-        """What it means, in one sentence."""
+        """The key's meaning, in one sentence."""
         return self.field.description or ""
 
     @property
     def common(self) -> bool:
-        """Whether it is one of the keys that matter most."""
+        """True if it is one of the keys that matter most."""
         return bool(self._marks.get("common"))
 
     @property
@@ -74,22 +74,22 @@ class Key:
 
     @property
     def is_flag(self) -> bool:
-        """Whether its value is true or false."""
+        """True if its value is true or false."""
         return self.field.annotation is bool
 
     @property
     def takes_text(self) -> bool:
-        """Whether any text is a value of it."""
+        """True if any text is a value of it."""
         return str in _options(self.field.annotation)
 
     @property
     def takes_list(self) -> bool:
-        """Whether a list is a value of it."""
+        """True if a list is a value of it."""
         return any(get_origin(_bare(option)) is tuple for option in _options(self.field.annotation))
 
     @property
     def takes_null(self) -> bool:
-        """Whether null is a value of it."""
+        """True if null is a value of it."""
         return type(None) in _options(self.field.annotation)
 
     @property
@@ -124,22 +124,24 @@ def limits(metadata: list[Any]) -> list[str]:  # Any: pydantic's own type for a 
     return texts + ["not empty" for limit in metadata if isinstance(limit, annotated_types.MinLen)]
 
 
-def plain(value: object) -> object:
+def as_plain_value(value: object) -> object:
     """`value` as JSON and YAML know it: tuples as lists, paths as text, sections as mappings of what was set."""
     if isinstance(value, Section):
         return {
-            name: plain(getattr(value, name)) for name in type(value).model_fields if name in value.model_fields_set
+            name: as_plain_value(getattr(value, name))
+            for name in type(value).model_fields
+            if name in value.model_fields_set
         }
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): as_plain_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(entry) for entry in value]
+        return [as_plain_value(entry) for entry in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one value, and where in it: `("data_path", 0, "weight")`."""
+    """A mistake in one value, and its place there: `("data_path", 0, "weight")`."""
 
     location: Location
     text: str
@@ -162,7 +164,7 @@ def faults_of(settings: type[Section], values: Mapping[str, object]) -> list[Fau
         except ValidationError as error:
             faults += _faults(key, value, [detail for detail in error.errors() if detail["loc"][0] == name])
         except (TypeError, ValueError):
-            faults.append(Fault((name,), f"expected {key.expected}; got {shown(value)}"))
+            faults.append(Fault((name,), f"expected {key.expected}; got {format_value(value)}"))
     return faults
 
 
@@ -171,7 +173,7 @@ def build(settings: type[AnySection], values: Mapping[str, object]) -> AnySectio
     return settings.model_validate_json(json.dumps(dict(values)), strict=True)
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as a message shows it: text in quotes, what YAML knows as YAML, cut at 80 characters."""
     try:
         text = repr(value) if isinstance(value, str) else dump_value(value)
@@ -181,33 +183,37 @@ def shown(value: object) -> str:
 
 
 def _faults(key: Key, value: object, details: list[ErrorDetails]) -> Iterator[Fault]:
-    """One fault per place: a union reports every branch, and the deepest place is where the value goes wrong."""
-    places = {_place(value, detail): detail for detail in details}
-    for place, detail in places.items():
-        if not any(other[: len(place)] == place and other != place for other in places):
-            text = _nested_text(key, place, detail) if place else f"expected {key.expected}; got {shown(value)}"
-            yield Fault((key.name, *place), text)
+    """One fault per location: a union reports every branch, and the deepest location is where the value goes wrong."""
+    locations = {_location_in(value, detail): detail for detail in details}
+    for location, detail in locations.items():
+        if not any(other[: len(location)] == location and other != location for other in locations):
+            text = (
+                _nested_text(key, location, detail)
+                if location
+                else f"expected {key.expected}; got {format_value(value)}"
+            )
+            yield Fault((key.name, *location), text)
 
 
-def _place(value: object, detail: ErrorDetails) -> Location:
+def _location_in(value: object, detail: ErrorDetails) -> Location:
     """The part of a pydantic location that leads through `value`; the rest are names of types."""
-    place: list[int | str] = []
+    location: list[int | str] = []
     for part in detail["loc"][1:]:
         if isinstance(value, Mapping) and part in value:
             value = value[part]
-            place.append(part)
+            location.append(part)
         if isinstance(value, list) and isinstance(part, int):
             value = value[part]
-            place.append(part)
-    return (*place, detail["loc"][-1]) if detail["type"] == "missing" else tuple(place)
+            location.append(part)
+    return (*location, detail["loc"][-1]) if detail["type"] == "missing" else tuple(location)
 
 
-def _nested_text(key: Key, place: Location, detail: ErrorDetails) -> str:
+def _nested_text(key: Key, location: Location, detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "extra_forbidden":
-        return unknown_key(str(place[-1]), _nested_names(key.field.annotation))
-    return f"expected {detail['msg'].removeprefix('Input should be ')}; got {shown(detail['input'])}"
+        return unknown_key(str(location[-1]), _nested_names(key.field.annotation))
+    return f"expected {detail['msg'].removeprefix('Input should be ')}; got {format_value(detail['input'])}"
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:

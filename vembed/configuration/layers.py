@@ -1,4 +1,4 @@
-"""Where values come from: a YAML file, a command line or a call, and a preset; each keeps its origin."""
+"""The layers that values come from: a YAML file, a command line or a call, and a preset; each keeps its origin."""
 
 import importlib
 import sys
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.configuration.arguments import Arguments, split_arguments, value_of
-from vembed.configuration.keys import Key, plain
+from vembed.configuration.arguments import Arguments, parse_argument, split_arguments
+from vembed.configuration.keys import Key, as_plain_value
 from vembed.configuration.sections import every_key
 from vembed.configuration.yaml_text import Location, YamlMapping, parse_value, read_yaml
 from vembed.errors import ConfigError, UsageError
@@ -26,13 +26,13 @@ class Setting:
     origin: str
     document: YamlMapping | None = field(default=None, repr=False)
 
-    def place(self, location: Location) -> str:
-        """Where the part of the value at `location` was set; `location` begins with the key."""
+    def origin_at(self, location: Location) -> str:
+        """The origin of the part of the value at `location`, which begins with the key: `my.yaml:3`."""
         return self.document.origin(location) if self.document else self.origin
 
     @property
     def on(self) -> bool:
-        """Whether it says anything: null and false switch nothing on."""
+        """True if it switches something on, as null and false do not."""
         return self.value is not None and self.value is not False
 
 
@@ -40,12 +40,12 @@ class Setting:
 class Problem:
     """One thing that is wrong: where it was set, the key and the part of its value, and what would be right."""
 
-    place: str
+    origin: str
     location: Location
     text: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, dotted(self.location), self.text) if part)
+        return ": ".join(part for part in (self.origin, dotted(self.location), self.text) if part)
 
 
 def dotted(location: Location) -> str:
@@ -59,14 +59,14 @@ def dotted(location: Location) -> str:
 
 
 def user_settings(path: str | Path | None, overrides: Overrides, origin: str) -> dict[str, Setting]:
-    """What the user set: the YAML file's values, and over them the overrides. Imports the plugins that they name.
+    """The user's settings: the YAML file's values, and over them the overrides. Imports the plugins that they name.
 
     Raises ConfigError for a file that is no YAML mapping and for a plugin that fails; UsageError for stray words.
     """
     document = YamlMapping({}) if path is None else read_yaml(path)
     settings = {key: Setting(value, document.origin((key,)), document) for key, value in document.values.items()}
     if isinstance(overrides, Mapping):
-        given = {key: Setting(plain(value), origin) for key, value in overrides.items()}
+        given = {key: Setting(as_plain_value(value), origin) for key, value in overrides.items()}
         import_plugins({**settings, **given})
         return {**settings, **given}
     texts = _texts(split_arguments(overrides, flags_of(every_key().values())))
@@ -86,8 +86,8 @@ def import_plugins(settings: Mapping[str, Setting]) -> None:
         try:
             importlib.import_module(str(name))
         except ImportError as error:
-            place = setting.place(("plugins", number))
-            raise ConfigError(f"{place}: plugins: {name} cannot be imported: {error}") from error
+            origin = setting.origin_at(("plugins", number))
+            raise ConfigError(f"{origin}: plugins: {name} cannot be imported: {error}") from error
 
 
 def flags_of(keys: Iterable[Key]) -> set[str]:
@@ -107,10 +107,10 @@ class Preset:
         """Its values with their origins: `preset clip (detected, LoRA)`."""
         notes = ["detected"] if detected else []
         origin = f"preset {self.name}{_bracketed(notes)}"
-        settings = {key: Setting(plain(value), origin) for key, value in self.values.items()}
+        settings = {key: Setting(as_plain_value(value), origin) for key, value in self.values.items()}
         if use_lora:
             origin = f"preset {self.name}{_bracketed([*notes, 'LoRA'])}"
-            settings |= {key: Setting(plain(value), origin) for key, value in self.lora.items()}
+            settings |= {key: Setting(as_plain_value(value), origin) for key, value in self.lora.items()}
         return settings
 
 
@@ -153,7 +153,7 @@ def _read(key: Key | None, text: str | None) -> object:
         return None if text is None else parse_value(text)
     if text is None and not key.is_flag:
         raise UsageError(f"{key.name} needs a value ({key.expected}): --{key.name} VALUE")
-    return value_of(key, text)
+    return parse_argument(key, text)
 
 
 def _bracketed(notes: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vembed.configuration.keys import build, faults_of
 from vembed.configuration.layers import Problem, Setting, read_preset
-from vembed.configuration.rules import rivals, unmet_condition
+from vembed.configuration.rules import alternatives, unmet_condition
 from vembed.configuration.sections import NO_PRESET, Catalogue
 from vembed.configuration.yaml_text import Location
 from vembed.errors import ConfigError, VembedError
@@ -18,7 +18,7 @@ from vembed.model.settings import ModelSettings
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedValue:
     """A preset's value that was not taken, and why."""
 
     key: str
@@ -37,7 +37,7 @@ def choose_preset(user: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
         use_lora = "use_lora" in user and user["use_lora"].value is True
         preset = read_preset(named).settings(use_lora=use_lora, detected="preset" not in user)
     except ConfigError as error:
-        return {}, [*problems, Problem(place_of(("preset",), user), ("preset",), str(error))]
+        return {}, [*problems, Problem(origin_of(("preset",), user), ("preset",), str(error))]
     return {"preset": Setting(named, "detected"), **preset}, problems
 
 
@@ -59,12 +59,12 @@ def _detect_preset(user: Mapping[str, Setting]) -> tuple[str | None, list[Proble
 
 
 def _model_problem(text: str, user: Mapping[str, Setting]) -> Problem:
-    """A problem with the model, at the place of the key that it begins with, else of the model's name."""
+    """A problem with the model, with the origin of the key that its text begins with, else of the model's name."""
     key = re.split(r"[\s:,]", text)[0]
     if key in user:
-        return Problem(place_of((key,), user), (), text)
+        return Problem(origin_of((key,), user), (), text)
     location = ("model_name",) if "model_name" in user else ("text_model_name",)
-    return Problem(place_of(location, user), location, text)
+    return Problem(origin_of(location, user), location, text)
 
 
 def registered_loss(user: Mapping[str, Setting], preset: Mapping[str, Setting]) -> str:
@@ -77,20 +77,20 @@ def registered_loss(user: Mapping[str, Setting], preset: Mapping[str, Setting]) 
 
 
 def distills_scores(settings: Mapping[str, Setting]) -> bool:
-    """Whether a teacher's scores are learned from beside the loss."""
+    """True if a teacher's scores are learned from beside the loss."""
     asked, kind = settings.get("use_distillation"), settings.get("distillation_type")
     return asked is not None and asked.value is True and (kind is None or kind.value != "cosine")
 
 
 def fit_preset(
     preset: Mapping[str, Setting], valid: Mapping[str, Setting], catalogue: Catalogue
-) -> tuple[dict[str, Setting], tuple[Dropped, ...]]:
+) -> tuple[dict[str, Setting], tuple[DroppedValue, ...]]:
     """The preset's values that take effect beside what the user set, and those that do not."""
     reasons: dict[str, str] = {}
     for name in preset:
         if name in catalogue.idle:
             reasons[name] = other_loss(name, catalogue)
-        elif taken := rivals(name, valid, catalogue.keys):
+        elif taken := alternatives(name, valid, catalogue.keys):
             reasons[name] = f"{taken[0]} is set"
     kept = {name: setting for name, setting in preset.items() if name not in reasons}
     values = {name: key.default for name, key in catalogue.keys.items()}
@@ -98,7 +98,7 @@ def fit_preset(
     for name in kept:
         if unmet := unmet_condition(catalogue.keys[name], values):
             reasons[name] = f"only with {unmet}"
-    dropped = [Dropped(name, preset[name].value, preset[name].origin, reason) for name, reason in reasons.items()]
+    dropped = [DroppedValue(name, preset[name].value, preset[name].origin, reason) for name, reason in reasons.items()]
     kept = {name: setting for name, setting in kept.items() if name not in reasons}
     return kept, tuple(entry for entry in dropped if entry.key not in valid)
 
@@ -108,7 +108,7 @@ def other_loss(name: str, catalogue: Catalogue) -> str:
     return f"only with loss_type: {' or '.join(catalogue.idle[name])}"
 
 
-def place_of(location: Location, settings: Mapping[str, Setting]) -> str:
-    """Where a value was set; nothing for a value that nobody set."""
+def origin_of(location: Location, settings: Mapping[str, Setting]) -> str:
+    """The origin of a value, "" for one that nobody set."""
     key = str(location[0])
-    return settings[key].place(location) if key in settings else ""
+    return settings[key].origin_at(location) if key in settings else ""

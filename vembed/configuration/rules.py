@@ -1,4 +1,4 @@
-"""Which keys count beside which others, and what else must hold between settings."""
+"""Rules that keys declare of each other: which have no effect beside others, and which exclude one another."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,32 +13,34 @@ def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Ite
         if name in catalogue.idle:
             losses = " or ".join(catalogue.idle[name])
             yield Problem(
-                setting.place((name,)), (name,), f"only loss_type: {losses} has this key; take it out, or choose that"
+                setting.origin_at((name,)),
+                (name,),
+                f"only loss_type: {losses} has this key; take it out, or choose that",
             )
         elif name not in catalogue.keys:
-            yield Problem(setting.place((name,)), (name,), unknown_key(name, [*catalogue.keys, *catalogue.idle]))
+            yield Problem(setting.origin_at((name,)), (name,), unknown_key(name, [*catalogue.keys, *catalogue.idle]))
         else:
             section = catalogue.sections[catalogue.keys[name].section]
             for fault in faults_of(section, {name: setting.value}):
-                yield Problem(setting.place(fault.location), fault.location, fault.text)
+                yield Problem(setting.origin_at(fault.location), fault.location, fault.text)
 
 
 def combination_problems(
     user: Mapping[str, Setting], values: Mapping[str, object], keys: Mapping[str, Key]
 ) -> Iterator[Problem]:
-    """What the user set that contradicts something else the user set, or has no effect beside `values`."""
+    """Settings of the user that contradict one another, or have no effect beside `values`."""
     for name, setting in user.items():
         if not setting.on:
             continue
         for other in keys[name].instead_of:
             if other in user and user[other].on:
-                place = user[other].place((other,))
+                origin = user[other].origin_at((other,))
                 yield Problem(
-                    setting.place((name,)), (name,), f"takes the place of {other} ({place}); keep one of the two"
+                    setting.origin_at((name,)), (name,), f"takes the place of {other} ({origin}); keep one of the two"
                 )
         if unmet := unmet_condition(keys[name], values):
             yield Problem(
-                setting.place((name,)), (name,), f"has an effect only with {unmet}; set that, or take {name} out"
+                setting.origin_at((name,)), (name,), f"has an effect only with {unmet}; set that, or take {name} out"
             )
 
 
@@ -50,11 +52,11 @@ def unmet_condition(key: Key, values: Mapping[str, object]) -> str | None:
     value = values.get(other)
     if value in wanted if wanted else value is not None:
         return None
-    return " or ".join(f"{other}: {_plain(want)}" for want in wanted) if wanted else other
+    return " or ".join(f"{other}: {_yaml_text(want)}" for want in wanted) if wanted else other
 
 
-def rivals(name: str, settings: Mapping[str, Setting], keys: Mapping[str, Key]) -> list[str]:
-    """The keys among `settings` that say something and stand in the place of `name`, or it in theirs."""
+def alternatives(name: str, settings: Mapping[str, Setting], keys: Mapping[str, Key]) -> list[str]:
+    """The keys among `settings` that are on and of which either takes the place of the other, `name`."""
     return [
         other
         for other, setting in settings.items()
@@ -73,5 +75,5 @@ def idle_keys(values: Mapping[str, object], keys: Mapping[str, Key]) -> dict[str
     return reasons
 
 
-def _plain(value: object) -> str:
+def _yaml_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

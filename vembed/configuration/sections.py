@@ -1,4 +1,4 @@
-"""Which sections a config has, and the keys they declare in one flat name space."""
+"""The sections of a config, and the keys they declare in one flat name space."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -112,7 +112,7 @@ def parse_yaml(text: str, name: str = "<text>") -> YamlMapping:
 
 
 def parse_value(text: str) -> object:
-    """What `text` means as a YAML value; itself where it is not YAML.
+    """The value that `text` writes in YAML, or the text itself if it is no YAML.
 
     >>> parse_value("{vision: 1e-5}"), parse_value("64"), parse_value("a: b: c")
     ({'vision': 1e-05}, 64, 'a: b: c')

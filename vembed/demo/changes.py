@@ -83,5 +83,5 @@ def _ways_to(target: Emoji, of_name: Mapping[str, Emoji]) -> Iterator[tuple[Emoj
 
 
 def _is_variant(base: Emoji | None, target: Emoji) -> bool:
-    """Whether there is such an emoji, and it shows the same idea ("ball" is no variant of "bouncing ball")."""
+    """True if there is such an emoji, and it shows the same idea ("ball" is no variant of "bouncing ball")."""
     return base is not None and base.concept == target.concept

@@ -1,4 +1,4 @@
-"""Which emoji show the same idea, and which split each idea belongs to, so that nothing seen in training is tested."""
+"""Concepts, the ideas that emoji show, and the split of each, so that no idea seen in training is tested."""
 
 import hashlib
 import re

@@ -27,7 +27,7 @@ _MARKER = "complete"
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """Where the demo's data and models lie.
+    """The files of the demo's data and models.
 
     `train` is keyed by what a set teaches ("names_to_pictures"); `val` and `test` by retrieval mode ("t2i").
     """

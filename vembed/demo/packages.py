@@ -23,7 +23,7 @@ class PackageFile:
     install_command: str = INSTALL_COMMAND
 
     def find(self) -> Path:
-        """Where the file is. Raises UsageError when its package is missing, DataError when it is not the known file."""
+        """The file's path. Raises UsageError when its package is missing, DataError when it is not the known file."""
         install = self.install_command
         found = package_path(self.package, self.path, install_command=install)
         digest = sha256_of([found])

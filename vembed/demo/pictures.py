@@ -27,7 +27,7 @@ TWEMOJI_TONED_SHA256 = "c85af227b9d9cdb6a562534ebcc7c08ea6358e8de55ebf3a86ceb418
 
 
 def picture_path(emoji: Emoji, vendor: str) -> str:
-    """Where the picture lies, relative to the data set's folder."""
+    """The picture's path, relative to the data set's folder."""
     return f"images/{vendor}/{emoji.key}.png"
 
 

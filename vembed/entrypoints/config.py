@@ -1,4 +1,4 @@
-"""What `vembed config` and the help of `vembed train` say: values with their origins, defaults, schema, reference."""
+"""The texts of `vembed config` and `vembed train --help`: values with their origins, defaults, schema, reference."""
 
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from vembed.config import Config
-from vembed.configuration.keys import Key, keys_of, plain
+from vembed.configuration.keys import Key, as_plain_value, keys_of
 from vembed.configuration.layers import PRESETS, preset_names
 from vembed.configuration.sections import SECTIONS
 from vembed.configuration.yaml_text import dump_value
@@ -47,7 +47,7 @@ def defaults() -> str:
     for title, section in _all_sections().items():
         lines += ["", f"# ---- {title}: {_summary(section)}"]
         for key in keys_of(title, section).values():
-            value = f"{key.name}: {dump_value(plain(key.default))}"
+            value = f"{key.name}: {dump_value(as_plain_value(key.default))}"
             # YAML takes a key once; losses may share one, each with a default of its own.
             lines += [f"# {key.description} [{_facts(key)}]", f"# {value}" if key.name in named else value]
             named.add(key.name)
@@ -112,7 +112,7 @@ def key_help(titles: Collection[str] = (), *, common_only: bool, width: int) -> 
 
 
 def _help_lines(key: Key, width: int) -> list[str]:
-    default = [] if key.default in (None, (), {}) else [f"default {dump_value(plain(key.default))}"]
+    default = [] if key.default in (None, (), {}) else [f"default {dump_value(as_plain_value(key.default))}"]
     text = f"{key.description} [{'; '.join([key.expected, *default, *_company(key)])}]"
     name = f"  --{key.name}"
     indent = " " * _HELP_COLUMN
@@ -157,7 +157,7 @@ def _company(key: Key) -> Iterator[str]:
 
 
 def _table_row(key: Key) -> str:
-    default = "" if key.default is None else f"`{dump_value(plain(key.default))}`"
+    default = "" if key.default is None else f"`{dump_value(as_plain_value(key.default))}`"
     meaning = " ".join([key.description, *(f"{text[0].upper()}{text[1:]}." for text in _company(key))])
     return f"| {' | '.join(_escaped([f'`{key.name}`', key.expected, default, meaning]))} |"
 

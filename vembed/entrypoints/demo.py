@@ -1,4 +1,4 @@
-"""What `vembed demo` does: prepare real models and pictures, then run the ordinary commands on them."""
+"""The work of `vembed demo`: prepare real models and pictures, then run the ordinary commands on them."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""What `vembed doctor` does: say what this machine has and whether a config holds, or check a model's gradients.
+"""The work of `vembed doctor`: say what this machine has and whether a config holds, or check a model's gradients.
 
 vembed doctor
 vembed doctor cfg.yaml

@@ -1,4 +1,4 @@
-"""What `vembed encode` does: embed texts and images of a file or folder, and write the vectors with their ids.
+"""The work of `vembed encode`: embed texts and images of a file or folder, and write the vectors with their ids.
 
 vembed encode MODEL --input photos/ --output photos.npz
 """
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.entrypoints.load_options import Opening
+from vembed.entrypoints.load_options import LoadOptions
 from vembed.errors import UsageError
 from vembed.inference import Predictor
 from vembed.retrieval.encode import Encoding, ItemEncoder, Progress
@@ -18,7 +18,7 @@ from vembed.types import Embeddings, Ragged, Side
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What was written, and where."""
+    """The file that was written, and the number and size of its vectors."""
 
     path: Path
     num_items: int
@@ -33,7 +33,7 @@ class EncodeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeRequest:
-    """Which model embeds what, and how. side: whose prompt texts get, "query" or "document"."""
+    """The model, the items to embed, the file to write, and how. side: whose prompt texts get, query or document."""
 
     model: str
     items: Path
@@ -42,7 +42,7 @@ class EncodeRequest:
     width: int | None = None
     batch_size: int = 64
     device: str = "auto"
-    opening: Opening = field(default_factory=Opening)
+    load_options: LoadOptions = field(default_factory=LoadOptions)
 
 
 def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeResult:
@@ -52,9 +52,9 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     """
     if request.side not in ("query", "document"):
         raise UsageError(f"side {request.side!r} is unknown; known are: query, document")
-    settings = request.opening.settings
+    settings = request.load_options.settings
     check_vectors_path(request.output)
-    request.opening.import_plugins()
+    request.load_options.import_plugins()
     named = read_items(request.items)
     model = Predictor(request.model, request.device, settings=settings).model
     check_vectors_path(request.output, per_token=model.spec.scoring != "single")

@@ -1,4 +1,4 @@
-"""What `vembed evaluate` does: measure a finished run, an untuned config, or any model on data of your own.
+"""The work of `vembed evaluate`: measure a finished run, an untuned config, or any model on data of your own.
 
 vembed evaluate output                                     base and final/, on the run's test sets; RUN/report/
 vembed evaluate my.yaml                                    the model as it is before training
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.assembly import report_settings
-from vembed.entrypoints.evaluation_target import Measured, Overrides, measured
+from vembed.entrypoints.evaluation_target import EvaluationTarget, Overrides, resolve_target
 from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.relevance import retrieval_set
@@ -25,9 +25,9 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured: label ("base", "tuned", or "model") -> set -> metric -> value; tables of it; the files.
+    """The metrics: label ("base", "tuned", or "model") -> set -> metric -> value; tables of them; the report's files.
 
-    rows: a table of every way in which queries of text and image were measured, "" without any.
+    rows: a table of every protocol by which queries of text and image were measured, "" without any.
     """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -52,25 +52,25 @@ def evaluate(target: str | Path, overrides: Overrides = (), *, report_dir: str |
     Without one, a run measured on its own data writes its own report folder, and all else writes nothing.
     Raises UsageError, DataError, ModelError.
     """
-    return evaluate_measured(measured(target, overrides), report_dir=report_dir)
+    return evaluate_target(resolve_target(target, overrides), report_dir=report_dir)
 
 
-def evaluate_measured(what: Measured, *, report_dir: str | Path | None = None) -> Evaluation:
-    """As `evaluate`, of what `measured` found."""
+def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None = None) -> Evaluation:
+    """As `evaluate`, of a target that was resolved."""
     folder = None if report_dir is None else Path(report_dir)
-    settings = report_settings(what.config, what.config_text)
-    if what.run is None:
-        return _evaluate_untuned(what, settings, folder)
-    folder = what.run.report if folder is None and what.on_own_data else folder
-    report = report_run(what.run, settings, folder)
-    return _evaluation(report.comparison, what.config.evaluation.best_metric, role=report.role, paths=report.paths)
+    settings = report_settings(target.config, target.config_text)
+    if target.run is None:
+        return _evaluate_untuned(target, settings, folder)
+    folder = target.run.report if folder is None and target.on_own_data else folder
+    report = report_run(target.run, settings, folder)
+    return _evaluation(report.comparison, target.config.evaluation.best_metric, role=report.role, paths=report.paths)
 
 
-def _evaluate_untuned(what: Measured, settings: ReportSettings, folder: Path | None) -> Evaluation:
-    config = what.config
+def _evaluate_untuned(target: EvaluationTarget, settings: ReportSettings, folder: Path | None) -> Evaluation:
+    config = target.config
     held_out = held_out_data(config.data, seed=config.training.seed, needs=settings.needs)
     sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
-    label, protocol = (BASE, base_protocols) if what.is_base else (MODEL, model_protocols)
+    label, protocol = (BASE, base_protocols) if target.is_base else (MODEL, model_protocols)
     comparison = measure_models(
         sets, [ModelToMeasure(label, lambda: load_untuned(settings), protocol)], config.evaluation
     )

@@ -1,4 +1,4 @@
-"""What `vembed evaluate` is to measure, with its config. Imports no torch, so that a mistyped key is told at once."""
+"""The target of `vembed evaluate`, with its config. Imports no torch, so that a mistyped key is told at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Overrides = Mapping[str, object] | Sequence[str]
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationTarget:
     """A finished run (`run`), the model of a YAML config as it is before training, or any model (`is_base`: which).
 
     config_text: the config as the report shows it. on_own_data: whether a run is measured on the data it was made with.
@@ -25,29 +25,29 @@ class Measured:
     on_own_data: bool = False
 
 
-def measured(target: str | Path, overrides: Overrides = ()) -> Measured:
-    """What a run's folder, a YAML config, or a model (folder or hub id) with these overrides stands for.
+def resolve_target(target: str | Path, overrides: Overrides = ()) -> EvaluationTarget:
+    """The target that a run's folder, a YAML config, or a model (folder or hub id) with these overrides stands for.
 
     Raises ConfigError, UsageError for a model without test data.
     """
     run = RunFolder(Path(target))
     if run.config.is_file() and run.record.is_file():
-        return _measured_run(run, overrides)
+        return _run_target(run, overrides)
     if Path(target).suffix in {".yaml", ".yml"}:
         config = load_config(target, overrides, purpose=Purpose(("model_name",)))
-        return Measured(config, config.yaml_text(), is_base=True)
+        return EvaluationTarget(config, config.yaml_text(), is_base=True)
     config = load_config(None, _with_model(target, overrides), purpose=Purpose(("model_name",)))
     if config.data.test_data_path is None:
         raise UsageError(f"{target} is measured as a model; name the data to measure it on with --test_data_path")
-    return Measured(config, config.yaml_text())
+    return EvaluationTarget(config, config.yaml_text())
 
 
-def _measured_run(run: RunFolder, overrides: Overrides) -> Measured:
+def _run_target(run: RunFolder, overrides: Overrides) -> EvaluationTarget:
     config = load_config(run.config, overrides, purpose=Purpose(existing=()))
     # The file itself says who set each key when the run was made; a config loaded from it says "config.yaml:12".
     text = config.yaml_text() if overrides else run.config.read_text(encoding="utf-8")
     own = load_config(run.config, purpose=Purpose(existing=())).data if overrides else config.data
-    return Measured(config, text, run, on_own_data=config.data == own)
+    return EvaluationTarget(config, text, run, on_own_data=config.data == own)
 
 
 def _with_model(target: str | Path, overrides: Overrides) -> Overrides:

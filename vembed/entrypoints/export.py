@@ -1,4 +1,4 @@
-"""What `vembed export` does: write the plain model of a checkpoint, for tools that know nothing of adapters.
+"""The work of `vembed export`: write the plain model of a checkpoint, for tools that know nothing of adapters.
 
 vembed export output/checkpoint-100 --merge --output merged
 """
@@ -6,7 +6,7 @@ vembed export output/checkpoint-100 --merge --output merged
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vembed.entrypoints.load_options import Opening
+from vembed.entrypoints.load_options import LoadOptions
 from vembed.errors import UsageError
 from vembed.model.export import merge_folder
 from vembed.utils.files import atomic_folder
@@ -14,17 +14,17 @@ from vembed.utils.files import atomic_folder
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
-    """What is exported, how, and where to. The dtype it is opened in is the one it is merged and written in."""
+    """The model to export, how, and where to. The dtype it is opened in is the one it is merged and written in."""
 
     model: str
     output: Path
     merge: bool = False
-    opening: Opening = field(default_factory=Opening)
+    load_options: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """The folder that was written, the model's family, and its size."""
 
     path: Path
     family: str
@@ -39,10 +39,10 @@ def export(request: ExportRequest) -> ExportResult:
     """Write the model; what is there already is never written over. Raises UsageError, ModelError, CheckpointError."""
     if not request.merge:
         raise UsageError("say what to write: --merge writes plain weights with the adapters merged in")
-    settings = request.opening.settings
+    settings = request.load_options.settings
     if request.output.exists():
         raise UsageError(f"--output {request.output} is there already; name a new folder")
-    request.opening.import_plugins()
+    request.load_options.import_plugins()
     with atomic_folder(request.output) as new:
         model = merge_folder(request.model, new, settings)
     size = sum(file.stat().st_size for file in request.output.rglob("*") if file.is_file())

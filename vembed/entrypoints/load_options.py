@@ -1,4 +1,4 @@
-"""How a command opens a model: what it may read and run, in which dtype, and what is imported before."""
+"""Options by which a command loads a model: what it may read and run, its dtype, and what is imported before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from vembed.model.settings import Dtype, ModelSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
-    """What a command may say about opening a model.
+class LoadOptions:
+    """The options that a command has for loading a model.
 
     torch_dtype: in which the weights are held; None: float32. encoder_mode: the family to use instead of the detected
     one. plugins: modules to import first, which may bring families.
@@ -25,7 +25,7 @@ class Opening:
 
     @property
     def settings(self) -> ModelSettings:
-        """Those for opening the model. Raises UsageError for an unknown dtype."""
+        """The model's settings by these options. Raises UsageError for an unknown dtype."""
         if self.torch_dtype is not None and self.torch_dtype not in get_args(Dtype):
             raise UsageError(f"--torch_dtype {self.torch_dtype!r} is unknown; known are: {', '.join(get_args(Dtype))}")
         values = {

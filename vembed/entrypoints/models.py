@@ -1,4 +1,4 @@
-"""What `vembed models` does: list the families of models, or load one model and show how it is used.
+"""The work of `vembed models`: list the families of models, or load one model and show how it is used.
 
 vembed models
 vembed models --check output/final
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vembed.entrypoints.load_options import Opening
+from vembed.entrypoints.load_options import LoadOptions
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
 from vembed.model.spec import ModelSpec, reads_in_words
@@ -27,15 +27,15 @@ _SHOWN_NUMBERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRequest:
-    """Which model to load, and how."""
+    """The model to load, and how."""
 
     model: str
-    opening: Opening = field(default_factory=Opening)
+    load_options: LoadOptions = field(default_factory=LoadOptions)
 
 
 def listing(plugins: Sequence[str] = ()) -> str:
     """Every family: what it reads, its names and presets, the architectures that it opens. Imports no torch."""
-    _import_plugins(Opening(plugins=plugins))
+    _import_plugins(LoadOptions(plugins=plugins))
     blocks = [list(_family_lines(family)) for family in families()]
     head = "model_name may be a hub id, a folder, a checkpoint of a run, or one of the short names below."
     return "\n\n".join([head, *("\n".join(lines) for lines in blocks)])
@@ -46,17 +46,17 @@ def check(request: CheckRequest) -> str:
 
     Raises ModelError or CheckpointError for a model that cannot be used, and says why.
     """
-    settings = request.opening.settings
-    _import_plugins(request.opening)
+    settings = request.load_options.settings
+    _import_plugins(request.load_options)
     from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415 (the listing needs no torch)
 
     model = VisualRetrievalModel.from_pretrained(request.model, settings)
     return "\n".join([*_model_lines(request.model, model), "", *_embedding_lines(model)])
 
 
-def _import_plugins(opening: Opening) -> None:
-    if opening.plugins:
-        opening.import_plugins("command line")
+def _import_plugins(load_options: LoadOptions) -> None:
+    if load_options.plugins:
+        load_options.import_plugins("command line")
 
 
 def _family_lines(family: Family) -> Iterator[str]:

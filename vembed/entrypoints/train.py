@@ -1,4 +1,4 @@
-"""What `vembed train` does: train, look at a run before it starts (--dry_run), or measure a few steps (--measure N)."""
+"""The work of `vembed train`: train, look at a run before it starts (--dry_run), or measure steps (--measure N)."""
 
 from collections.abc import Iterator
 

@@ -42,7 +42,7 @@ _STYLE = {
     "xtick.bottom": False,
     "ytick.left": False,
 }
-_MOST_POINTS = 2000
+_MAX_POINTS = 2000
 _SMOOTHED_FROM = 30  # points; a shorter curve is readable as it is
 
 
@@ -61,7 +61,7 @@ def loss_chart(history: Sequence[Line]) -> Chart | None:
     points = _of_many_steps([(line["step"], line["loss"]) for line in history if line.get("loss") is not None])
     if len(points) < 2:
         return None
-    steps, losses = np.array(points, dtype=np.float64)[:: 1 + len(points) // _MOST_POINTS].T
+    steps, losses = np.array(points, dtype=np.float64)[:: 1 + len(points) // _MAX_POINTS].T
 
     def draw(axes: Axes) -> None:
         smooth = len(losses) >= _SMOOTHED_FROM

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vembed.errors import UsageError
 from vembed.grad_cache.cachex.tree_utils import at_least_float32
-from vembed.utils.distributed import gather_rows, gather_to_learn, group_rank
+from vembed.utils.distributed import gather_rows, gather_rows_with_gradient, group_rank
 
 Reduction = Literal["mean", "sum"]
 
@@ -73,10 +73,10 @@ class DistributedContrastiveLoss(SimpleContrastiveLoss):
     def __call__(self, x: Tensor, y: Tensor, target: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
         """As SimpleContrastiveLoss, on every rank at once; ranks may have differing numbers of rows."""
         own = self._columns(x, y, target)
-        documents = gather_to_learn(y)
+        documents = gather_rows_with_gradient(y)
         before = sum(len(part) for part in documents[: group_rank()])
         columns = torch.cat(gather_rows(own + before))
-        return _contrast(torch.cat(gather_to_learn(x)), torch.cat(documents), columns, self.scale, reduction)
+        return _contrast(torch.cat(gather_rows_with_gradient(x)), torch.cat(documents), columns, self.scale, reduction)
 
 
 def _contrast(x: Tensor, y: Tensor, columns: Tensor, scale: float | Tensor, reduction: Reduction) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vembed.scoring import unit
+from vembed.scoring import l2_normalize
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ClassWeights(nn.Module):
         self._per_class = per_class
         self.register_buffer("keys", torch.tensor(sorted(set(keys)), dtype=torch.int64))
         drawn = torch.randn(len(self.keys) * per_class, dim, generator=torch.Generator().manual_seed(seed))
-        self.weight = nn.Parameter(unit(drawn))
+        self.weight = nn.Parameter(l2_normalize(drawn))
 
     def forward(self) -> ClassCentres:
         """The weights as they are now."""

@@ -1,4 +1,4 @@
-"""Which process this is, seeds, and what ranks exchange. The only module that may import torch.distributed."""
+"""This process's rank, seeds, and the exchange between ranks. The only module that may import torch.distributed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
 _MAX_NUMPY_SEED = 2**32
-_MOST_AXES = 8
+_MAX_AXES = 8
 _BUCKET_NUMBERS = 2**23
 
 
@@ -30,7 +30,7 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process logs and writes files."""
+    """True if this process logs and writes files."""
     return rank() == 0
 
 
@@ -108,7 +108,7 @@ def gather_rows(rows: Tensor) -> list[Tensor]:
     return parts
 
 
-def gather_to_learn(rows: Tensor) -> list[Tensor]:
+def gather_rows_with_gradient(rows: Tensor) -> list[Tensor]:
     """As `gather_rows`, for a loss of all rows that every rank takes: own rows get its gradient times the ranks.
 
     The mean over ranks (`average_gradients`, DDP) is then the gradient of one process with all rows: of the parameters
@@ -140,7 +140,7 @@ def _gather_shapes(rows: Tensor, size: int) -> list[tuple[int, ...]]:
     import torch  # noqa: PLC0415 - heavy
     import torch.distributed as dist  # noqa: PLC0415 - heavy
 
-    shape = torch.full((_MOST_AXES,), -1, device=rows.device)
+    shape = torch.full((_MAX_AXES,), -1, device=rows.device)
     shape[: rows.ndim] = torch.tensor(rows.shape)
     received = [torch.empty_like(shape) for _ in range(size)]
     dist.all_gather(received, shape)

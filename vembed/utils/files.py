@@ -1,4 +1,4 @@
-"""Writing that either happens wholly or not at all, and where what is kept from run to run lies."""
+"""Atomic writing of files and folders, and the user's cache folder."""
 
 import os
 import shutil
@@ -93,7 +93,7 @@ def _changed(folder: Path) -> float:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `path` is a temporary sibling that a process left behind when it died."""
+    """True if `path` is a temporary sibling that a process left behind when it died."""
     return path.name.startswith(".") and path.suffix in {_NEW, _OLD}
 
 

@@ -1,4 +1,4 @@
-"""The most memory that was in use since a moment: of the process (CPU) or of the accelerator's tensors."""
+"""Memory in use, free, and at its peak: of the process (CPU) or of the accelerator's tensors."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
-_GROUP_MOST, _GROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # see proc(5): sets VmHWM back to what is resident now
 
@@ -41,7 +41,7 @@ def used_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """What a device still has for this process: on a CPU what the system calls available, and the container allows."""
+    """Free bytes of a device for this process: on a CPU what the system calls available, and the container allows."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -49,7 +49,7 @@ def free_memory_bytes(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     if not _MEMORY.exists():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min(_field_bytes(_MEMORY, "MemAvailable"), _group_free_bytes())
+    return min(_field_bytes(_MEMORY, "MemAvailable"), _cgroup_free_bytes())
 
 
 def release_unused_memory(device: torch.device) -> None:
@@ -58,10 +58,10 @@ def release_unused_memory(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
-def _group_free_bytes() -> int:
-    """What the container (cgroup v2) leaves; without a limit more than any machine has."""
-    limit = _GROUP_MOST.read_text().strip() if _GROUP_MOST.exists() else "max"
-    return sys.maxsize if limit == "max" else max(0, int(limit) - int(_GROUP_USED.read_text()))
+def _cgroup_free_bytes() -> int:
+    """Bytes that the container (cgroup v2) leaves; without a limit more than any machine has."""
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return sys.maxsize if limit == "max" else max(0, int(limit) - int(_CGROUP_USED.read_text()))
 
 
 def _peak_resident_bytes() -> int:

@@ -30,6 +30,6 @@ def instead_of(*keys: str) -> Marks:
 
 
 class Section(BaseModel):
-    """The settings of one part of the house. Sections share one flat name space (`vembed.config`)."""
+    """The settings of one part of the package. Sections share one flat name space (`vembed.config`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoTokenizer, BatchEncoding
 
 from tests.gradients import take_gradients
 from tests.pictures import make_picture
-from vembed.scoring import unit
+from vembed.scoring import l2_normalize
 
 WORDS = "red blue green small large round square bright dark picture sign shape".split()
 
@@ -24,7 +24,7 @@ class Encoder(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
         cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        return unit(self.model(**cast).last_hidden_state[:, 0])
+        return l2_normalize(self.model(**cast).last_hidden_state[:, 0])
 
 
 def texts(folder: str, count: int, first: int = 0) -> BatchEncoding:

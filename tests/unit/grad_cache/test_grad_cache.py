@@ -15,7 +15,7 @@ from vembed.errors import UsageError
 from vembed.grad_cache import GradCache
 from vembed.grad_cache.cachex import functional
 from vembed.grad_cache.cachex.tree_utils import concat_rows, split_rows
-from vembed.scoring import maxsim, unit
+from vembed.scoring import l2_normalize, maxsim
 from vembed.types import Embeddings, Inputs, Ragged
 
 NUM_QUERIES, NUM_DOCUMENTS = 7, 14
@@ -204,7 +204,7 @@ def test_vectors_of_every_token_are_padded_and_masked_to_meet(bert_folder, chunk
     def embed(inputs: dict[str, Tensor]) -> Embeddings:
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         cut = {name: value[:, :longest] for name, value in inputs.items()}
-        return Embeddings(unit(model(**cut).last_hidden_state), cut["attention_mask"].bool())
+        return Embeddings(l2_normalize(model(**cut).last_hidden_state), cut["attention_mask"].bool())
 
     class Tokens(nn.Module):
         def __init__(self) -> None:

@@ -29,8 +29,8 @@ def test_the_peak_is_of_what_came_after_the_reset():
 
 def test_what_is_free_is_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
     most, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(memory, "_GROUP_MOST", most)
-    monkeypatch.setattr(memory, "_GROUP_USED", used)
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", most)
+    monkeypatch.setattr(memory, "_CGROUP_USED", used)
     free = free_memory_bytes(CPU)
     assert 50 * MIB < free < 2**50
     used.write_text("1000\n")

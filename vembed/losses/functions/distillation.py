@@ -34,7 +34,7 @@ from vembed.losses.objective import LossFunction, ScoreView
 from vembed.losses.settings import LossSettings
 from vembed.losses.softmax import grouped_logsumexp
 from vembed.losses.strips import masked_real, sum_over_strips
-from vembed.scoring import at_least_float32, unit
+from vembed.scoring import at_least_float32, l2_normalize
 from vembed.types import Embeddings, Targets
 
 # Scores of student and teacher [rows, documents], their masks, T -> the sum of what is averaged, and its number.
@@ -155,4 +155,4 @@ _PAIR_TERMS: dict[str, _PairTerm] = {
 def _cosines(student: Embeddings, teacher: Embeddings) -> Tensor:
     """Of each row's two vectors, [rows]."""
     vectors = at_least_float32(student.vectors)
-    return (unit(vectors) * unit(at_least_float32(teacher.vectors).to(vectors.dtype))).sum(dim=1)
+    return (l2_normalize(vectors) * l2_normalize(at_least_float32(teacher.vectors).to(vectors.dtype))).sum(dim=1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from vembed.losses.objective import LossFunction, ScoreView
-from vembed.scoring import at_least_float32, unit
+from vembed.scoring import at_least_float32, l2_normalize
 from vembed.types import Embeddings, Sides, Targets
 
 
@@ -78,4 +78,4 @@ def _truncated(sides: Sides, level: MatryoshkaLevel, *, normalize: bool) -> Side
 
 def _truncated_vectors(embeddings: Embeddings, width: int, *, normalize: bool) -> Embeddings:
     vectors = at_least_float32(embeddings.vectors[..., :width])
-    return Embeddings(unit(vectors) if normalize else vectors, embeddings.mask)
+    return Embeddings(l2_normalize(vectors) if normalize else vectors, embeddings.mask)

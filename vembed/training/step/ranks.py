@@ -29,7 +29,7 @@ from vembed.errors import DataError
 from vembed.grad_cache.cachex.tree_utils import concat_rows, select_rows
 from vembed.training.step.joined_targets import draws_of, join_targets, or_empty
 from vembed.types import Embeddings, Ragged, Sides, Targets
-from vembed.utils.distributed import gather_rows, gather_to_learn, group_size
+from vembed.utils.distributed import gather_rows, gather_rows_with_gradient, group_size
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def _gather(own: Embeddings, num_rows: Sequence[int]) -> Embeddings:
     """
     vectors = own.vectors
     if vectors.ndim == 2:
-        return Embeddings(torch.cat(gather_to_learn(vectors)))
+        return Embeddings(torch.cat(gather_rows_with_gradient(vectors)))
     mask = torch.ones_like(vectors[..., 0], dtype=torch.bool) if own.mask is None else own.mask  # [rows, tokens]
     # Ranks pad to token counts of their own, and may differ in the first axis only: so tokens are exchanged as rows,
     # [rows * tokens, dim], and made rows again by the number of rows that each rank has.
-    tokens, masks = gather_to_learn(vectors.flatten(0, 1)), gather_rows(mask.flatten())
+    tokens, masks = gather_rows_with_gradient(vectors.flatten(0, 1)), gather_rows(mask.flatten())
     return concat_rows(
         [
             Embeddings(part.view(rows, -1, part.shape[-1]), real.view(rows, -1))
