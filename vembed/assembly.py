@@ -18,6 +18,8 @@ from vembed.losses.teacher_needs import compares_scores, evaluation_needs, row_n
 from vembed.model.learning.scale import add_bias
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.scoring import get_scorer
+from vembed.training.distillation.teacher import RandomTeacher, TeacherSource, open_teacher, precomputed_teacher
+from vembed.training.distillation.teacher_model import TeacherModel, TeacherOptions
 from vembed.training.dpo import Reference
 from vembed.training.frozen_features import FrozenFeatures, frozen_features, items_of_rows
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
@@ -34,8 +36,6 @@ from vembed.training.session import Session
 from vembed.training.settings import Part
 from vembed.training.state import Metrics
 from vembed.training.step.auto_chunking import check_hidden_state_limit
-from vembed.training.teacher import RandomTeacher, TeacherSource, open_teacher, precomputed_teacher
-from vembed.training.teacher_model import TeacherModel, TeacherOptions
 from vembed.training.trackers.registry import CallbackRegistry, OpenTracker
 from vembed.utils.distributed import require_one_process, seed_everything
 

@@ -28,13 +28,13 @@ from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
 from vembed.errors import DataError, UsageError
 from vembed.training.callbacks import open_callbacks
+from vembed.training.distillation.teacher import teacher_items
 from vembed.training.plan import rows_per_batch
 from vembed.training.run.checkpoint import Checkpoints
 from vembed.training.run.folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
 from vembed.training.run.report import RunReport, report_run
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.state import Best, Metrics, TrainState
-from vembed.training.teacher import teacher_items
 from vembed.training.trials.grad_check import GradCheck, check_gradients
 from vembed.training.trials.measure import Measurement, measure
 from vembed.training.trials.overview import Overview

@@ -24,9 +24,9 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.retrieval.vector_store import VectorStore
 from vembed.trainer import Trainer
-from vembed.training import teacher_model
-from vembed.training.teacher import teacher_items
-from vembed.training.teacher_model import TeacherModel, TeacherOptions
+from vembed.training.distillation import teacher_model
+from vembed.training.distillation.teacher import teacher_items
+from vembed.training.distillation.teacher_model import TeacherModel, TeacherOptions
 from vembed.types import Item
 
 WORDS = "red blue green small large round square bright dark picture sign shape".split()

@@ -11,7 +11,7 @@ from pathlib import Path
 from vembed.demo.files import prepare
 from vembed.demo.recipe import EPOCHS, write_recipe
 from vembed.errors import VembedError
-from vembed.evaluation.tables import text_table
+from vembed.evaluation.rendering.tables import text_table
 
 _FIGURES = ("recall@1", "recall@10", "ndcg@10")
 

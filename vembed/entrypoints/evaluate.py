@@ -14,9 +14,9 @@ from vembed.entrypoints.evaluation_target import EvaluationTarget, Overrides, re
 from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.relevance import retrieval_set
+from vembed.evaluation.rendering.sentences import headline_sentence, reading_notes
+from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, text_table
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
-from vembed.evaluation.sentences import headline_sentence, reading_notes
-from vembed.evaluation.tables import comparison_rows, protocol_rows, text_table
 from vembed.training.run.facts import setting_lines
 from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, model_title, report_run
 

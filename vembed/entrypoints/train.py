@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from vembed.config import Config
 from vembed.entrypoints.config import show
-from vembed.evaluation.sentences import reading_notes
-from vembed.evaluation.tables import comparison_rows, text_table
+from vembed.evaluation.rendering.sentences import reading_notes
+from vembed.evaluation.rendering.tables import comparison_rows, text_table
 from vembed.trainer import Trainer, TrainResult
 from vembed.training.run.report import RunReport
 

@@ -9,13 +9,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vembed.errors import VembedError
-from vembed.evaluation.charts import Chart, Line, loss_chart, metric_chart
 from vembed.evaluation.comparison import Comparison, SetComparison
-from vembed.evaluation.formatting import interval_text, metric_label, mode_label, percent, points
 from vembed.evaluation.protocols import MODEL_EMBEDDINGS, query_part_label
-from vembed.evaluation.sentences import distinct_figures, headline_sentence, reading_notes
-from vembed.evaluation.shown_queries import choose_shown_queries
-from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, shown_metrics
+from vembed.evaluation.rendering.charts import Chart, Line, loss_chart, metric_chart
+from vembed.evaluation.rendering.formatting import interval_text, metric_label, mode_label, percent, points
+from vembed.evaluation.rendering.sentences import distinct_figures, headline_sentence, reading_notes
+from vembed.evaluation.rendering.shown_queries import choose_shown_queries
+from vembed.evaluation.rendering.tables import (
+    comparison_rows,
+    markdown_table,
+    markdown_text,
+    protocol_rows,
+    shown_metrics,
+)
 from vembed.utils.files import atomic_file
 
 _TEMPLATES = Path(__file__).with_name("templates")

@@ -17,6 +17,7 @@ from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.objective import Objective, scale_of
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states, with_fixed_features
+from vembed.training.distillation.teacher import TeacherSource
 from vembed.training.dpo import Reference
 from vembed.training.step.auto_chunking import ChunkingFinder
 from vembed.training.step.chunk_reader import ChunkReader
@@ -24,7 +25,6 @@ from vembed.training.step.chunking import Chunking, Side, SidePartition, chunk_b
 from vembed.training.step.memory_fit import StepParts
 from vembed.training.step.not_finite import LossCheck
 from vembed.training.step.ranks import JoinedBatch, join_ranks
-from vembed.training.teacher import TeacherSource
 from vembed.types import Batch, Embeddings, Processor, Sides, Targets
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vembed.errors import CheckpointError
-from vembed.evaluation.charts import Line
-from vembed.evaluation.formatting import metric_label, mode_label, percent
+from vembed.evaluation.rendering.charts import Line
+from vembed.evaluation.rendering.formatting import metric_label, mode_label, percent
 from vembed.evaluation.report import FactTable, SettingLine
 from vembed.training.run.folder import RunFolder
 

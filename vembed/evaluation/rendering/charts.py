@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vembed.evaluation.formatting import metric_label
+from vembed.evaluation.rendering.formatting import metric_label
 
 Line = Mapping[str, Any]  # Any: a line of metrics.jsonl
 Axes = Any  # matplotlib is untyped here

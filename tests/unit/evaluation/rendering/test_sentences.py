@@ -7,7 +7,7 @@ import torch
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.data.validation import BadRow
 from vembed.evaluation.comparison import Comparison, compare
-from vembed.evaluation.sentences import distinct_figures, headline_sentence, reading_notes
+from vembed.evaluation.rendering.sentences import distinct_figures, headline_sentence, reading_notes
 from vembed.types import Ragged
 
 

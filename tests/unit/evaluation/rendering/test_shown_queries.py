@@ -12,8 +12,8 @@ from tests.pictures import make_picture, write_picture
 from tests.unit.evaluation.made import make_comparison, make_result, make_set
 from vembed.errors import DataError
 from vembed.evaluation.comparison import compare
-from vembed.evaluation.shown_queries import choose_queries, choose_shown_queries
-from vembed.evaluation.thumbnails import thumbnail_uri
+from vembed.evaluation.rendering.shown_queries import choose_queries, choose_shown_queries
+from vembed.evaluation.rendering.thumbnails import thumbnail_uri
 from vembed.types import ImageSource, Item
 
 

@@ -2,8 +2,8 @@
 
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
 from vembed.evaluation.comparison import compare
-from vembed.evaluation.formatting import points
-from vembed.evaluation.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, text_table
+from vembed.evaluation.rendering.formatting import points
+from vembed.evaluation.rendering.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, text_table
 
 
 def test_rows_hold_figures_in_percent_and_changes_in_points():

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vembed.evaluation.comparison import Comparison, SetComparison
-from vembed.evaluation.thumbnails import thumbnail_uri
+from vembed.evaluation.rendering.thumbnails import thumbnail_uri
 from vembed.types import Item
 
 

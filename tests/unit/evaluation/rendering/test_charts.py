@@ -3,7 +3,7 @@
 import re
 import xml.etree.ElementTree as ET
 
-from vembed.evaluation.charts import loss_chart, metric_chart
+from vembed.evaluation.rendering.charts import loss_chart, metric_chart
 
 HISTORY = [{"step": 10 * n, "loss": 5 / n} for n in range(1, 100)] + [
     {"step": 100 * n, "eval": {"t2i": {"mrr": 0.1 * n}, "<script>$x$ 猫": {"mrr": 0.05 * n}}} for n in range(1, 5)

@@ -1,6 +1,6 @@
 """The teacher of a distillation run: a model, embeddings that the rows bring, or random ones where steps are measured.
 
-A teacher model embeds all training items before training (vembed.training.teacher_model), and is not run in a step.
+A teacher model embeds all training items before training (`teacher_model`), and is not run in a step.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from vembed.errors import DataError
 from vembed.losses.objective import Teacher
 from vembed.losses.settings import LossSettings
 from vembed.scoring import get_scorer
+from vembed.training.distillation.teacher_model import TeacherFacts, TeacherModel, TeacherOptions
 from vembed.training.frozen_features import items_of_rows
 from vembed.training.run.data import Datasets
-from vembed.training.teacher_model import TeacherFacts, TeacherModel, TeacherOptions
 from vembed.types import Batch, Embeddings, Item, Side, Sides
 from vembed.utils.files import user_cache
 

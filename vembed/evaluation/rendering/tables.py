@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 
 from vembed.evaluation.comparison import Comparison, MetricComparison, SetComparison
-from vembed.evaluation.formatting import interval_text, percent, points
 from vembed.evaluation.protocols import query_part_label
-from vembed.evaluation.sentences import distinct_figures
+from vembed.evaluation.rendering.formatting import interval_text, percent, points
+from vembed.evaluation.rendering.sentences import distinct_figures
 
 Row = tuple[str, ...]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from vembed.evaluation.comparison import Comparison, MetricComparison, SetComparison
 from vembed.evaluation.evaluator import SetResult
-from vembed.evaluation.formatting import interval_text, metric_label, percent, points
 from vembed.evaluation.protocols import query_part_label
+from vembed.evaluation.rendering.formatting import interval_text, metric_label, percent, points
 
 _VALIDATION_NOTE = (
     "These figures are of the validation data, which also chose the checkpoint, so they flatter the tuned model a"
