@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vembed.errors import CheckpointError
-from vembed.model.adapters.base_model import AdapterBase, note_base, plain_folder, read_base, write_base
-from vembed.model.adapters.files import whole_layers, write_adapters
-from vembed.model.adapters.layers import adapted_layers
+from vembed.model.adapters.base_model import AdapterBase, new_adapter_base, plain_folder, read_base, write_base
+from vembed.model.adapters.files import modules_to_save, write_adapters
+from vembed.model.adapters.layers import layers_with_adapters
 from vembed.model.backbones.layers import WEIGHTS_FILE
 from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
@@ -96,9 +96,11 @@ def adapter_bases(
         if own is not None and settings.adapter == "continue":
             bases[subfolder] = replace(own, quantization=settings.quantization or own.quantization)
         elif source.model_name is not None:
-            bases[subfolder] = note_base(source.model_name, folder, settings, subfolder=subfolder if subfolders else "")
+            bases[subfolder] = new_adapter_base(
+                source.model_name, folder, settings, subfolder=subfolder if subfolders else ""
+            )
         else:
-            bases[subfolder] = note_base(str(names[tower]), folder, settings)
+            bases[subfolder] = new_adapter_base(str(names[tower]), folder, settings)
     return bases
 
 
@@ -142,9 +144,9 @@ def _write_adapters(folder: Path, model: BaseEmbeddingModel, bases: Mapping[str,
     for subfolder, backbone in model.backbones().items():
         base = bases[subfolder]
         write_base(folder / subfolder, base)
-        if any(True for _ in adapted_layers(backbone)):
-            whole = list(whole_layers(backbone, with_statistics=model.train_batch_norm))
-            write_adapters(folder / subfolder, backbone, whole, base=base.place(), revision=base.revision)
+        if any(True for _ in layers_with_adapters(backbone)):
+            whole = list(modules_to_save(backbone, with_statistics=model.train_batch_norm))
+            write_adapters(folder / subfolder, backbone, whole, base=base.name_or_path(), revision=base.revision)
 
 
 def _write_backbones(folder: Path, model: BaseEmbeddingModel) -> None:

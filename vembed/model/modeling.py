@@ -9,7 +9,7 @@ from torch import Tensor
 from vembed.errors import ModelError
 from vembed.model.adapters.base_model import AdapterBase
 from vembed.model.adapters.files import load_adapters
-from vembed.model.adapters.layers import adapted_layers
+from vembed.model.adapters.layers import layers_with_adapters
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.checkpoint import (
     ModelSource,
@@ -24,7 +24,7 @@ from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.families.parts import MODEL_CLASSES
 from vembed.model.heads import open_heads, read_heads
 from vembed.model.items import Picture, image_source
-from vembed.model.learning.dtypes import join_dtypes
+from vembed.model.learning.dtypes import cast_layer_inputs
 from vembed.model.learning.lora import has_adapters
 from vembed.model.learning.scale import set_temperature
 from vembed.model.learning.set_up import set_up_learning
@@ -81,7 +81,7 @@ class VisualRetrievalModel:
         set_up_learning(model, settings, seed)
         pair = (settings.text_model_name, settings.image_model_name) if name is None else (None, None)
         source = ModelSource(name, settings.revision, *pair)
-        join_dtypes(model)
+        cast_layer_inputs(model)
         bases = adapter_bases(model, source, folders, settings) if has_adapters(model) else None
         return cls(model.eval(), processor, source, detected.reason, bases)
 
@@ -118,7 +118,7 @@ class VisualRetrievalModel:
     def load_adapters(self, folder: Path) -> None:
         """Give the adapters and heads the values that `save_pretrained` wrote unmerged. Raises CheckpointError."""
         for subfolder, backbone in self.model.backbones().items():
-            if any(True for _ in adapted_layers(backbone)):
+            if any(True for _ in layers_with_adapters(backbone)):
                 load_adapters(folder / subfolder, backbone)
         read_layers(self.model, folder)
         read_heads(self.model, folder)

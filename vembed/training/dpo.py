@@ -17,7 +17,7 @@ import torch
 
 from vembed.grad_cache.cachex.functional import ChunkedSide
 from vembed.grad_cache.cachex.tree_utils import concat_rows, map_tensors
-from vembed.model.adapters.layers import without_idle_adapters
+from vembed.model.adapters.layers import remove_zero_adapters
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.learning.compilation import compile_towers, is_compiled
 from vembed.scoring import at_least_float32
@@ -63,7 +63,7 @@ def frozen_copy(model: BaseEmbeddingModel) -> BaseEmbeddingModel:
     frozen = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     copied = copy.deepcopy(model, memo=dict(frozen))
     for backbone in copied.backbones().values():
-        without_idle_adapters(backbone)
+        remove_zero_adapters(backbone)
     if is_compiled(model):
         compile_towers(copied)  # deepcopy copies the modules, not their compiled code
     copied.requires_grad_(False)

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 from vembed.errors import ConfigError
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.learning.dtypes import has_low_weights, hold_learning_in_float32
+from vembed.model.learning.dtypes import has_low_precision_weights, keep_trainable_in_float32
 from vembed.model.learning.lora import has_adapters
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import TrainingSettings
@@ -49,8 +49,10 @@ def cast_trainable_to_float32(model: BaseEmbeddingModel, settings: ModelSettings
     quantized = any(not p.is_floating_point() for name in trained for p in model.towers()[name].parameters())
     if quantized and not has_adapters(model):
         raise ConfigError("quantization: weights of 4 bits cannot learn; set use_lora: true, or freeze the towers")
-    hold_learning_in_float32(model)
-    if settings.torch_dtype in ("bfloat16", "float16") and not any(map(has_low_weights, model.backbones().values())):
+    keep_trainable_in_float32(model)
+    if settings.torch_dtype in ("bfloat16", "float16") and not any(
+        map(has_low_precision_weights, model.backbones().values())
+    ):
         raise ConfigError(
             f"torch_dtype: {settings.torch_dtype} would have no effect, since what learns is held in float32, with all"
             " that it runs through; set use_lora, or freeze a tower apart, or mixed_precision: bf16 to compute in less"

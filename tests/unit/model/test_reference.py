@@ -7,7 +7,7 @@ from torch import nn
 from tests.cases import CASES
 from tests.unit.model.test_contract import EVERY, embed, shake, variant
 from vembed.grad_cache.cachex.functional import ChunkedSide
-from vembed.model.adapters.layers import adapted_layers
+from vembed.model.adapters.layers import layers_with_adapters
 from vembed.model.learning.compilation import is_compiled
 from vembed.model.learning.lora import has_adapters
 from vembed.model.modeling import VisualRetrievalModel
@@ -68,7 +68,7 @@ def test_adapters_that_do_nothing_yet_are_off(fresh, items_for):
     adapted, plain = fresh("clip", use_lora=True, lora_dropout=0.5), fresh("clip")
     items = items_for(plain)
     copy = assert_stays_at_the_start(adapted, items)
-    assert not list(adapted_layers(copy))
+    assert not list(layers_with_adapters(copy))
     assert has_adapters(adapted.model)
     assert torch.equal(seen_by(copy, adapted, items).vectors, embed(plain, items).vectors)
 
@@ -80,7 +80,7 @@ def test_adapters_that_learn_on_stay_as_they_were_opened(fresh, items_for, tmp_p
     again = VisualRetrievalModel.from_pretrained(str(tmp_path / "adapters"), ModelSettings(use_lora=True))
     items = items_for(first)
     copy = assert_stays_at_the_start(again, items)
-    assert list(adapted_layers(copy))
+    assert list(layers_with_adapters(copy))
     assert torch.equal(seen_by(copy, again, items).vectors, embed(first, items).vectors)
 
 

@@ -1,8 +1,8 @@
-"""What a saved adapter belongs to: the base's name, and a fingerprint of its weights. One small file in each folder.
+"""The base model of a saved adapter: its name, and a fingerprint of its weights. One small file in each folder.
 
     vembed_base.json    beside the adapters of a tower, or alone where a tower did not learn
 
-A folder that peft wrote has no such file; its adapter_config.json names the base, which is then believed.
+A folder that peft wrote has no such file; its adapter_config.json names the base, whose weights are not checked then.
 """
 
 import json
@@ -19,10 +19,9 @@ from vembed.model.settings import ModelSettings
 
 @dataclass(frozen=True)
 class AdapterBase:
-    """Where the plain weights are found: a hub id (with revision) or folder, and the folder within.
+    """Where the base model's weights are: a hub id (with revision) or folder, and the subfolder within.
 
-    weights: their fingerprint, None when nobody noted it. quantization: what the adapter learned beside, if not the
-    weights as they are.
+    weights: their fingerprint, None if unknown. quantization: of the base while the adapter was trained, None for none.
     """
 
     model_name: str
@@ -31,13 +30,13 @@ class AdapterBase:
     weights: str | None = None
     quantization: str | None = None
 
-    def place(self) -> str:
-        """The name by which transformers and peft find the plain weights."""
+    def name_or_path(self) -> str:
+        """The base as peft names it: `base_model_name_or_path`."""
         return str(Path(self.model_name) / self.subfolder) if self.subfolder else self.model_name
 
 
 def read_base(folder: Path) -> AdapterBase | None:
-    """The base that the adapter in a folder belongs to; None for a folder with weights of its own."""
+    """The base model of the adapter in a folder; None for a folder with full weights. Raises CheckpointError."""
     saved = read_json(folder / BASE_FILE)
     if saved is not None:
         try:
@@ -53,10 +52,10 @@ def read_base(folder: Path) -> AdapterBase | None:
     return AdapterBase(str(name), config.get("revision"))
 
 
-def note_base(name: str, folder: Path, settings: ModelSettings, subfolder: str = "") -> AdapterBase:
-    """The base for an adapter beside the weights in `folder`, which belong to the model of that name.
+def new_adapter_base(name: str, folder: Path, settings: ModelSettings, subfolder: str = "") -> AdapterBase:
+    """The base of a new adapter on the weights in `folder`, which are those of the model `name`.
 
-    A local folder is noted by its whole path, a hub model by the commit that was loaded.
+    A local folder is named by its absolute path, a hub model by its id and the commit that was loaded.
     """
     weights = fingerprint(folder)
     if Path(name).expanduser().is_dir():
@@ -73,9 +72,9 @@ def write_base(folder: Path, base: AdapterBase) -> None:
 
 
 def base_folder(folder: Path, base: AdapterBase, settings: ModelSettings) -> Path:
-    """The folder of the base that the adapter in `folder` names.
+    """The folder of the base model that the adapter in `folder` names.
 
-    Raises CheckpointError when it is not there, or holds other weights than the adapter learned beside.
+    Raises CheckpointError when it is missing, or holds other weights than those that the adapter was trained on.
     """
     try:
         root = weights_folder(base.model_name, settings, base.revision)
@@ -83,23 +82,23 @@ def base_folder(folder: Path, base: AdapterBase, settings: ModelSettings) -> Pat
     except ModelError as error:
         raise CheckpointError(
             f"{folder} holds an adapter, and the model that it belongs to, {base.model_name!r}, is not there: {error}. "
-            f"Put it back, or write where it lies now into {_where(folder)}"
+            f"Put it back, or write where it lies now into {_base_key(folder)}"
         ) from error
     if base.weights is not None and fingerprint(found) != base.weights:
         raise CheckpointError(
             f"the adapter in {folder} belongs to another model than {found}: the weights there are not those that it"
-            f" was trained with. Give {_where(folder)} the right one, or merge the adapter where its base still is"
+            f" was trained with. Give {_base_key(folder)} the right one, or merge the adapter where its base still is"
         )
     return found
 
 
 def plain_folder(folder: Path, settings: ModelSettings) -> Path:
-    """The folder of plain weights under any number of adapters."""
+    """The folder of the full weights under any number of adapters; `folder` itself if it holds such."""
     base = read_base(folder)
     return folder if base is None else plain_folder(base_folder(folder, base, settings), settings)
 
 
-def _where(folder: Path) -> str:
+def _base_key(folder: Path) -> str:
     named = BASE_FILE if (folder / BASE_FILE).is_file() else ADAPTER_CONFIG
     key = "model_name" if named == BASE_FILE else "base_model_name_or_path"
     return f"{key} in {folder / named}"

@@ -1,9 +1,9 @@
 """Adapters on the disk in peft's own format, which plain peft reads onto the plain base.
 
     adapter_config.json          kind and rank, the layers, the base's name
-    adapter_model.safetensors    the adapters' tensors, and under `modules_to_save` layers that learned whole
+    adapter_model.safetensors    the adapters' tensors, and those of `modules_to_save`: layers that were trained in full
 
-Loading is strict: every tensor of the file has its place, every adapter its tensor, and the adapter does something.
+Loading is strict: each tensor of the file has a parameter of its shape, each adapter its tensors, and not all are zero.
 """
 
 import json
@@ -18,39 +18,43 @@ from torch import Tensor, nn
 
 from vembed.errors import CheckpointError
 from vembed.grad_cache.batch_norm import is_batch_norm
-from vembed.model.adapters.layers import ADAPTER, adapted_layers, is_adapter
+from vembed.model.adapters.layers import ADAPTER, is_adapter, layers_with_adapters
 from vembed.model.folder.find import ADAPTER_CONFIG, SPEC_FILE, read_adapter_config
 
 Network = Any  # peft and transformers are untyped here
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_LAST = ".lora_B."  # zero at the start
+_LORA_B = ".lora_B."  # zero before training
 _MAGNITUDE = ".lora_magnitude_vector"
-_NAMED = 4
+_MAX_NAMES = 4  # in a message
 
 
-def write_adapters(folder: Path, backbone: Network, whole: Collection[str], *, base: str, revision: str | None) -> None:
-    """Write the adapters of a network, and the layers named in `whole` with all they hold. `base`: where its plain
-    weights are found."""
+def write_adapters(
+    folder: Path, backbone: Network, to_save: Collection[str], *, base: str, revision: str | None
+) -> None:
+    """Write a network's adapters, and the full weights of its `modules_to_save`, which `to_save` names.
+
+    base: name or folder of the model with its other weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = backbone.peft_config[ADAPTER].to_dict()
     config |= {
         "base_model_name_or_path": base,
         "revision": revision,
-        "target_modules": [name for name, _ in adapted_layers(backbone)],
-        "modules_to_save": sorted(whole) or None,
+        "target_modules": [name for name, _ in layers_with_adapters(backbone)],
+        "modules_to_save": sorted(to_save) or None,
         "inference_mode": True,
     }
     content = json.dumps(config, indent=2, sort_keys=True, default=sorted)
     (folder / ADAPTER_CONFIG).write_text(content + "\n", encoding="utf-8")
-    state = {**_adapter_tensors(backbone), **_whole_tensors(backbone, whole)}
+    state = {**_adapter_tensors(backbone), **_saved_module_tensors(backbone, to_save)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> None:
-    """Put the adapters of a folder onto a plain network. Raises CheckpointError for one of another model or kind."""
+    """Add the adapters of a folder to a network without any. Raises CheckpointError for those that do not fit it."""
     import peft  # noqa: PLC0415 (slow, and only adapters need it)
 
     content = read_adapter_config(folder)
@@ -65,29 +69,29 @@ def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> N
         config.lora_dropout, config.inference_mode, config.modules_to_save = dropout, False, None
         inject(backbone, config)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit this model: {_words(error)}") from error
+        raise CheckpointError(f"the adapter in {folder} does not fit this model: {_one_line(error)}") from error
     config.modules_to_save = content.get("modules_to_save")
     load_adapters(folder, backbone)
-    _refuse_idle(folder)
+    _refuse_zero_adapters(folder)
 
 
 def load_adapters(folder: Path, backbone: Network) -> None:
-    """Give a network's adapters the values of a folder. Raises CheckpointError that says what does not fit."""
+    """Load a folder's adapters into a network that has such. Raises CheckpointError that lists what does not fit."""
     path = folder / WEIGHTS_FILE
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is missing or broken: {error}") from error
-    whole = (read_adapter_config(folder) or {}).get("modules_to_save") or ()
-    own = {**_adapter_tensors(backbone), **_whole_tensors(backbone, whole)}
-    _refuse_misfits(path, saved, own)
+    to_save = (read_adapter_config(folder) or {}).get("modules_to_save") or ()
+    expected = {**_adapter_tensors(backbone), **_saved_module_tensors(backbone, to_save)}
+    _refuse_mismatch(path, saved, expected)
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in expected.items():
             tensor.copy_(saved[name])
 
 
 def inject(backbone: Network, config: Any) -> None:  # Any: peft is untyped here
-    """Put new adapters onto a network, in float32 whatever its own dtype: what learns is exact."""
+    """Add new adapters to a network, in float32 whatever its dtype, as all trainable parameters are."""
     import peft  # noqa: PLC0415 (slow, and only adapters need it)
 
     peft.inject_adapter_in_model(config, backbone)
@@ -100,12 +104,10 @@ def _adapter_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {_file_name(name): tensor for name, tensor in network.state_dict().items() if is_adapter(name)}
 
 
-def _whole_tensors(network: nn.Module, whole: Collection[str]) -> dict[str, Tensor]:
-    """Everything below the layers that learned whole."""
-    state = network.state_dict()
-    return {
-        _PREFIX + name: tensor for name, tensor in state.items() if name.startswith(tuple(f"{one}." for one in whole))
-    }
+def _saved_module_tensors(network: nn.Module, to_save: Collection[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of `modules_to_save`, by their names in peft's files."""
+    prefixes = tuple(f"{name}." for name in to_save)
+    return {_PREFIX + name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefixes)}
 
 
 def _file_name(name: str) -> str:
@@ -120,51 +122,54 @@ def _file_name(name: str) -> str:
     return _PREFIX + (plain.removesuffix(".weight") if _MAGNITUDE in plain else plain)
 
 
-def _refuse_misfits(path: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    both = own.keys() & saved.keys()
+def _refuse_mismatch(path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    both = expected.keys() & saved.keys()
     lists = {
-        "lacks": sorted(own.keys() - saved.keys()),
-        "has no place here for": sorted(saved.keys() - own.keys()),
-        "has in another shape": sorted(name for name in both if own[name].shape != saved[name].shape),
+        "lacks": sorted(expected.keys() - saved.keys()),
+        "has no place here for": sorted(saved.keys() - expected.keys()),
+        "has in another shape": sorted(name for name in both if expected[name].shape != saved[name].shape),
     }
-    problems = [f"{what} {_some(names)}" for what, names in lists.items() if names]
+    problems = [f"{what} {_first_names(names)}" for what, names in lists.items() if names]
     if problems:
         raise CheckpointError(f"{path} does not fit this model: it {'; it '.join(problems)}")
 
 
-def _refuse_idle(folder: Path) -> None:
-    """Adapters that change nothing were never trained, or lost what they learned.
+def _refuse_zero_adapters(folder: Path) -> None:
+    """Raise CheckpointError for adapters whose B matrices are all zero: never trained, or their weights were lost.
 
-    Those of a composed model are judged together: of texts alone, its image tower learns nothing.
+    The towers of a composed model count together: trained on texts alone, its image tower's adapters stay zero.
     """
     is_tower = (folder.parent / SPEC_FILE).is_file()
     towers = folder.parent.glob(f"*/{WEIGHTS_FILE}") if is_tower else [folder / WEIGHTS_FILE]
-    if all(_is_idle(path) for path in towers):
-        last = [name for name in load_file(folder / WEIGHTS_FILE) if _LAST in name]
-        raise CheckpointError(f"the adapter in {folder / WEIGHTS_FILE} changes nothing: {_some(last)} are zero")
+    if all(_is_zero(path) for path in towers):
+        names = [name for name in load_file(folder / WEIGHTS_FILE) if _LORA_B in name]
+        raise CheckpointError(f"the adapter in {folder / WEIGHTS_FILE} changes nothing: {_first_names(names)} are zero")
 
 
-def _is_idle(path: Path) -> bool:
-    """Whether the adapters of a file change nothing. A broken file is told of where it is loaded."""
+def _is_zero(path: Path) -> bool:
+    """True if all B matrices of a file are zero. False for a broken file, which raises where it is loaded."""
     try:
         with safe_open(path, "pt") as weights:
-            last = [name for name in weights.keys() if _LAST in name]  # noqa: SIM118 (it is no mapping)
-            return bool(last) and not any(weights.get_tensor(name).any() for name in last)
+            names = [name for name in weights.keys() if _LORA_B in name]  # noqa: SIM118 (it is no mapping)
+            return bool(names) and not any(weights.get_tensor(name).any() for name in names)
     except (OSError, SafetensorError):
         return False
 
 
-def _words(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(name.removeprefix(_PREFIX) for name in list(names)[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+def _first_names(names: Collection[str]) -> str:
+    shown = ", ".join(name.removeprefix(_PREFIX) for name in list(names)[:_MAX_NAMES])
+    return f"{shown} and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else shown
 
 
-def whole_layers(backbone: nn.Module, *, with_statistics: bool) -> Iterator[str]:
-    """Names of the layers that learn whole beside the adapters, and of batch norms whose statistics change."""
+def modules_to_save(backbone: nn.Module, *, with_statistics: bool) -> Iterator[str]:
+    """peft's `modules_to_save`: names of layers trained in full beside adapters, and of batch norms that change.
+
+    with_statistics: batch norms update their running statistics in this training.
+    """
     known = getattr(backbone, "peft_config", {})
     before = known[ADAPTER].modules_to_save if ADAPTER in known else None
     for name, module in backbone.named_modules():

@@ -1,4 +1,4 @@
-"""Networks that carry adapters: their adapted layers, their plain weights, and how the one becomes the other."""
+"""Layers with LoRA adapters: found in a network, merged into plain weights, or removed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ _LEAST_TOLERANCE = 1e-4
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter.
+    """True for the name of an adapter's parameter.
 
     >>> is_adapter("layer.0.query.lora_A.default.weight"), is_adapter("layer.0.query.base_layer.weight")
     (True, False)
@@ -21,67 +21,67 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def adapted_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:  # Any: peft is untyped here
-    """The layers that carry an adapter, by name."""
+def layers_with_adapters(network: nn.Module) -> Iterator[tuple[str, Any]]:  # Any: peft is untyped here
+    """Name and module of each layer that has an adapter (peft's LoRA layers)."""
     for name, module in network.named_modules():
         if isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "get_delta_weight"):
             yield name, module
 
 
 def merged_state(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network with its adapters merged in, under the names it has without them. Changes nothing."""
+    """A network's state dict with adapters merged into the weights, by its names without adapters; changes nothing."""
     state = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in network.state_dict().items()
         if not is_adapter(name)
     }
-    for name, layer in adapted_layers(network):
+    for name, layer in layers_with_adapters(network):
         state[f"{name}.weight"] = merged_weight(layer)
     return state
 
 
 @torch.no_grad()
 def merged_weight(layer: Any) -> Tensor:  # Any: as above
-    """W + scale * B A in the weight's dtype, summed in float32; with DoRA each row then gets its learned length.
+    """W + scale * B A in the weight's dtype, summed in float32; with DoRA each row then gets its learned magnitude.
 
-    Raises CheckpointError for quantised weights: the sum would not fit into them.
+    Raises CheckpointError for quantised weights, which cannot hold the sum.
     """
-    own = layer.get_base_layer().weight
-    if not own.is_floating_point():
+    base = layer.get_base_layer().weight
+    if not base.is_floating_point():
         raise CheckpointError("an adapter cannot be merged into 4-bit weights; save the adapter alone")
-    dtype = torch.promote_types(own.dtype, torch.float32)
-    weight: Tensor = own.to(dtype) + layer.get_delta_weight(ADAPTER).to(dtype)
+    dtype = torch.promote_types(base.dtype, torch.float32)
+    weight: Tensor = base.to(dtype) + layer.get_delta_weight(ADAPTER).to(dtype)
     if ADAPTER in layer.lora_magnitude_vector:
-        length = layer.lora_magnitude_vector[ADAPTER].weight.to(dtype).flatten()
-        factor: Tensor = length / weight.flatten(1).norm(dim=1)
+        magnitude = layer.lora_magnitude_vector[ADAPTER].weight.to(dtype).flatten()
+        factor: Tensor = magnitude / weight.flatten(1).norm(dim=1)
         weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    merged: Tensor = weight.to(own.dtype)
+    merged: Tensor = weight.to(base.dtype)
     return merged
 
 
-def without_idle_adapters(network: nn.Module) -> None:
-    """Put the plain layers in the place of adapted ones whose adapter changes nothing, as it does before training.
+def remove_zero_adapters(network: nn.Module) -> None:
+    """Remove the adapters whose B matrix is zero, as it is before training; the layers compute the same without.
 
-    DoRA's stay: it weighs rows anew, by factors that are 1 to within rounding only.
+    DoRA's stay: it scales rows anew, by factors that are 1 to within rounding only.
     """
-    for name, layer in list(adapted_layers(network)):
+    for name, layer in list(layers_with_adapters(network)):
         if ADAPTER not in layer.lora_magnitude_vector and not layer.lora_B[ADAPTER].weight.any():
             _replace(network, name, layer.get_base_layer())
 
 
 def merge_adapters(network: nn.Module) -> None:
-    """Put plain layers with merged weights in the place of the adapted ones.
+    """Replace the layers with adapters by plain layers with merged weights.
 
     Raises CheckpointError that names the layers whose output would change by more than rounding.
     """
     wrong = []
-    for name, layer in list(adapted_layers(network)):
+    for name, layer in list(layers_with_adapters(network)):
         plain = layer.get_base_layer()
         probe = _probe(plain)
         with torch.no_grad():
-            adapted = layer.eval()(probe).float()
+            expected = layer.eval()(probe).float()
             plain.weight.copy_(merged_weight(layer))
-            error = (plain(probe).float() - adapted).norm() / adapted.norm()
+            error = (plain(probe).float() - expected).norm() / expected.norm()
         tolerance = max(_LEAST_TOLERANCE, 4 * torch.finfo(plain.weight.dtype).eps)
         if not error <= tolerance:  # NaN too
             wrong.append(name)
@@ -100,7 +100,7 @@ def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _probe(layer: nn.Module) -> Tensor:
-    """Random inputs that a layer takes; the same ones each time."""
+    """Random inputs for a layer, the same each time: [4, inputs], of a convolution one image as large as its kernel."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     shape: tuple[int, ...] = (4, weight.shape[1])

@@ -12,7 +12,13 @@ from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.layers import load_layers
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import TextTower, pooled_width
-from vembed.model.backbones.vision import EXPONENT, IMAGE_TENSORS, VisionTower, load_vision_tower, vision_sentence_files
+from vembed.model.backbones.vision import (
+    EXPONENT_NAME,
+    IMAGE_TENSORS,
+    VisionTower,
+    load_vision_tower,
+    vision_sentence_files,
+)
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
 from vembed.model.folder.sentence_transformers import modules_folder
@@ -49,7 +55,7 @@ class TextModel(BaseEmbeddingModel):
         return {"": self.text_tower.model}
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
-        """[texts, tokens] each -> [texts, dim]."""
+        """[texts, tokens] each -> [texts, dim]; pooled_tokens: bool, the tokens that are pooled, None for all."""
         features: Tensor = self.text_tower(input_ids, attention_mask, pooled_tokens)
         return features
 
@@ -61,7 +67,7 @@ class TextModel(BaseEmbeddingModel):
 class VisionModel(BaseEmbeddingModel):
     """A vision encoder: ViT, DINO, MAE, SigLIP's and CLIP's vision towers, ConvNeXt, Swin, or any timm model."""
 
-    parts: ClassVar[Mapping[str, Part]] = {EXPONENT: "heads", "vision_tower.": "vision"}
+    parts: ClassVar[Mapping[str, Part]] = {EXPONENT_NAME: "heads", "vision_tower.": "vision"}
     image_tensors: ClassVar[tuple[str, ...]] = IMAGE_TENSORS
 
     def __init__(self, spec: ModelSpec, tower: VisionTower) -> None:
@@ -92,12 +98,12 @@ class VisionModel(BaseEmbeddingModel):
         return features
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """As any model's, with the pooling of the vision tower as other libraries know it."""
+        """As of any model, but with the vision tower's pooling in sentence-transformers' terms."""
         return vision_sentence_files(self.vision_tower, self.spec)
 
 
 def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> TextTower:
-    """The text model in `folder`, pooled as the spec says."""
+    """The text model in `folder` with the spec's pooling and layers. Raises ModelError for a pooling that it lacks."""
     pooling = spec.pooling["text"]
     loader = encoder_loader(plain_folder(folder, settings))
     backbone = load_backbone(folder, settings, needs_pooler=pooling == "pooler", loader=loader)
@@ -111,7 +117,7 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
 
 
 def encoder_loader(folder: Path) -> Any:  # Any: transformers is untyped here
-    """The class that opens a text encoder: AutoModel, but for models with a decoder, of which the encoder is wanted."""
+    """The transformers class that loads a text encoder: AutoModel, or of a T5 the class of its encoder alone."""
     config: dict[str, Any] = read_json(folder / "config.json") or {}
     encoders = {
         "mt5": transformers.MT5EncoderModel,

@@ -11,7 +11,7 @@ from vembed.model.backbones.auto import load_text_tower
 from vembed.model.backbones.pretrained import Backbone
 from vembed.model.backbones.towers import TextTower
 from vembed.model.backbones.vision import (
-    EXPONENT,
+    EXPONENT_NAME,
     IMAGE_TENSORS,
     VisionTower,
     load_vision_tower,
@@ -26,9 +26,9 @@ from vembed.model.spec import ModelSpec
 
 
 class ProjectionHead(nn.Module):
-    """A linear map that starts as the identity, or orthogonal where the widths differ; `mlp` adds a branch from zero.
+    """Linear layer that starts as the identity, or orthogonal where widths differ; `mlp` adds a zero-init branch.
 
-    So a new head keeps what the pretrained tower knows: distances as they are, or as a random projection keeps them.
+    So a new head keeps the distances between the pretrained tower's features, exactly or as a random projection does.
     """
 
     def __init__(self, width: int, dim: int, kind: str) -> None:
@@ -73,7 +73,7 @@ class ComposedModel(BaseEmbeddingModel):
 
     parts: ClassVar[Mapping[str, Part]] = {
         "text_tower.": "text",
-        EXPONENT: "heads",
+        EXPONENT_NAME: "heads",
         "vision_tower.": "vision",
         "heads.": "heads",
     }
@@ -116,7 +116,7 @@ class ComposedModel(BaseEmbeddingModel):
         return {"text": self.text_tower.model, "vision": self.vision_tower.network}
 
     def backbones(self) -> dict[str, Backbone]:
-        """The towers, in a folder each."""
+        """The two towers' models, a subfolder of a checkpoint each."""
         return {"text": self.text_tower.model, "image": self.vision_tower.model}
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor, *pooled_tokens: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class ComposedModel(BaseEmbeddingModel):
         return features
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """`pixel_values` [images, 3, height, width] -> [images, width]."""
+        """`pixel_values` [images, 3, height, width], or NaFlex's tensors, -> [images, width]."""
         features: Tensor = self.vision_tower(images)
         return features
 
@@ -135,12 +135,12 @@ class ComposedModel(BaseEmbeddingModel):
         return projected
 
     def fixed_towers(self) -> tuple[Tower, ...]:
-        """As any model's, but that a vision tower whose gem exponent learns is none."""
-        learns = self.vision_tower.exponent is not None
-        return tuple(tower for tower in super().fixed_towers() if tower != "vision" or not learns)
+        """As of any model, without a vision tower that has a trainable gem exponent."""
+        trainable = self.vision_tower.exponent is not None
+        return tuple(tower for tower in super().fixed_towers() if tower != "vision" or not trainable)
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """As any model's, with the pooling of the vision tower as other libraries know it."""
+        """As of any model, but with the vision tower's pooling in sentence-transformers' terms."""
         if subfolder == "text":
             return super().sentence_files(subfolder)
         return vision_sentence_files(self.vision_tower, tower_spec(self.spec, subfolder))

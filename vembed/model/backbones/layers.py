@@ -1,4 +1,4 @@
-"""The layers between pooling and embedding: built from a spec, with the weights that their folders hold."""
+"""Dense, LayerNorm, Normalize and Dropout layers between pooling and embedding, as sentence-transformers saves them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,18 +27,18 @@ class DenseLayer(nn.Module):
         self.linear = nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
         self.activation: nn.Module = getattr(nn, spec.activation)()
         self.adds_input = spec.residual
-        if spec.residual and spec.inputs != spec.outputs:
-            self.residual = nn.Linear(spec.inputs, spec.outputs, bias=False)
+        projects = spec.residual and spec.inputs != spec.outputs
+        self.residual = nn.Linear(spec.inputs, spec.outputs, bias=False) if projects else None
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[items, inputs] -> [items, outputs]."""
         output: Tensor = self.activation(self.linear(vectors))
         if not self.adds_input:
             return output
-        return output + (self.residual(vectors) if "residual" in self._modules else vectors)
+        return output + (vectors if self.residual is None else self.residual(vectors))
 
 
-class NormLayer(nn.Module):
+class LayerNormLayer(nn.Module):
     """Layer normalisation of vectors [items, width]."""
 
     def __init__(self, spec: LayerSpec) -> None:
@@ -51,8 +51,8 @@ class NormLayer(nn.Module):
         return output
 
 
-class UnitLayer(nn.Module):
-    """Vectors [items, width] divided by their lengths."""
+class NormalizeLayer(nn.Module):
+    """L2-normalises vectors [items, width]."""
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[items, width] -> [items, width]."""
@@ -60,10 +60,10 @@ class UnitLayer(nn.Module):
 
 
 class VectorLayers(nn.ModuleList):
-    """The layers that follow the pooling, in order; none leaves vectors as they are."""
+    """The layers that follow the pooling, in order; the identity without any."""
 
     def __init__(self, specs: Sequence[LayerSpec] = ()) -> None:
-        super().__init__(_layer(spec) for spec in specs)
+        super().__init__(_build_layer(spec) for spec in specs)
         self.specs = tuple(specs)
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class VectorLayers(nn.ModuleList):
         return vectors
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """The weights of each layer that has any, by its subfolder; writing to them changes the layer."""
+        """The state dict of each layer that has weights, by its subfolder; tensors share memory with the layer."""
         weights = {spec.path: layer.state_dict() for spec, layer in zip(self.specs, self, strict=True)}
         return {path: state for path, state in weights.items() if state}
 
@@ -87,19 +87,19 @@ def load_layers(specs: Sequence[LayerSpec], folder: Path, width: int, settings: 
         layers = VectorLayers(specs)
     for spec, layer in zip(specs, layers, strict=True):
         if next(layer.parameters(), None) is not None:
-            _load(layer, folder / spec.path, settings)
+            _load_weights(layer, folder / spec.path, settings)
     return layers
 
 
-def _layer(spec: LayerSpec) -> nn.Module:
+def _build_layer(spec: LayerSpec) -> nn.Module:
     if spec.kind == "dense":
         return DenseLayer(spec)
     if spec.kind == "layer_norm":
-        return NormLayer(spec)
-    return nn.Dropout(spec.probability) if spec.kind == "dropout" else UnitLayer()
+        return LayerNormLayer(spec)
+    return nn.Dropout(spec.probability) if spec.kind == "dropout" else NormalizeLayer()
 
 
-def _load(layer: nn.Module, folder: Path, settings: ModelSettings) -> None:
+def _load_weights(layer: nn.Module, folder: Path, settings: ModelSettings) -> None:
     path = folder / WEIGHTS_FILE
     pickled = folder / _PICKLE
     if not path.is_file() and pickled.is_file():

@@ -1,4 +1,4 @@
-"""What vision-language models have in common that can go on from what a frozen vision tower gave."""
+"""Base of vision-language models that can run from kept outputs of a frozen vision tower."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -12,15 +12,15 @@ from vembed.types import Inputs
 
 
 class PictureKeepingModel(BaseEmbeddingModel):
-    """A model whose vision tower, if it is frozen, runs once per picture. `pictures`: where it is cut."""
+    """A model whose vision tower, if frozen, runs once per picture. pictures: replaces its run by the kept outputs."""
 
     keeps_states_of: ClassVar[Tower | None] = "vision"
     pictures: PictureCut
 
     @abstractmethod
     def real_states(self, inputs: Inputs) -> Tensor:
-        """What the whole model gives for the tokens of all rows that are no padding, [tokens, width]."""
+        """The whole model's outputs for the tokens of all rows, without padding, [tokens, width]."""
 
     def with_fixed_states(self, inputs: Inputs) -> Inputs:
-        """Finished inputs with what enters the language model in the place of pictures; no graph."""
+        """Finished inputs with the vision tower's outputs in the place of pixels; without a graph."""
         return self.pictures.take(self.real_states, inputs)

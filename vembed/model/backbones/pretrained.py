@@ -1,4 +1,4 @@
-"""Load a transformers model from a folder: complete, quietly, as the settings say, with the adapters of the folder."""
+"""Load a transformers model from a folder, with its adapters; missing or foreign weights are a ModelError."""
 
 import struct
 from collections.abc import Iterator
@@ -26,26 +26,26 @@ _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError)
 def load_backbone(
     folder: Path, settings: ModelSettings, *, needs_pooler: bool = False, loader: Any = transformers.AutoModel
 ) -> Backbone:  # Any: transformers is untyped here
-    """The model in `folder`, by default in float32 and eval mode. Raises ModelError when it has no, foreign or missing
-    weights, CheckpointError when its adapter does not fit.
+    """The model in `folder`, by default in float32, in eval mode. Raises ModelError for weights that are missing or of
+    another model, CheckpointError for an adapter that does not fit.
 
-    A pooling layer that the checkpoint has no weights for is left out, unless it is needed. Adapters are merged, unless
-    they go on learning. loader: the model's class, where AutoModel does not know it.
+    A pooling layer without weights in the checkpoint is removed, unless needs_pooler. Adapters are merged, unless they
+    are trained further. loader: the class whose `from_pretrained` is called.
     """
     base = read_base(folder)
     if base is None:
         return _load_plain(folder, settings, needs_pooler, loader)
-    return _load_adapted(folder, base, settings, needs_pooler=needs_pooler, loader=loader)
+    return _load_with_adapters(folder, base, settings, needs_pooler=needs_pooler, loader=loader)
 
 
-def _load_adapted(
+def _load_with_adapters(
     folder: Path, base: AdapterBase, settings: ModelSettings, *, needs_pooler: bool, loader: Any
 ) -> Backbone:
-    """The base with the adapters of `folder` on it. The base may have adapters itself; those are merged."""
+    """The base model with the adapters of `folder`; adapters of the base itself are merged."""
     quantization = settings.quantization or base.quantization
     plain = settings.model_copy(update={"use_lora": False, "quantization": quantization})
     backbone = load_backbone(base_folder(folder, base, settings), plain, needs_pooler=needs_pooler, loader=loader)
-    learning = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     continued = settings.use_lora and settings.adapter == "continue"
     if (folder / ADAPTER_CONFIG).is_file():
         read_adapters(folder, backbone, dropout=settings.lora_dropout if continued else 0.0)
@@ -55,7 +55,7 @@ def _load_adapted(
             )
         if not continued and quantization != FOUR_BIT:
             merge_adapters(backbone)
-    for parameter in learning:
+    for parameter in trainable:
         parameter.requires_grad_(True)
     return backbone.eval()
 
@@ -78,12 +78,12 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     if pooler:
         model.pooler = None
     check_attention(model, settings.attn_implementation)
-    _freeze_unused(model, needs_pooler)
+    _freeze_unused_parameters(model, needs_pooler)
     return model.eval()
 
 
 def _load_error(folder: Path, error: Exception, settings: ModelSettings) -> ModelError:
-    """What to tell the user when transformers could not open a folder."""
+    """The error for the user when transformers could not load a folder."""
     start = f"model folder {str(folder)!r}"
     if isinstance(error, SafetensorError | EOFError | struct.error):
         return ModelError(
@@ -99,16 +99,16 @@ def _load_error(folder: Path, error: Exception, settings: ModelSettings) -> Mode
     asked = settings.attn_implementation
     if asked is not None and "attention implementation" in str(error):
         return ModelError(f"attn_implementation {asked}: transformers has no such attention for this model")
-    return ModelError(f"{start} cannot be loaded: {first_lines(error)}")
+    return ModelError(f"{start} cannot be loaded: {one_line(error)}")
 
 
 def refuse_own_code(folder: Path, settings: ModelSettings) -> None:
-    """Raise ModelError when a folder can only be opened by the code that it brings, and that was not allowed to run."""
+    """Raise ModelError for a folder that needs remote code, unless trust_remote_code is set."""
     config = read_json(folder / "config.json") or {}
     known = config.get("model_type") in transformers.CONFIG_MAPPING
     if "auto_map" not in config or known or settings.trust_remote_code:
         return
-    files = sorted({str(name).split(".")[0].split("--")[-1] + ".py" for name in _names(config["auto_map"])})
+    files = sorted({str(name).split(".")[0].split("--")[-1] + ".py" for name in _class_names(config["auto_map"])})
     raise ModelError(
         f"model folder {str(folder)!r} is opened by code that comes with it ({', '.join(files)}), which does not run"
         " unless you allow it: read it, and set trust_remote_code: true"
@@ -116,21 +116,21 @@ def refuse_own_code(folder: Path, settings: ModelSettings) -> None:
 
 
 def pretrained_processor(loader: Any, folder: Path, *, trust_remote_code: bool, kind: str) -> Any:
-    """What transformers' `loader` (AutoTokenizer, AutoImageProcessor) finds in the folder, or ModelError."""
+    """The tokenizer, image processor or processor that transformers' `loader` finds in a folder. Raises ModelError."""
     try:
         with quiet():
             return loader.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError) as error:
-        raise ModelError(f"model folder {str(folder)!r} has no usable {kind}: {first_lines(error)}") from error
+        raise ModelError(f"model folder {str(folder)!r} has no usable {kind}: {one_line(error)}") from error
 
 
-def first_lines(error: Exception) -> str:
-    """The beginning of a library's message, on one line."""
+def one_line(error: Exception) -> str:
+    """A library's error in one line: its type and the first 300 characters of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
-    """Whether weights are read from safetensors, or from pickles as tensors alone. Raises ModelError."""
+    """Options of `from_pretrained` for safetensors, or for pickles where they are allowed. Raises ModelError."""
     if any(folder.glob("*.safetensors")):
         return {"use_safetensors": True}
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
@@ -145,22 +145,22 @@ def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
     raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors (no pickles)")
 
 
-def _freeze_unused(model: Backbone, needs_pooler: bool) -> None:
-    """Parameters that take no part in the embedding do not learn, so that their gradient is never missing."""
+def _freeze_unused_parameters(model: Backbone, needs_pooler: bool) -> None:
+    """Freeze parameters that the embedding does not depend on, so that no trainable one is without a gradient."""
     for name, parameter in model.named_parameters():
         if name.endswith("mask_token") or (name.startswith("pooler.") and not needs_pooler):
             parameter.requires_grad_(False)
 
 
-def _names(auto_map: dict[str, Any]) -> Iterator[str]:  # Any: JSON
-    """The classes that config.json says are defined in the folder: "file.Class"; a tokenizer has two, slow and fast."""
+def _class_names(auto_map: dict[str, Any]) -> Iterator[str]:  # Any: JSON
+    """The classes of config.json's auto_map, as "file.Class"; a tokenizer has two, slow and fast."""
     for entry in auto_map.values():
         yield from (name for name in (entry if isinstance(entry, list) else [entry]) if name)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and loading reports; what matters in them is checked here."""
+    """Silence transformers' progress bars and loading reports; missing weights in them are checked here."""
     logging = transformers.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -8,12 +8,12 @@ from vembed.model.folder.find import JsonFiles
 
 
 class Qwen3VLEmbeddingModel(VlmModel):
-    """As every vision-language model; its prompts are instructions, which end in a punctuation mark."""
+    """A vision-language model whose prompts are instructions, which end in a punctuation mark."""
 
     start_temperature: ClassVar[float] = 0.03  # it was trained with a sharp softmax
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """The files by which sentence-transformers opens the folder, with the instructions as they are read here."""
+        """As of any vision-language model, with instructions that end in a punctuation mark."""
         files = super().sentence_files(subfolder)
         prompts = files["config_sentence_transformers.json"]["prompts"]
         prompts |= {side: instruction(prompts[side]) for side in ("query", "document")}

@@ -1,4 +1,4 @@
-"""The text tower: a transformers text model with its pooling, and what towers of both kinds need."""
+"""The text tower: a transformers text model with its pooling; and helpers for the pixels of vision towers."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError, UsageError
 from vembed.model.backbones.layers import VectorLayers
-from vembed.model.backbones.pretrained import Backbone, first_lines
+from vembed.model.backbones.pretrained import Backbone, one_line
 from vembed.model.folder.sentence_layers import width_after
 from vembed.model.spec import Pooling
 from vembed.model.vectors.pooling import pool
@@ -19,7 +19,7 @@ from vembed.model.vectors.pooling import pool
 class TextTower(nn.Module):
     """A text model whose token vectors are pooled, and the layers that follow the pooling.
 
-    left_padded: texts begin behind their padding; their tokens are then numbered from 0, as they are without it.
+    left_padded: position_ids then count from each text's first real token.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class TextTower(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pooled_tokens: Tensor | None = None) -> Tensor:
         """[texts, tokens] each -> [texts, width].
 
-        pooled_tokens: those of the real tokens that the pooling reads, None for all.
+        pooled_tokens: bool, the tokens that are pooled (without a prompt's, say); None for all real ones.
         """
         positions = {"position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0)} if self.left_padded else {}
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, **positions)
         real = attention_mask.bool()
         if self.pooling == "pooler":
-            pooled = _tensor(output.pooler_output)
+            pooled = _not_none(output.pooler_output)
         else:
             read = real if pooled_tokens is None else pooled_tokens
             pooled = pool(output.last_hidden_state, read, self.pooling, real=real)
@@ -54,8 +54,10 @@ def pooled_width(config: Any, pooling: Pooling) -> int:  # Any: transformers is 
     return int(config.hidden_size) * len(pooling.split("+"))
 
 
-def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, bool]:  # Any: transformers is untyped
-    """The option that fits position embeddings to images of another size than the model's own, where it has one."""
+def interpolation_options(
+    call: Any, config: Any, pixel_values: Tensor
+) -> dict[str, bool]:  # Any: transformers is untyped
+    """`interpolate_pos_encoding` for images of another size than the model's; {} for its own, or if not supported."""
     size = getattr(config, "image_size", None)
     own = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if own == tuple(pixel_values.shape[-2:]) or "interpolate_pos_encoding" not in inspect.signature(call).parameters:
@@ -63,10 +65,10 @@ def interpolation(call: Any, config: Any, pixel_values: Tensor) -> dict[str, boo
     return {"interpolate_pos_encoding": True}
 
 
-def fitted(pixel_values: Tensor, model: nn.Module) -> Tensor:
+def to_weights_of(pixel_values: Tensor, model: nn.Module) -> Tensor:
     """The pixels on the device and in the dtype of a model's weights.
 
-    Raises UsageError for whole numbers: they are a processor's, not normalised yet, and would embed as another picture.
+    Raises UsageError for integers: these are not normalised yet, and would embed as another picture.
     """
     if not pixel_values.is_floating_point():
         raise UsageError(
@@ -77,8 +79,8 @@ def fitted(pixel_values: Tensor, model: nn.Module) -> Tensor:
     return pixel_values.to(weights.device, weights.dtype)
 
 
-def refuse_odd_size(config: Any, image_size: int | None) -> None:
-    """Raise ModelError when an image of that side would leave a rest beside the patches."""
+def refuse_size_between_patches(config: Any, image_size: int | None) -> None:
+    """Raise ModelError if the image size is no multiple of the patch size."""
     patch = getattr(config, "patch_size", None)
     if image_size is None or not isinstance(patch, int) or image_size % patch == 0:
         return
@@ -88,16 +90,16 @@ def refuse_odd_size(config: Any, image_size: int | None) -> None:
 
 
 def refuse_unreadable_size(tower: Callable[[Tensor], Tensor], image_size: int | None) -> None:
-    """Raise ModelError when the tower cannot read images of that side; one black image is tried."""
+    """Raise ModelError if the tower cannot read images of that size; tries one black image."""
     if image_size is None:
         return
     try:
         with torch.no_grad():
             tower(torch.zeros(1, 3, image_size, image_size))
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"image_size {image_size}: the model cannot read it ({first_lines(error)})") from error
+        raise ModelError(f"image_size {image_size}: the model cannot read it ({one_line(error)})") from error
 
 
-def _tensor(value: Tensor | None) -> Tensor:
+def _not_none(value: Tensor | None) -> Tensor:
     assert value is not None
     return value

@@ -25,17 +25,17 @@ from vembed.model.vectors.pooling import pool
 from vembed.model.vectors.rows import unit_vectors
 from vembed.types import Embeddings, Inputs
 
-_HEAD = "lm_head.weight"
-_WITH_HEAD = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
-IMAGE_TOKENS = "image_tokens"  # tells the tokens that stand for pictures; ours, the backbone does not read it
+_HEAD_NAME = "lm_head.weight"
+_CLASSES_WITH_HEAD = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
+IMAGE_TOKENS = "image_tokens"  # mask of the image placeholder tokens; the backbone does not read it
 
 
 @dataclass(frozen=True)
 class TokenStates:
-    """What the language model makes of each token of each row.
+    """The language model's last hidden states.
 
-    hidden: [rows, tokens, width], of the last layer, normed. mask: bool [rows, tokens], True for real tokens (the
-    chat template's among them). is_image: bool [rows, tokens], True for the tokens that stand for a picture's patches.
+    hidden: [rows, tokens, width], after the final norm. mask: bool [rows, tokens], True for real tokens (the chat
+    template's among them). is_image: bool [rows, tokens], True for image tokens.
     """
 
     hidden: Tensor
@@ -44,25 +44,24 @@ class TokenStates:
 
 
 class VlmModel(PictureKeepingModel):
-    """A vision-language model that reads a row, texts and images in one sequence, and is pooled at its last token.
+    """A vision-language model that reads a row's text and images in one sequence, and is pooled at its last token.
 
-    `token_states(inputs)` gives every token's hidden state instead, with which tokens are real and which are image:
-    what a late-interaction model projects. The text tower is the language model; the vision tower is all else that the
-    checkpoint holds, the projector into the language model's space among it.
+    `token_states(inputs)` gives all tokens' hidden states instead, which a late-interaction model projects. The text
+    tower is the language model; everything else in the checkpoint, the projector included, is the vision tower.
     """
 
     has_towers_apart: ClassVar[bool] = False
-    tensors_beside: ClassVar[tuple[str, ...]] = ()  # which a kind of model needs, and the backbone does not read
+    head_tensors: ClassVar[tuple[str, ...]] = ()  # inputs for a subclass's heads, which the backbone does not read
 
-    def __init__(self, spec: ModelSpec, backbone: Backbone, unused: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, spec: ModelSpec, backbone: Backbone, language_head: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(spec)
         self.backbone = backbone
-        self._unused = dict(unused or {})  # a language head of its own weights: not run, and saved again
-        self._language = _language_name(backbone)
-        self._has_head = type(backbone).__name__.endswith(_WITH_HEAD)  # code of its own may offer no class without
-        self._arguments = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
+        self._language_head = dict(language_head or {})  # untied lm_head: not run, saved again
+        self._language_model_name = _name_of_language_model(backbone)
+        self._has_head = type(backbone).__name__.endswith(_CLASSES_WITH_HEAD)  # remote code may have no class without
+        self._forward_options = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
         self.pictures = PictureCut(backbone, seam_of(backbone))
-        _stop_unused(backbone)
+        _freeze_unused_parameters(backbone)
         disable_kv_cache(backbone)
 
     @classmethod
@@ -71,7 +70,7 @@ class VlmModel(PictureKeepingModel):
         assert folders.text is not None
         refuse_own_code(folders.text, settings)
         plain = plain_folder(folders.text, settings)
-        return cls(spec, load_backbone(folders.text, settings, loader=_loader(plain)), _language_head(plain))
+        return cls(spec, load_backbone(folders.text, settings, loader=_auto_class(plain)), _read_language_head(plain))
 
     @property
     def dim(self) -> int:
@@ -80,8 +79,8 @@ class VlmModel(PictureKeepingModel):
 
     @property
     def language_head(self) -> Mapping[str, Tensor]:
-        """The weights of the checkpoint that are not run, and saved again."""
-        return self._unused
+        """The untied `lm_head` of the checkpoint, by name; {} if it has none. It is not run, and saved again."""
+        return self._language_head
 
     def towers(self) -> dict[Tower, nn.Module]:
         """The language model, and the largest network beside it."""
@@ -89,34 +88,34 @@ class VlmModel(PictureKeepingModel):
             child for name, child in self.backbone.named_children() if self.part_of(f"backbone.{name}.") == "vision"
         ]
         vision = max(others, key=lambda child: sum(parameter.numel() for parameter in child.parameters()))
-        return {"text": self.backbone.get_submodule(self._language), "vision": vision}
+        return {"text": self.backbone.get_submodule(self._language_model_name), "vision": vision}
 
     def backbones(self) -> dict[str, Backbone]:
         """The whole model, at the root of a checkpoint."""
         return {"": self.backbone}
 
     def takes_adapter(self, name: str) -> bool:
-        """Whether a layer gets an adapter by default: the language model's do, in attention and MLP alike."""
-        return name.startswith(f"backbone.{self._language}.")
+        """True for the language model's layers, in attention and MLP."""
+        return name.startswith(f"backbone.{self._language_model_name}.")
 
     def learns_whole(self, name: str) -> bool:
-        """No layer does beside adapters: a projector was trained on more pictures than any fine-tuning has."""
+        """False for all layers: a projector was pretrained on more pictures than any fine-tuning has."""
         return False
 
     def token_states(self, inputs: Inputs) -> TokenStates:
-        """The hidden states of finished inputs [rows, tokens, width], with their masks."""
+        """The language model's hidden states of finished inputs [rows, tokens, width], with masks."""
         with self.pictures.given(inputs) as whole:
             tensors = {name: ragged.values for name, ragged in whole.tensors.items() if len(ragged.values)}
             is_image = tensors.pop(IMAGE_TOKENS)
-            read = {name: value for name, value in tensors.items() if name not in self.tensors_beside}
+            read = {name: value for name, value in tensors.items() if name not in self.head_tensors}
             dtype = self.backbone.get_input_embeddings().weight.dtype
             read = {name: value.to(dtype) if value.is_floating_point() else value for name, value in read.items()}
-            output = self.backbone(**read, **self._arguments, return_dict=True)
+            output = self.backbone(**read, **self._forward_options, return_dict=True)
         hidden = output.hidden_states[-1] if self._has_head else output.last_hidden_state
         return TokenStates(hidden, read["attention_mask"].bool(), is_image)
 
     def real_states(self, inputs: Inputs) -> Tensor:
-        """The hidden states of the tokens of all rows, [tokens, width]."""
+        """The hidden states of all rows' real tokens, [tokens, width]."""
         states = self.token_states(inputs)
         return states.hidden[states.mask]
 
@@ -131,25 +130,25 @@ class VlmModel(PictureKeepingModel):
         return Embeddings(unit_vectors(vectors) if self.spec.normalize else vectors)
 
     def part_of(self, name: str) -> Part:
-        """The language model and its head are text; all else that the checkpoint holds is vision."""
+        """text for the language model and its head, vision for the rest of the backbone."""
         if not name.startswith("backbone."):
             return super().part_of(name)
-        return "text" if name.startswith((f"backbone.{self._language}.", "backbone.lm_head.")) else "vision"
+        return "text" if name.startswith((f"backbone.{self._language_model_name}.", "backbone.lm_head.")) else "vision"
 
     def save_backbone(self, subfolder: str, folder: Path) -> None:
-        """Write the weights under the class and the names that the base has them under, its language head included."""
+        """Write the weights under the class and names of the original checkpoint, its language head included."""
         state = self.backbone_state(subfolder)
-        whole = _whole_model(self.backbone)
+        whole = _model_with_head(self.backbone)
         if whole is None:
             self.backbone.save_pretrained(folder, state_dict=state)
             return
         dtype = next(iter(state.values())).dtype
         named = {f"{whole.base_model_prefix}.{name}": tensor for name, tensor in state.items()}
-        head = {name: tensor.to(dtype) for name, tensor in self._unused.items()}
+        head = {name: tensor.to(dtype) for name, tensor in self._language_head.items()}
         whole.save_pretrained(folder, state_dict=named | head)
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """The JSON files by which sentence-transformers opens the folder and renders its chat template."""
+        """The JSON files with which sentence-transformers opens the folder and renders its chat template."""
         files = sentence_files(self.spec, self.dim)
         reads = {"method": "forward", "method_output_name": "last_hidden_state"}
         settings = files["sentence_bert_config.json"]
@@ -160,8 +159,8 @@ class VlmModel(PictureKeepingModel):
         return files
 
 
-def _language_name(backbone: Backbone) -> str:
-    """The child of a vision-language model that holds the word embedding."""
+def _name_of_language_model(backbone: Backbone) -> str:
+    """The name of the child module that is the language model: the one with the input embeddings."""
     words = backbone.get_input_embeddings()
     for name, child in backbone.named_children():
         if any(module is words for module in child.modules()) and len(list(backbone.children())) > 1:
@@ -169,8 +168,8 @@ def _language_name(backbone: Backbone) -> str:
     raise ModelError(f"{type(backbone).__name__} has no language model beside its vision tower")
 
 
-def _loader(folder: Path) -> Any:  # Any: transformers is untyped here
-    """transformers' class for models without a head, or what a folder with code of its own offers in its place."""
+def _auto_class(folder: Path) -> Any:  # Any: transformers is untyped here
+    """AutoModel, or the auto class for which a folder's remote code has a model."""
     config = read_json(folder / "config.json") or {}
     offered = config.get("auto_map") or {}
     if config.get("model_type") in transformers.CONFIG_MAPPING or "AutoModel" in offered:
@@ -179,10 +178,10 @@ def _loader(folder: Path) -> Any:  # Any: transformers is untyped here
     return getattr(transformers, next((name for name in heads if name in offered), "AutoModel"))
 
 
-def _stop_unused(backbone: Backbone) -> None:
-    """Let what the embedding does not depend on learn nothing, so that no gradient is missing.
+def _freeze_unused_parameters(backbone: Backbone) -> None:
+    """Freeze parameters that the embedding does not depend on, so that no trainable one is without a gradient.
 
-    That is a language head, and of a vision tower of which an inner layer is read (LLaVA) all that follows this layer.
+    These are a language head, and a vision tower's layers after `vision_feature_layer` (LLaVA).
     """
     head = backbone.get_output_embeddings() if hasattr(backbone, "lm_head") else None
     if head is not None and head.weight is not backbone.get_input_embeddings().weight:
@@ -198,19 +197,19 @@ def _stop_unused(backbone: Backbone) -> None:
             parameter.requires_grad_(False)
 
 
-def _language_head(folder: Path) -> dict[str, Tensor]:
-    """The language head in a folder's weights, where it has weights of its own. Read when it is saved, not before."""
+def _read_language_head(folder: Path) -> dict[str, Tensor]:
+    """The untied `lm_head` in a folder's safetensors, by name; {} if there is none."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 (it is no mapping)
-                if name.endswith(_HEAD):
-                    found[_HEAD] = weights.get_tensor(name)
+                if name.endswith(_HEAD_NAME):
+                    found[_HEAD_NAME] = weights.get_tensor(name)
     return found
 
 
-def _whole_model(backbone: Backbone) -> Backbone | None:
-    """The class that the config names, around the backbone and without weights; None if that is the backbone's own."""
+def _model_with_head(backbone: Backbone) -> Backbone | None:
+    """The config's class with a head, around such a backbone and without weights; None if the backbone is of it."""
     named = (backbone.config.architectures or [type(backbone).__name__])[0]
     whole = getattr(transformers, named, None)
     if whole is None or isinstance(backbone, whole):

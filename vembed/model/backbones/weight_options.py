@@ -1,4 +1,4 @@
-"""In which form weights are held, and how attention over them is computed; what this machine cannot do is refused."""
+"""Options of `from_pretrained` for dtype, quantisation and attention; refused where this machine lacks support."""
 
 import importlib.util
 from typing import Any
@@ -19,7 +19,7 @@ _DTYPES: dict[str, torch.dtype | str] = {
 
 
 def weight_options(settings: ModelSettings) -> dict[str, Any]:  # Any: transformers' own types
-    """What transformers' `from_pretrained` is told of dtype, quantisation and attention. Raises ModelError."""
+    """transformers' arguments for dtype, quantisation and attention. Raises ModelError."""
     options: dict[str, Any] = {"dtype": _DTYPES[settings.torch_dtype]}
     if settings.quantization == FOUR_BIT:
         options |= _four_bit_options()
@@ -29,19 +29,19 @@ def weight_options(settings: ModelSettings) -> dict[str, Any]:  # Any: transform
     return options
 
 
-def check_attention(model: Any, asked: str | None) -> None:
-    """Raise ModelError when the model, or a part of it, computes attention in another way than was asked for."""
-    if asked is None:
+def check_attention(model: Any, wanted: str | None) -> None:
+    """Raise ModelError if the model, or a module of it, uses another attention implementation than was set."""
+    if wanted is None:
         return
     kind = type(model).__name__
     own_code = not model._supports_sdpa and not model._supports_flash_attn
-    if own_code or (model.config.model_type == "timm_wrapper" and asked != "sdpa"):
-        raise ModelError(f"attn_implementation {asked}: {kind} computes attention by code of its own; take it out")
+    if own_code or (model.config.model_type == "timm_wrapper" and wanted != "sdpa"):
+        raise ModelError(f"attn_implementation {wanted}: {kind} computes attention by code of its own; take it out")
     for part in model.modules():
         config = getattr(part, "config", None)
-        found = getattr(config, "_attn_implementation", asked)
-        if found != asked:
-            raise ModelError(f"attn_implementation {asked}: {type(part).__name__} in {kind} uses {found} all the same")
+        found = getattr(config, "_attn_implementation", wanted)
+        if found != wanted:
+            raise ModelError(f"attn_implementation {wanted}: {type(part).__name__} in {kind} uses {found} all the same")
 
 
 def _four_bit_options() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from vembed.model.families.towers import PROCESSOR, check_patches, describe_visi
 from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.model.vectors.image_tokens import leading_tokens
+from vembed.model.vectors.prefix_tokens import prefix_tokens
 
 _CLS = Architecture("cls")
 _OWN = Architecture("own")
@@ -23,7 +23,7 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
 def _refuse_all_tokens(facts: ModelFacts) -> None:
     """sentence-transformers pools every token alike; a mean over the patches would be another vector."""
     pooling = (facts.sentence.pooling if facts.sentence else None) or ""
-    if {"mean", "max"} & set(pooling.split("+")) and leading_tokens(facts.config).count:
+    if {"mean", "max"} & set(pooling.split("+")) and prefix_tokens(facts.config).count:
         raise ModelError(
             f"{facts.folder / 'modules.json'}: 1_Pooling pools all tokens by {pooling}, those that are no patch's among"
             " them, which is not supported; use the folder without modules.json, and set pooling"

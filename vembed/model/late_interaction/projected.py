@@ -104,18 +104,18 @@ class LateVlmModel(VlmModel):
 
     parts: ClassVar[Mapping[str, Part]] = {"heads.": "heads"}
     start_temperature: ClassVar[float] = START_TEMPERATURE
-    tensors_beside: ClassVar[tuple[str, ...]] = ("scored", "is_document")
+    head_tensors: ClassVar[tuple[str, ...]] = ("scored", "is_document")
 
     def __init__(
         self,
         spec: ModelSpec,
         backbone: Backbone,
-        unused: Mapping[str, Tensor] | None = None,
+        language_head: Mapping[str, Tensor] | None = None,
         *,
         heads: VectorLayers,
         is_new: bool,
     ) -> None:
-        super().__init__(spec, backbone, unused)
+        super().__init__(spec, backbone, language_head)
         self.heads = heads
         self.has_new_heads = is_new
         self.rows_of = TokenRows(spec)

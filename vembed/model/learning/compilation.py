@@ -1,4 +1,4 @@
-"""Towers as compiled code: slow at the first batch of each kind, then faster. Numbers stay the same within rounding."""
+"""Towers under torch.compile: slow for the first batch of each kind, then faster; same numbers within rounding."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from vembed.model.base import BaseEmbeddingModel
 # Dropout draws from torch's own generator, as without compiling, so that a chunk's second forward repeats the first.
 _OPTIONS = {"fallback_random": True}
 # Towers x (encoding, a chunk's first forward, its second) x (training, evaluation); torch's own 8 are soon used up.
-_MOST_KINDS = 64
+_MAX_RECOMPILATIONS = 64
 
 
 def compile_towers(model: BaseEmbeddingModel) -> None:
@@ -21,18 +21,18 @@ def compile_towers(model: BaseEmbeddingModel) -> None:
     """
     _refuse_without_compiler()
     limit = torch._dynamo.config
-    limit.recompile_limit = max(limit.recompile_limit, _MOST_KINDS)  # torch counts those of all models together
+    limit.recompile_limit = max(limit.recompile_limit, _MAX_RECOMPILATIONS)  # torch counts those of all models together
     for network in {id(network): network for network in model.towers().values()}.values():
         network.compile(dynamic=True, options=_OPTIONS)
 
 
 def is_compiled(model: BaseEmbeddingModel) -> bool:
-    """Whether `compile_towers` was applied to the model."""
+    """True if `compile_towers` was applied to the model."""
     return any(network._compiled_call_impl is not None for network in model.towers().values())
 
 
 def _refuse_without_compiler() -> None:
-    """On a GPU, Triton brings its own; on a CPU, torch calls a C++ compiler."""
+    """Raise ModelError without a GPU, for which Triton compiles, or a C++ compiler, which torch calls for a CPU."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     if not torch.cuda.is_available() and not any(shutil.which(name) for name in names):
         raise ModelError(

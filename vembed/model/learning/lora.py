@@ -6,32 +6,33 @@ import torch
 from torch import nn
 
 from vembed.errors import ModelError
-from vembed.model.adapters.files import inject, whole_layers
-from vembed.model.adapters.layers import ADAPTER, adapted_layers, is_adapter
+from vembed.model.adapters.files import inject, modules_to_save
+from vembed.model.adapters.layers import ADAPTER, is_adapter, layers_with_adapters
 from vembed.model.backbones.pretrained import Backbone
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings, Tower
 from vembed.registry import nearest_names
 
-_ADAPTABLE = (nn.Linear, nn.Conv2d)
+_LORA_LAYERS = (nn.Linear, nn.Conv2d)
 DEFAULT_RANK = 16
 DEFAULT_ALPHA = 32.0
 
 
 def add_adapters(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
-    """Put an adapter beside the layers that the model's class declares (usually every linear layer of the towers that
-    learn), or beside the layers that are named.
+    """Add an adapter to each layer of `lora_target_modules`, or to those that the model's class names by default.
 
-    Pretrained weights of those towers stop learning, except projections outside the networks (CLIP's), which are as
-    small as a head and go on learning at their tower's rate. Raises ModelError for names that fit no layer.
+    These are usually all linear layers of the trainable towers.
+
+    The backbones' weights are frozen, except projections outside the towers (CLIP's), which are as small as a head and
+    stay trainable at their tower's rate. Raises ModelError for names that fit no layer.
     """
-    layers = dict(_learning_layers(model))
-    chosen = _choose(model, layers, settings.lora_target_modules)
+    layers = dict(_trainable_layers(model))
+    chosen = _target_layers(model, layers, settings.lora_target_modules)
     projections = [layer for name, layer in _projections(model, layers) if name not in chosen]
-    for _, backbone in _roots(model):
+    for _, backbone in _backbone_prefixes(model):
         backbone.requires_grad_(False)
-    for prefix, backbone in _roots(model):
+    for prefix, backbone in _backbone_prefixes(model):
         names = [name.removeprefix(prefix) for name in chosen if name.startswith(prefix)]
         if names:
             _inject(backbone, names, settings, seed)
@@ -40,52 +41,54 @@ def add_adapters(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) 
 
 
 def continue_adapters(model: BaseEmbeddingModel, settings: ModelSettings) -> None:
-    """Let the adapters that a model was loaded with learn on, and what else learned beside them.
+    """Train the adapters that a model was loaded with further, and the layers that were trained in full beside them.
 
-    Raises ModelError for settings that ask for other adapters than these.
+    Raises ModelError for settings of other adapters than these.
     """
-    projections = [layer for _, layer in _projections(model, dict(_learning_layers(model)))]
+    projections = [layer for _, layer in _projections(model, dict(_trainable_layers(model)))]
     for backbone in model.backbones().values():
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(is_adapter(name))
-        for name in whole_layers(backbone, with_statistics=False):
+        for name in modules_to_save(backbone, with_statistics=False):
             backbone.get_submodule(name).requires_grad_(True)
     for projection in projections:
         projection.requires_grad_(True)
-    problems = [problem for backbone in model.backbones().values() for problem in _differences(backbone, settings)]
+    problems = [
+        problem for backbone in model.backbones().values() for problem in _setting_conflicts(backbone, settings)
+    ]
     if problems:
         raise ModelError("\n".join(dict.fromkeys(problems)))
 
 
-def freeze_what_is_idle(model: BaseEmbeddingModel) -> None:
-    """Freeze the towers of which nothing learns, as most vision towers of vision-language models with adapters."""
-    learning = {info.part for info in parameter_infos(model) if info.parameter.requires_grad}
-    done = learning | model.freezing.towers | model.freezing.layers.keys()
-    model.freeze([tower for tower in model.towers() if tower not in done])
+def freeze_untrained_towers(model: BaseEmbeddingModel) -> None:
+    """Freeze the towers without trainable parameters, as most vision towers of vision-language models with adapters."""
+    trainable = {info.part for info in parameter_infos(model) if info.parameter.requires_grad}
+    keep = trainable | model.freezing.towers | model.freezing.layers.keys()
+    model.freeze([tower for tower in model.towers() if tower not in keep])
 
 
 def has_adapters(model: BaseEmbeddingModel) -> bool:
-    """Whether any layer of the model carries an adapter."""
-    return any(True for backbone in model.backbones().values() for _ in adapted_layers(backbone))
+    """True if any layer of the model has an adapter."""
+    return any(True for backbone in model.backbones().values() for _ in layers_with_adapters(backbone))
 
 
-def _differences(backbone: Backbone, settings: ModelSettings) -> Iterator[str]:
-    """What the settings ask of the adapters and these are not."""
-    names = [name for name, _ in adapted_layers(backbone)]
+def _setting_conflicts(backbone: Backbone, settings: ModelSettings) -> Iterator[str]:
+    """Messages for settings that differ from those of the adapters that a model already has."""
+    names = [name for name, _ in layers_with_adapters(backbone)]
     if not names:
         return
     config = backbone.peft_config[ADAPTER]
-    for key, asked, own in (
+    for key, wanted, own in (
         ("lora_r", settings.lora_r, config.r),
         ("lora_alpha", settings.lora_alpha, config.lora_alpha),
         ("use_dora", settings.use_dora or None, config.use_dora),
         ("use_rslora", settings.use_rslora or None, config.use_rslora),
     ):
-        if asked is not None and asked != own:
-            yield f"{key} {asked}: the adapter that goes on learning has {own}; take {key} out, or set adapter: merge"
+        if wanted is not None and wanted != own:
+            yield f"{key} {wanted}: the adapter that goes on learning has {own}; take {key} out, or set adapter: merge"
     targets = settings.lora_target_modules or ()
-    unfit = [name for name in names if targets and not any(_fits(name, target) for target in targets)]
-    absent = [target for target in targets if not any(_fits(name, target) for name in names)]
+    unfit = [name for name in names if targets and not any(_matches(name, target) for target in targets)]
+    absent = [target for target in targets if not any(_matches(name, target) for name in names)]
     if unfit or absent:
         yield (
             f"lora_target_modules: the adapter that goes on learning is on {len(names)} layers, such as {names[0]};"
@@ -93,23 +96,23 @@ def _differences(backbone: Backbone, settings: ModelSettings) -> Iterator[str]:
         )
 
 
-def _learning_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of the backbones whose weights learn, but for those that nn.MultiheadAttention reads without calling."""
+def _trainable_layers(model: BaseEmbeddingModel) -> Iterator[tuple[str, nn.Module]]:
+    """The backbones' layers with trainable weights, by name, except inside nn.MultiheadAttention, which calls none."""
     inside_attention = tuple(
         name + "." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
     )
-    roots = tuple(prefix for prefix, _ in _roots(model))
+    roots = tuple(prefix for prefix, _ in _backbone_prefixes(model))
     frozen = _frozen_names(model)
     for name, module in model.named_modules():
-        if not name.startswith(roots) or name.startswith(inside_attention) or not isinstance(module, _ADAPTABLE):
+        if not name.startswith(roots) or name.startswith(inside_attention) or not isinstance(module, _LORA_LAYERS):
             continue
-        quantised = not module.weight.is_floating_point()  # which cannot need a gradient itself
+        quantised = not module.weight.is_floating_point()  # cannot have requires_grad
         if module.weight.requires_grad or (quantised and not f"{name}.weight".startswith(frozen)):
             yield name, module
 
 
 def _frozen_names(model: BaseEmbeddingModel) -> tuple[str, ...]:
-    """How the names of what is frozen begin: of whole towers, and of parameters below the layers that learn."""
+    """Prefixes of frozen parameters' names: of frozen towers, and each parameter of frozen layers."""
     prefixes = _tower_prefixes(model)
     towers = [prefix for tower, prefix in prefixes.items() if tower in model.freezing.towers]
     return (
@@ -118,9 +121,9 @@ def _frozen_names(model: BaseEmbeddingModel) -> tuple[str, ...]:
     )
 
 
-def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:
+def _target_layers(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Sequence[str] | None) -> list[str]:
     if targets is not None:
-        return _named(layers, targets)
+        return _layers_named(layers, targets)
     inside = tuple(_tower_prefixes(model).values())
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name.startswith(inside)]
     for tower, prefix in _tower_prefixes(model).items():
@@ -135,8 +138,8 @@ def _choose(model: BaseEmbeddingModel, layers: dict[str, nn.Module], targets: Se
     return chosen
 
 
-def _named(layers: dict[str, nn.Module], targets: Sequence[str]) -> list[str]:
-    matches = {target: [name for name in layers if _fits(name, target)] for target in targets}
+def _layers_named(layers: dict[str, nn.Module], targets: Sequence[str]) -> list[str]:
+    matches = {target: [name for name in layers if _matches(name, target)] for target in targets}
     unknown = [target for target, names in matches.items() if not names]
     if unknown:
         endings = sorted({end for name in layers for end in (_ending(name, 1), _ending(name, 2))})
@@ -152,12 +155,12 @@ def _ending(name: str, num_parts: int) -> str:
     return ".".join(name.split(".")[-num_parts:])
 
 
-def _fits(name: str, target: str) -> bool:
+def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
 def _projections(model: BaseEmbeddingModel, layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Layers of the backbones outside the towers' networks ("backbone.text_projection") that learn whole."""
+    """The backbones' layers outside the towers ("backbone.text_projection") that are trained in full, by name."""
     inside = tuple(_tower_prefixes(model).values())
     for name, layer in layers.items():
         if not name.startswith(inside) and model.learns_whole(name):
@@ -178,11 +181,11 @@ def _inject(backbone: nn.Module, names: list[str], settings: ModelSettings, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject(backbone, config)
-    unasked = {name for name, _ in adapted_layers(backbone)} ^ set(names)
-    assert not unasked, f"adapters are missing or on other layers: {sorted(unasked)[:4]}"
+    wrong = {name for name, _ in layers_with_adapters(backbone)} ^ set(names)
+    assert not wrong, f"adapters are missing or on other layers: {sorted(wrong)[:4]}"
 
 
-def _roots(model: BaseEmbeddingModel) -> list[tuple[str, nn.Module]]:
+def _backbone_prefixes(model: BaseEmbeddingModel) -> list[tuple[str, nn.Module]]:
     return [(_module_name(model, backbone) + ".", backbone) for backbone in model.backbones().values()]
 
 

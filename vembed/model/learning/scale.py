@@ -1,4 +1,4 @@
-"""Where the logit scale and the bias of a model's scores start."""
+"""Initial values of the logit scale and of the bias of a model's scores."""
 
 import math
 
@@ -11,15 +11,15 @@ NEW_TEMPERATURE = 0.1  # of SigLIP before training, with a bias of -10: https://
 
 
 def set_temperature(model: BaseEmbeddingModel, temperature: float) -> None:
-    """Start the logit scale at log(1 / temperature)."""
+    """Set the logit scale to log(1 / temperature)."""
     with torch.no_grad():
         model.logit_scale.fill_(math.log(1 / temperature))
 
 
 def add_bias(model: BaseEmbeddingModel, temperature: float | None) -> None:
-    """Give a model without a bias of its scores one, minus the scale: no pair is thought right yet, as in SigLIP.
+    """Add the bias of scores to a model without one: -1 / temperature, so that pairs start as negatives (SigLIP).
 
-    temperature: of the scores from now on; None: SigLIP's at its start, 0.1, or the family's where that is higher.
+    temperature: of the scores from now on; None: SigLIP's before training, 0.1, or the family's where that is higher.
     Does nothing to a model with a bias.
     """
     if model.logit_bias is None:

@@ -1,16 +1,16 @@
-"""What of a model that was just loaded learns, and how: freezing, adapters, gradient checkpointing, compilation."""
+"""Prepare a loaded model for training: freezing, adapters, gradient checkpointing, compilation."""
 
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.learning.compilation import compile_towers
-from vembed.model.learning.lora import add_adapters, continue_adapters, freeze_what_is_idle, has_adapters
+from vembed.model.learning.lora import add_adapters, continue_adapters, freeze_untrained_towers, has_adapters
 from vembed.model.network.gradient_checkpointing import enable_gradient_checkpointing
 from vembed.model.settings import ModelSettings
 
 
 def set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: int) -> None:
-    """Do what the settings say, in an order in which nothing undoes another; new adapters are drawn from `seed`.
+    """Freeze, add or continue adapters, checkpoint and compile, as set; new adapters are drawn from `seed`.
 
-    Raises ModelError for what the model cannot do.
+    In this order, so that no step undoes another. Raises ModelError for settings that the model does not support.
     """
     continued = settings.use_lora and has_adapters(model)
     if continued:
@@ -22,7 +22,7 @@ def set_up_learning(model: BaseEmbeddingModel, settings: ModelSettings, seed: in
     if settings.use_lora and not continued:
         add_adapters(model, settings, seed)
     if settings.use_lora:
-        freeze_what_is_idle(model)
+        freeze_untrained_towers(model)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if settings.torch_compile:

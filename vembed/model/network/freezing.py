@@ -1,9 +1,9 @@
-"""Frozen towers and frozen layers: they do not learn, run without dropout, and may be run once where others run often.
+"""Frozen towers and frozen layers: no gradient, no dropout, and features of an item that can be computed once.
 
-Freezing.freeze           whole towers stop learning
-Freezing.freeze_layers    the first layers of towers do
-Freezing.keep_eval        after each change between training and evaluation: what is frozen stays in eval mode
-with_fixed_features       inputs -> inputs that hold what frozen towers give for them, and `forward` goes on from it
+Freezing.freeze           freezes whole towers
+Freezing.freeze_layers    freezes the first layers of towers
+Freezing.keep_eval        puts what is frozen back into eval mode, after each model.train()
+with_fixed_features       inputs -> inputs that hold the features of frozen towers in the place of their tensors
 """
 
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError
 from vembed.grad_cache.batch_norm import is_batch_norm
-from vembed.model.network.features import FEATURES, features_of, tensors_read
+from vembed.model.network.features import FEATURES, features_of, input_names
 from vembed.model.network.frozen_layers import FrozenLayers
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import Tower
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Freezing:
-    """Which towers of a model, and which first layers of its other towers, are frozen, for the model's life.
+    """The frozen towers of a model, and the frozen first layers of its other towers; nothing is unfrozen again.
 
-    It is given the model and does not hold it, so that a model that is let go of is gone at once.
+    Methods take the model, which would otherwise be in a reference cycle and not be freed at once.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Freezing:
         self.layers: dict[Tower, FrozenLayers] = {}
 
     def freeze(self, model: "BaseEmbeddingModel", towers: Collection[Tower]) -> None:
-        """Freeze these towers as a whole. Raises ModelError for towers that there are not, or if none is to learn."""
+        """Freeze whole towers. Raises ModelError for towers that the model lacks, or if nothing stays trainable."""
         absent = [tower for tower in towers if tower not in model.spec.towers]
         if absent:
             raise ModelError(
@@ -54,19 +54,19 @@ class Freezing:
         model.train(model.training)
 
     def freeze_layers(self, model: "BaseEmbeddingModel", num_layers: Mapping[Tower, int]) -> None:
-        """Freeze so many first layers of these towers, and their embeddings.
+        """Freeze the embeddings and so many first layers of these towers.
 
-        Raises ModelError for towers without so many layers below one that learns, or with adapters on them.
+        Raises ModelError for towers that have no more layers than that, or adapters on these layers.
         """
         _refuse_twice(set(num_layers) & self.towers)
         for tower, number in num_layers.items():
             layers = FrozenLayers(tower, model.towers()[tower], number)
-            layers.stop_learning()
+            layers.freeze()
             self.layers[tower] = layers
         model.train(model.training)
 
     def keep_eval(self, towers: Mapping[Tower, nn.Module]) -> None:
-        """Let what is frozen of these towers run as in evaluation: without dropout."""
+        """Put frozen towers and layers into eval mode: without dropout."""
         for tower, module in towers.items():
             if tower in self.towers:
                 module.eval()
@@ -75,21 +75,21 @@ class Freezing:
 
 
 def keep_batch_norms_eval(network: nn.Module) -> None:
-    """Make batch norms use their running statistics: an embedding must not depend on the rest of its chunk."""
+    """Put batch norms into eval mode: with batch statistics an embedding would depend on the rest of its chunk."""
     for module in network.modules():
         if is_batch_norm(module):
             module.eval()
 
 
 def keeps_states(model: "BaseEmbeddingModel") -> bool:
-    """Whether `with_fixed_features` gives a vector per token, which is large, and kept up to a limit."""
+    """True if `with_fixed_features` keeps a vector per token: so much memory that the training loop limits it."""
     return model.keeps_states_of in model.freezing.towers
 
 
 def with_fixed_features(model: "BaseEmbeddingModel", inputs: Inputs) -> Inputs:
-    """Finished inputs with what each frozen tower gives in the place of what it reads; no graph.
+    """Finished inputs with the features of frozen towers in the place of the tensors that they read; without a graph.
 
-    `forward` gives the same for both inputs, and runs no fixed tower for the second.
+    `forward` gives the same embeddings for both inputs, and does not run the frozen towers for the second.
     """
     if model.keeps_states_of is not None:
         return model.with_fixed_states(inputs) if keeps_states(model) and inputs.num_rows else inputs
@@ -98,14 +98,14 @@ def with_fixed_features(model: "BaseEmbeddingModel", inputs: Inputs) -> Inputs:
         with torch.no_grad():
             features = features_of(model, tower, inputs)  # [slices, width]
         if features is not None:
-            for name in tensors_read(model, tower):
+            for name in input_names(model, tower):
                 tensors.pop(name, None)
             tensors[FEATURES[tower]] = features
     return replace(inputs, tensors=tensors)
 
 
 def fixed_state(model: "BaseEmbeddingModel", tower: Tower) -> dict[str, Tensor]:
-    """The parameters and buffers of a fixed tower, by name."""
+    """A tower's parameters and buffers, by name: if they change, its kept features are no longer valid."""
     return {name: tensor for name, tensor in model.state_dict().items() if model.part_of(name) == tower}
 
 

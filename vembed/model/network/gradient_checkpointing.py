@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations of a transformers network are computed again in the backward pass."""
+"""Gradient checkpointing: activations of a transformers network are recomputed in the backward pass."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 def enable_gradient_checkpointing(model: "BaseEmbeddingModel") -> None:
-    """Recompute the activations of the towers that learn during the backward pass.
-
-    Raises ModelError for one that cannot.
-    """
+    """Turn gradient checkpointing on for the trainable towers. Raises ModelError for one that does not support it."""
     model.checkpoints_gradients = True
     for tower, network in model.towers().items():
         if tower not in model.freezing.towers:
@@ -22,12 +19,12 @@ def enable_gradient_checkpointing(model: "BaseEmbeddingModel") -> None:
 
 
 def _enable(network: Any, tower: Tower) -> None:  # Any: transformers is untyped here
-    if not getattr(network, "supports_gradient_checkpointing", False):  # code of a checkpoint's own may not say
+    if not getattr(network, "supports_gradient_checkpointing", False):  # a checkpoint's own code may lack it
         raise ModelError(f"gradient_checkpointing: the {tower} tower ({type(network).__name__}) does not support it")
     # transformers renamed the method in 5.x and warns about the old name.
     enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
-    # transformers lets embeddings take a gradient, so that frozen layers would have a graph. Only reentrant
-    # checkpointing needs that, which code of before transformers 4.35 may do.
+    # transformers makes the embeddings' output require a gradient, so that frozen layers would have a graph. Only
+    # reentrant checkpointing needs that, which remote code from before transformers 4.35 may use.
     if "value" not in inspect.signature(network._set_gradient_checkpointing).parameters:
         network.disable_input_require_grads()

@@ -1,4 +1,4 @@
-"""What the optimiser needs to know of a parameter: which part it belongs to, whether it is new, how deep it lies."""
+"""Parameters for the optimiser, each with its part of the model, whether it is pretrained, and its layer's number."""
 
 import re
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 Part = Literal["text", "vision", "heads", "scale"]
 FUSION_PREFIX = "fusion."  # how the names of a fusion's parameters begin
 
-# The names under which architectures list their blocks; a network of stages counts its stages.
+# How architectures name their blocks; of a network of stages (ConvNeXt, Swin) the stages count.
 _BLOCK = re.compile(r"(?:^|\.)(?:(?:layers?|blocks?|stages|h)\.(\d+)\.|layer(\d+)\.)")
-# What stands beside the blocks and is read by each of them, wherever it is defined (MPNet, DeBERTa).
+# Position parameters beside the blocks that each of them reads, wherever they are defined (MPNet, DeBERTa).
 _READ_BY_ALL = re.compile(r"(?:^|\.)(?:relative_attention_bias|rel_embeddings)\.")
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 
 class Fusion(nn.Module):
-    """What a fusion is: built for a width, and equal to `text + image` once `initialize` has run."""
+    """Base of fusions: for vectors of `dim` numbers, and equal to `text + image` once `initialize` has run."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # Unit vectors have numbers of about dim ** -0.5; layers learn best on numbers of about 1.
+        # Components of unit vectors are about dim ** -0.5; layers train best on inputs of about 1.
         self.scale = math.sqrt(dim)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -32,7 +32,7 @@ class Fusion(nn.Module):
 
 
 class GatedFusion(Fusion):
-    """2 (g text + (1 - g) image), with a gate g in (0, 1) for each of the dim numbers: how much each side has to say.
+    """2 (g text + (1 - g) image), with a gate g in (0, 1) for each of the dim numbers.
 
     g = sigmoid(linear([text, image])), which starts at 1/2.
     """
@@ -43,13 +43,13 @@ class GatedFusion(Fusion):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """A gate that is half open, whatever it reads."""
+        """Zero weights: the gate is 1/2 for any input."""
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, text: Tensor, image: Tensor) -> Tensor:
         """Unit vectors [rows, dim] twice -> [rows, dim], not normalised."""
-        # Read unscaled: with numbers of about 1, a few steps of Adam would open or shut a gate for good.
+        # Inputs are not scaled: with numbers of about 1, a few steps of Adam would open or shut a gate for good.
         gate = torch.sigmoid(self.gate(torch.cat([text, image], dim=-1))).to(text.dtype)
         return 2 * (gate * text + (1 - gate) * image)
 
@@ -64,7 +64,7 @@ class MlpFusion(Fusion):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """A branch whose last layer is zero."""
+        """Random weights, but a zero last layer of the branch."""
         super().initialize(generator)
         nn.init.zeros_(self.down.weight)
 
@@ -77,7 +77,7 @@ class MlpFusion(Fusion):
 
 
 class AttentionFusion(Fusion):
-    """One transformer block over the two vectors as tokens, each told which it is; the sum of what comes out.
+    """One transformer block over the two vectors as tokens, with an embedding of their kind; the sum of its outputs.
 
     Both residual branches of the block (attention, then a feed-forward layer) start at zero.
     """
@@ -95,7 +95,7 @@ class AttentionFusion(Fusion):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Branches whose last layers are zero."""
+        """Random weights, but zero last layers of both branches."""
         super().initialize(generator)
         nn.init.normal_(self.kinds, std=0.1, generator=generator)
         nn.init.zeros_(self.attended.weight)

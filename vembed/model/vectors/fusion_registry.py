@@ -16,7 +16,7 @@ for _name, _class in (("gated", "GatedFusion"), ("mlp", "MlpFusion"), ("attentio
 
 
 def fusion_names() -> list[str]:
-    """What the setting `fusion` may say.
+    """The values of the setting `fusion`.
 
     >>> fusion_names()
     ['attention', 'gated', 'mlp', 'sum']

@@ -1,4 +1,4 @@
-"""From one vector per token to one vector per item."""
+"""Pooling: one vector per token to one vector per item."""
 
 import torch
 from torch import Tensor
@@ -35,9 +35,9 @@ def pool(
     tensor([[1.6510]])
     """
     modes = pooling.split("+")
-    unknown = [mode for mode in modes if mode not in (*_POOLINGS, *_WITH_MORE)]
+    unknown = [mode for mode in modes if mode not in (*_POOLINGS, *_WITH_MORE_INPUTS)]
     if unknown:
-        raise ModelError(f"pooling {unknown[0]!r} is unknown; known are: {', '.join([*_POOLINGS, *_WITH_MORE])}")
+        raise ModelError(f"pooling {unknown[0]!r} is unknown; known are: {', '.join([*_POOLINGS, *_WITH_MORE_INPUTS])}")
     if mask is None:
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     real = mask if real is None else real
@@ -99,4 +99,4 @@ def _take(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 _POOLINGS = {"cls": _first, "last": _last, "mean": _mean, "max": _max, "mean_sqrt_len": _mean_sqrt_len}
-_WITH_MORE = ("weighted_mean", "gem")  # which read more than vectors and mask
+_WITH_MORE_INPUTS = ("weighted_mean", "gem")  # than hidden states and mask

@@ -1,4 +1,4 @@
-"""Slices of texts and images to one vector per row."""
+"""Vectors of texts and images (slices) to one vector per row."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from vembed.types import Ragged
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Vectors [..., dim] divided by their lengths."""
+    """Vectors [..., dim] of length 1 (L2 norm)."""
     return functional.normalize(vectors, dim=-1)
 
 
 def widened(vectors: Tensor) -> Tensor:
-    """Vectors in float32 where they are of 16 bits, else as they are."""
+    """Vectors of float16 or bfloat16 in float32, others as they are."""
     return vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors
 
 
@@ -34,7 +34,7 @@ def one_vector_per_row(encoded: list[Ragged], normalize: bool, fusion: Fusion | 
 
 
 def merged(one: Ragged, other: Ragged) -> Ragged:
-    """Slices of either [slices, width] in the order of rows; a row owns slices of one of them."""
+    """The slices of both [slices, width] in the order of rows; each row has slices in one of the two."""
     counts = one.counts + other.counts
     rows = [torch.repeat_interleave(torch.arange(len(part.counts)), part.counts.cpu()) for part in (one, other)]
     order = torch.cat(rows).argsort(stable=True).to(other.values.device)
@@ -52,9 +52,9 @@ def sums_by_row(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def _by_row(part: Ragged, normalize: bool) -> Tensor:
-    """The mean of each row's slices, of length 1 as they are where `normalize`; zero for a row without any.
+    """The mean of each row's slices [rows, dim]; zero for a row without any.
 
-    [rows, dim].
+    normalize: of the slices' unit vectors, and of length 1 itself.
     """
     counts = part.counts.to(part.values.device)
     rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)

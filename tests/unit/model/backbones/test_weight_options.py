@@ -13,7 +13,7 @@ from tests.tiny import tiny_bert, tiny_clip
 from tests.unit.model.learning.test_lora import train_a_step
 from vembed.errors import ConfigError, ModelError
 from vembed.model.learning import compilation
-from vembed.model.learning.dtypes import hold_learning_in_float32
+from vembed.model.learning.dtypes import keep_trainable_in_float32
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
@@ -122,7 +122,7 @@ def test_weights_of_4_bits_are_not_trained_themselves(fresh):
 def test_casting_keeps_values_and_is_done_once(fresh):
     model = fresh("clip", torch_dtype="bfloat16", freeze=("text",)).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    hold_learning_in_float32(model)
+    keep_trainable_in_float32(model)
     assert all(torch.equal(tensor.to(before[name].dtype), before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -212,7 +212,7 @@ def test_compiling_needs_a_compiler(fresh, monkeypatch):
 @pytest.mark.slow
 def test_compiled_towers_give_equal_embeddings_and_gradients(fresh, texts, tmp_path):
     models = [fresh("bert", use_lora=True, lora_dropout=0.1, torch_compile=compiled) for compiled in (False, True)]
-    assert torch._dynamo.config.recompile_limit >= compilation._MOST_KINDS
+    assert torch._dynamo.config.recompile_limit >= compilation._MAX_RECOMPILATIONS
     items = [Item(text=text) for text in texts]
     for model in models:
         generator = torch.Generator().manual_seed(0)
