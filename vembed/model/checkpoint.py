@@ -19,7 +19,7 @@ from vembed.model.backbones.pretrained import quiet
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
 from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, ModelFolders, weights_folder
-from vembed.model.folder.sentence_transformers import model_path, refusing
+from vembed.model.folder.sentence_transformers import model_path, unopenable
 from vembed.model.heads import heads_state
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings
@@ -159,7 +159,7 @@ def _write_sentence_files(folder: Path, model: BaseEmbeddingModel, processor: It
     for subfolder in model.backbones():
         files = model.sentence_files(subfolder)
         if not processor.is_read_alike_elsewhere():
-            files = refusing(files)
+            files = unopenable(files)
         for name, content in files.items():
             _write_json(folder / subfolder / name, content)
         for name, state in model.layer_states(subfolder).items():

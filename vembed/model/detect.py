@@ -14,8 +14,8 @@ from vembed.errors import ModelError
 from vembed.model.adapters.base_model import read_base
 from vembed.model.families.composed import describe_composed
 from vembed.model.families.family import Family
-from vembed.model.families.refusals import setting_problems
 from vembed.model.families.registry import family_for, family_named, family_of_mode, hub_id
+from vembed.model.families.unsupported_settings import unsupported_settings
 from vembed.model.folder.facts import ModelFacts, read_facts
 from vembed.model.folder.find import SPEC_FILE, Json, config_folder, read_json
 from vembed.model.settings import ModelSettings
@@ -38,7 +38,7 @@ def detect(name: str | None, settings: ModelSettings) -> Detected:
     name = name if name is not None else settings.model_name
     detected = _detect_pair(settings) if name is None else _detect_one(name, settings.revision, settings.encoder_mode)
     family = family_named(detected.spec.family)
-    problems = _mode_problems(detected.spec, settings) + setting_problems(detected.spec, family, settings)
+    problems = _mode_problems(detected.spec, settings) + unsupported_settings(detected.spec, family, settings)
     if problems:
         raise ModelError("\n".join(problems))
     return replace(detected, spec=_with_settings(detected.spec, settings))

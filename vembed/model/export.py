@@ -8,7 +8,7 @@ from vembed.model.adapters.base_model import plain_folder, read_base
 from vembed.model.checkpoint import ModelSource
 from vembed.model.families.registry import hub_id
 from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
-from vembed.model.folder.weight_names import name_as_in
+from vembed.model.folder.weight_names import rename_weights_like
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 
@@ -33,7 +33,7 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     model.save_pretrained(target, extra)
     for subfolder in model.model.backbones():
         plain = plain_folder(folder / subfolder, settings)
-        name_as_in(plain, target / subfolder)
+        rename_weights_like(plain, target / subfolder)
         _copy_companions(plain, target / subfolder, settings)
     return model
 

@@ -21,7 +21,7 @@ from vembed.model.checkpoint import (
 )
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
-from vembed.model.families.parts import MODEL_CLASSES
+from vembed.model.families.components import MODEL_CLASSES
 from vembed.model.heads import open_heads, read_heads
 from vembed.model.items import Picture, image_source
 from vembed.model.learning.dtypes import cast_layer_inputs

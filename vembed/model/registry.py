@@ -1,7 +1,7 @@
 """Models by family, and any model by name: an alias, a hub id, or a folder."""
 
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.families.parts import MODEL_CLASSES
+from vembed.model.families.components import MODEL_CLASSES
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 

@@ -16,7 +16,7 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
 
 
 def describe_composed(text: ModelSpec, vision: ModelSpec, settings: ModelSettings) -> ModelSpec:
-    """The spec of the model that joins these towers."""
+    """The spec of the model with these two towers."""
     return text.model_copy(
         update={
             "family": "composed",

@@ -1,4 +1,4 @@
-"""Dual encoders: a text and a vision tower that were trained together. CLIP and its kin, SigLIP, SigLIP 2."""
+"""Dual encoders: a text and a vision tower that were trained together. CLIP and its variants, SigLIP, SigLIP 2."""
 
 from typing import Literal
 
@@ -10,7 +10,8 @@ from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
 _MODEL = "vembed.model.backbones.dual:DualModel"
-# The model classes of transformers; a folder that names another one brings its own code (EVA-CLIP says "clip").
+# transformers' own classes; a folder with another one in `architectures` needs remote code (EVA-CLIP's model_type is
+# clip).
 _NATIVE = ("CLIPModel", "ChineseCLIPModel", "AltCLIPModel", "MetaClip2Model")
 
 
@@ -20,7 +21,7 @@ def _describe_clip(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
 
 
 def _claim_clip(facts: ModelFacts) -> str | None:
-    """CLIP and its kin by model_type, and models with code of their own whose config has a tower of each kind."""
+    """CLIP and its variants by model_type, and remote code named CLIP with a text_config and a vision_config."""
     own = _own_class(facts)
     if own is not None and "clip" in own.lower() and {"text_config", "vision_config"} <= facts.config.keys():
         return f"config.json says {facts.model_type}, and names code of its own ({own})"
@@ -28,14 +29,14 @@ def _claim_clip(facts: ModelFacts) -> str | None:
 
 
 def _own_class(facts: ModelFacts) -> str | None:
-    """The folder's own class, None where transformers has the one that its weights are of."""
+    """The class of the folder's remote code; None if transformers has a class for its weights."""
     classes = facts.config.get("architectures") or []
     native = facts.model_type in CLIP.architectures and all(name in _NATIVE for name in classes)
     return None if native else facts.own_class
 
 
 def _describe_siglip(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """SigLIP was trained on texts of one length, padded; SigLIP 2 (its tokenizer is Gemma's) on lower-case ones."""
+    """SigLIP was trained on texts padded to a fixed length; SigLIP 2 (with Gemma's tokenizer) on lower-cased ones."""
     spec = describe_dual("siglip", facts, architecture)
     tokenizer: Json = read_json(facts.model_folder / "tokenizer_config.json") or {}
     is_naflex = facts.model_type == "siglip2"

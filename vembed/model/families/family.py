@@ -1,4 +1,4 @@
-"""What a family of models declares: how its folders are known, described, loaded and fed.
+"""Family: a kind of model, with how its folders are recognised and described, its model class and its processor.
 
 A model that is new to the package is one file: a Family, and the class that its `model` names (docs/add-a-model.md).
 """
@@ -13,12 +13,12 @@ from vembed.model.spec import ModelSpec, Pooling
 
 @dataclass(frozen=True)
 class Architecture:
-    """What transformers' `model_type` tells: pooling, and the text length when config.json does not say.
+    """Defaults for a `model_type`: pooling, and max_positions (text tokens) if config.json has no such limit.
 
     offset_positions: positions are numbered from pad_token_id + 1, so that fewer tokens fit than config.json says.
-    causal: a language model, whose tokens see only those before them unless its config.json says otherwise; an embedder
-    only where its files or `encoder_mode` say so.
-    tested: the package's own tests compare this architecture with plain transformers; else it is opened generically.
+    causal: a language model with causal attention, unless its config.json turns that off; it counts as an embedder
+    only by its files or by `encoder_mode`.
+    tested: the package's tests compare this architecture with plain transformers.
     """
 
     pooling: Pooling
@@ -36,17 +36,17 @@ Check = Callable[[ModelSpec, ModelSettings], list[str]]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model that is loaded, fed and tuned in one way.
+    """A kind of models with one model class and one processor.
 
-    name, aliases: what `encoder_mode` takes. preset: names its recommended settings. towers: what can be frozen.
+    name, aliases: values of `encoder_mode`. preset: name of its recommended settings. towers: those that it has.
     model, processor: "package.module:Class" of its BaseEmbeddingModel and ItemProcessor, imported when first needed.
-    architectures: by `model_type`, those that it can read; own_code: how it reads those that no library knows and that
-    bring code of their own, None where it does not. describe: from a folder's files to the spec.
-    claim: the reason why a folder is of this family when no `encoder_mode` is given, None if it is not; without it
-    every folder of one of its architectures is. keys: those settings of the by-family kind that it honours.
+    architectures: those that it supports, by `model_type`; own_code: defaults for other model_types with remote code,
+    None if it supports none. describe: from a folder's files to the spec.
+    claim: the reason why a folder is of this family when no `encoder_mode` is set, None if it is not; without `claim`,
+    every folder with one of its architectures is. keys: the by-family settings that it supports.
     note: what decided the spec beyond files and architecture, for the printed reason.
-    check: problems of settings that the keys alone do not tell. model_names: short names for `model_name` -> hub ids.
-    subfolders: where a checkpoint keeps each tower, when they are not one model.
+    check: messages for further settings that a model does not support. model_names: short names -> hub ids.
+    subfolders: of each tower within a checkpoint; {} if the towers are one transformers model.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Family:
     subfolders: Mapping[Tower, str] = field(default_factory=dict)
 
     def architecture(self, facts: ModelFacts) -> Architecture | None:
-        """How this family reads a folder, None if it does not."""
+        """This family's architecture for a folder's model_type or remote code; None if it supports neither."""
         return self.architectures.get(facts.model_type, self.own_code if facts.has_own_code else None)
 
     def claims(self, facts: ModelFacts) -> str | None:
-        """Why this family is the one for a folder, None if it is not."""
+        """The reason why a folder is of this family, None if it is not."""
         if self.claim is not None:
             return self.claim(facts)
         return f"config.json says {facts.model_type}" if facts.model_type in self.architectures else None

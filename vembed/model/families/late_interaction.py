@@ -10,18 +10,18 @@ from vembed.model.families.towers import text_limit
 from vembed.model.families.vlm import VLM_GENERIC
 from vembed.model.folder.facts import ModelFacts
 from vembed.model.folder.find import Json
-from vembed.model.folder.multi_vector import LateFolder, is_stanford, read_stanford
+from vembed.model.folder.multi_vector import LateFolder, is_stanford_colbert, read_stanford_colbert
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
-# The token that stands for a document when topk_tokens asks which are nearest to it: of a causal language model, and
-# of ColPali, whose first token is part of the picture, the last.
+# pooling: the token that topk_tokens compares all others with. It is the last one of a causal language model, and of
+# ColPali, whose first token is an image token.
 _NATIVE = {
     "colmodernvbert": Architecture("cls"),
     "colpali": Architecture("last"),
     "colqwen2": Architecture("last"),
 }
-# Of these a test compares the projected tokens with plain transformers or sentence-transformers.
+# Architectures whose token vectors are tested against plain transformers or sentence-transformers.
 _COMPARED = ("bert", "llama", "modernbert", "qwen2_vl", "qwen3_vl")
 _TEXT = {
     name: replace(architecture, pooling="last" if architecture.pooling == "last" else "cls", tested=name in _COMPARED)
@@ -29,8 +29,8 @@ _TEXT = {
 }
 _VLM = {name: replace(one, tested=name in _COMPARED) for name, one in VLM_GENERIC.architectures.items()}
 _QUERY_MARKER, _DOCUMENT_MARKER = "[Q] ", "[D] "
-# Which models each other name of the family means, by kind or by architecture.
-_MEANT_BY = {
+# The kinds or architectures that each alias of the family stands for.
+_KINDS_OF_ALIAS = {
     "colbert": ("text",),
     "colmodernvbert": ("colmodernvbert",),
     "colpali": ("colpali", "paligemma"),
@@ -47,7 +47,7 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
 
 
 def _describe_native(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """The spec of a model that transformers has a class of its own for."""
+    """The spec of a model with a transformers class for late interaction (ColPali, ColQwen2, ColModernVBERT)."""
     limit = _text_config(facts.config).get("max_position_embeddings")
     sentence = facts.sentence
     found = (sentence.late if sentence else None) or LateFolder()
@@ -64,22 +64,22 @@ def _describe_native(facts: ModelFacts, architecture: Architecture) -> ModelSpec
         query_prompt=(sentence.query_prompt if sentence else None) or "",
         document_prompt=(sentence.document_prompt if sentence else None) or "",
         pool_factor=found.pool_factor,
-        late=_late(found, facts, "native"),
+        late=_late_interaction(found, facts, "native"),
     )
 
 
 def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """The spec of a text encoder with a projection, or one that is to get a new one: a ColBERT."""
+    """The spec of a text encoder with a projection of its own, or a new one: a ColBERT."""
     sentence = facts.sentence
     found = sentence.late if sentence else None
     prompts = (sentence.query_prompt, sentence.document_prompt) if sentence else (None, None)
-    if is_stanford(facts.config) and sentence is None:
-        found, markers = read_stanford(facts.folder, int(facts.config["hidden_size"]))
+    if is_stanford_colbert(facts.config) and sentence is None:
+        found, markers = read_stanford_colbert(facts.folder, int(facts.config["hidden_size"]))
         prompts = (markers["query"], markers["document"])
     if found is None and prompts == (None, None):
         prompts = (_QUERY_MARKER, _DOCUMENT_MARKER)
     found = found or LateFolder()
-    layers = _layers(found, facts)
+    layers = _projection_layers(found, facts)
     limit = text_limit(facts, architecture)
     lengths = (limit, sentence.max_length if sentence else None, found.document_limit)
     return ModelSpec(
@@ -99,17 +99,17 @@ def _describe_text(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         projection_dim=layers[-1].outputs if layers else None,
         num_query_tokens=found.fill_tokens,
         pool_factor=found.pool_factor,
-        late=_late(found, facts, "text"),
+        late=_late_interaction(found, facts, "text"),
     )
 
 
 def _describe_vlm(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """The spec of a vision-language model with a projection, or one that is to get a new one: a ColQwen."""
+    """The spec of a vision-language model with a projection of its own, or a new one: a ColQwen."""
     sentence = facts.sentence
     found = sentence.late if sentence else None
     known = found or LateFolder()
-    layers = _layers(known, facts)
-    _refuse_unfit(known, facts)
+    layers = _projection_layers(known, facts)
+    _refuse_text_encoder_options(known, facts)
     update = {
         "family": "late_interaction",
         "preset": "colpali",
@@ -123,13 +123,13 @@ def _describe_vlm(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
         "projection_dim": layers[-1].outputs if layers else None,
         "pool_factor": known.pool_factor,
         "mask_prompts": found is None,  # others score the chat template too
-        "late": _late(known, facts, "vlm"),
+        "late": _late_interaction(known, facts, "vlm"),
     }
     return VLM_GENERIC.describe(replace(facts, sentence=None), architecture).model_copy(update=update)
 
 
-def _refuse_unfit(found: LateFolder, facts: ModelFacts) -> None:
-    """Raise ModelError for what a folder asks of a vision-language model and cannot be done here."""
+def _refuse_text_encoder_options(found: LateFolder, facts: ModelFacts) -> None:
+    """Raise ModelError for options that are supported for text encoders only, or a chat template without an answer."""
     if found.skipped_words or found.query_limit or found.fill_tokens:
         raise ModelError(
             f"{facts.folder}: words that are left out, lengths of queries and mask tokens are for text encoders; this"
@@ -142,14 +142,14 @@ def _refuse_unfit(found: LateFolder, facts: ModelFacts) -> None:
         )
 
 
-def _layers(found: LateFolder, facts: ModelFacts) -> tuple[LayerSpec, ...]:
-    """The projection of a folder, which may have been made for single vectors."""
+def _projection_layers(found: LateFolder, facts: ModelFacts) -> tuple[LayerSpec, ...]:
+    """The projection's layers; of a model with one vector per item, its dense layers."""
     single = facts.sentence.layers if facts.sentence else ()
     return found.layers or tuple(layer for layer in single if layer.kind == "dense")
 
 
-def _late(found: LateFolder, facts: ModelFacts, kind: Literal["native", "text", "vlm"]) -> LateInteraction:
-    # The first token of a text encoder is [CLS], which sums the text up: it is not joined with others.
+def _late_interaction(found: LateFolder, facts: ModelFacts, kind: Literal["native", "text", "vlm"]) -> LateInteraction:
+    # The first token of a text encoder is [CLS], a summary of the text: token pooling does not merge it.
     own = found.protected_tokens if found.pool_factor is not None else int(kind == "text")
     return LateInteraction(
         kind=kind,
@@ -171,14 +171,14 @@ def _text_config(config: Json) -> Json:
 def _claim(facts: ModelFacts) -> str | None:
     if facts.model_type in _NATIVE:
         return f"config.json says {facts.model_type}"
-    if is_stanford(facts.config):
+    if is_stanford_colbert(facts.config):
         return "config.json says HF_ColBERT"
     late = facts.sentence is not None and facts.sentence.late is not None
     return "modules.json describes a vector per token" if late else None
 
 
 def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """Problems of settings with what the checkpoint is."""
+    """Messages for settings that the checkpoint's kind does not support."""
     late = spec.late
     assert late is not None
     problems = _alias_problems(late, settings.encoder_mode)
@@ -203,9 +203,9 @@ def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _alias_problems(late: LateInteraction, encoder_mode: str | None) -> list[str]:
-    """A name that `encoder_mode` gives the family by, and that means models of another kind than this one."""
-    fitting = [name for name, meant in _MEANT_BY.items() if late.kind in meant or late.architecture in meant]
-    if encoder_mode not in _MEANT_BY or encoder_mode in fitting:
+    """A message for an alias in `encoder_mode` that stands for another kind of model than this one."""
+    fitting = [name for name, meant in _KINDS_OF_ALIAS.items() if late.kind in meant or late.architecture in meant]
+    if encoder_mode not in _KINDS_OF_ALIAS or encoder_mode in fitting:
         return []
     return [
         f"encoder_mode {encoder_mode!r} does not fit: this is a {_IN_WORDS[late.kind]} ({late.architecture});"
@@ -244,7 +244,7 @@ LATE_INTERACTION = Family(
         }
     ),
     check=_check,
-    aliases=tuple(_MEANT_BY),
+    aliases=tuple(_KINDS_OF_ALIAS),
     model_names={
         "colmodernvbert": "ModernVBERT/colmodernvbert-merged",
         "colbert": "colbert-ir/colbertv2.0",

@@ -18,9 +18,9 @@ _NAMES: dict[str, str] = {}  # name or alias -> name
 
 
 def register_family(family: Family) -> Family:
-    """Add a family. One that is registered later is asked first whether a folder is its own.
+    """Add a family. Its `claim` is tried before those of families that were registered earlier.
 
-    Raises ConfigError when its name or an alias is taken.
+    Raises ConfigError if its name or an alias is taken.
     """
     for name in (family.name, *family.aliases):
         if name in _NAMES:
@@ -36,7 +36,7 @@ def families() -> list[Family]:
 
 
 def family_named(name: str) -> Family:
-    """The family of a spec. Raises ModelError when the plugin that brings it is not imported."""
+    """The family with that name. Raises ModelError if it is not registered: its plugin may not be imported."""
     if name not in _FAMILIES:
         raise ModelError(
             f"the model is of family {name!r}, which is not known here (known: {', '.join(_FAMILIES)}); name the module"
@@ -46,7 +46,7 @@ def family_named(name: str) -> Family:
 
 
 def family_of_mode(encoder_mode: str) -> Family:
-    """The family that `encoder_mode` names, by its name or an alias. Raises ModelError that lists the known ones."""
+    """The family with that name or alias. Raises ModelError that lists the known ones."""
     if encoder_mode not in _NAMES:
         known = sorted({*_NAMES, "auto"})
         near = nearest_names(encoder_mode, known)
@@ -56,7 +56,7 @@ def family_of_mode(encoder_mode: str) -> Family:
 
 
 def family_for(facts: ModelFacts) -> tuple[Family, str]:
-    """The family that a folder is of, and why. Raises ModelError when no family claims it."""
+    """The family of a folder, and the reason. Raises ModelError if no family claims it."""
     for family in reversed(_FAMILIES.values()):
         reason = family.claims(facts)
         if reason is not None:
@@ -85,7 +85,7 @@ def _own_code_hint(facts: ModelFacts) -> str:
 
 
 def hub_id(name: str) -> str:
-    """The hub id that a short name stands for; a folder, and any other name, stands for itself."""
+    """The hub id of a short name ("clip"); other names and folders as they are."""
     if Path(name).is_dir():
         return name
     return next((family.model_names[name] for family in _FAMILIES.values() if name in family.model_names), name)

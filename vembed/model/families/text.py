@@ -1,8 +1,8 @@
-"""Text encoders: BERT and its kin, and language models that were trained to embed."""
+"""Text encoders: BERT and its variants, and language models that were trained to embed."""
 
 from vembed.errors import ModelError
 from vembed.model.families.family import Architecture, Family
-from vembed.model.families.text_recipes import LINES, known_text, with_recipe, words_of
+from vembed.model.families.text_recipes import SERIES, describe_match, match_recipe, with_recipe
 from vembed.model.families.towers import PROCESSOR, check_pooling, describe_text
 from vembed.model.folder.facts import ModelFacts
 from vembed.model.settings import ModelSettings
@@ -20,7 +20,7 @@ _ENCODERS = {
     "modernbert": Architecture("mean"),
     "mt5": Architecture("mean", tested=False),
     "mpnet": Architecture("mean", 514, offset_positions=True),
-    "new": Architecture("cls"),  # GTE's own code on the hub, before transformers had it as `gte`
+    "new": Architecture("cls"),  # GTE's remote code, before transformers had it as `gte`
     "nomic_bert": Architecture("mean", 8192),
     "roberta": Architecture("mean", 514, offset_positions=True),
     "t5": Architecture("mean"),
@@ -28,7 +28,7 @@ _ENCODERS = {
     "xlm-roberta": Architecture("mean", 514, offset_positions=True),
     "xlm-roberta-xl": Architecture("mean", 514, offset_positions=True, tested=False),
 }
-# Their tokens see those before them only, unless config.json says otherwise, as EmbeddingGemma's does.
+# Causal attention, unless config.json turns it off, as EmbeddingGemma's does.
 _DECODERS = {
     "gemma": Architecture("last", causal=True, tested=False),
     "gemma2": Architecture("last", causal=True, tested=False),
@@ -42,7 +42,7 @@ _DECODERS = {
 
 
 def _claim(facts: ModelFacts) -> str | None:
-    """Encoders by model_type; language models where sentence-transformers' files or the table say that they embed."""
+    """Encoders by model_type; language models with modules.json, a recipe, or bidirectional attention."""
     says = f"config.json says {facts.model_type}"
     if facts.model_type in _ENCODERS:
         return says
@@ -50,36 +50,36 @@ def _claim(facts: ModelFacts) -> str | None:
         return None
     if facts.sentence is not None:
         return f"{says}, and modules.json that it embeds"
-    if _sees_both_directions(facts):
+    if _is_bidirectional(facts):
         return f"{says}, and that it attends in both directions"
-    return says if known_text(facts) is not None else None
+    return says if match_recipe(facts) is not None else None
 
 
-def _sees_both_directions(facts: ModelFacts) -> bool:
-    """Whether config.json takes a language model's one direction off, as nothing but an embedder has it."""
+def _is_bidirectional(facts: ModelFacts) -> bool:
+    """True if config.json turns causal attention off, which only embedding models do."""
     return facts.config.get("use_bidirectional_attention") is True or facts.config.get("is_causal") is False
 
 
 def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     if facts.mode == "modernbert" and facts.model_type != "modernbert":
         raise ModelError(f"encoder_mode 'modernbert' does not fit: this is a {facts.model_type} model")
-    known = known_text(facts)
+    known = match_recipe(facts)
     spec = describe_text("text", facts, architecture)
-    if _sees_both_directions(facts) and facts.sentence is None:
+    if _is_bidirectional(facts) and facts.sentence is None:
         spec = spec.model_copy(update={"pooling": {"text": "mean"}})
     return spec if known is None else with_recipe(spec, facts, known)
 
 
 def _note(facts: ModelFacts) -> str | None:
-    known = known_text(facts)
-    return None if known is None else words_of(known, facts)
+    known = match_recipe(facts)
+    return None if known is None else describe_match(known, facts)
 
 
 def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """A problem when `encoder_mode` names another line than the one that a checkpoint was tuned as."""
+    """Messages for `encoder_mode` with another series than the checkpoint's, and for unsupported poolings."""
     mode = settings.encoder_mode
     problems = check_pooling(spec, settings)
-    if mode in LINES and spec.recipe != mode:
+    if mode in SERIES and spec.recipe != mode:
         own = f"was tuned as a model of {spec.recipe}" if spec.recipe else "says itself how it is used"
         problems.append(f"encoder_mode {mode!r} does not fit: this checkpoint {own}")
     return problems
@@ -97,7 +97,7 @@ TEXT = Family(
     claim=_claim,
     own_code=Architecture("mean", tested=False),
     check=_check,
-    aliases=("bert", "modernbert", *LINES),
+    aliases=("bert", "modernbert", *SERIES),
     model_names={
         "arctic": "Snowflake/snowflake-arctic-embed-m-v1.5",
         "bert": "google-bert/bert-base-uncased",

@@ -1,8 +1,8 @@
-"""How the well-known text embedding models are used, where neither `model_type` nor their files tell.
+"""Recipes: pooling and prompts of well-known text embedding models, by their model cards.
 
-A BGE or an E5 is a BERT to transformers, and their sentence-transformers files name no prompts: pooling and prompts are
-those of their model cards. A folder is known by the hub id that it was named by, by its place in the hub's cache, by
-its own name if that is a repository's, or, without sentence-transformers files, by `_name_or_path` in config.json.
+To transformers, BGE and E5 are BERTs, and their sentence-transformers files name no prompts. A folder is recognised by
+the hub id that it was loaded by, by its path in the hub's cache, by its name if that is a repository's, or, without
+sentence-transformers files, by `_name_or_path` in config.json.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ _TASK = "Instruct: Given a web search query, retrieve relevant passages that ans
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one line of models is used. line: what `encoder_mode` calls it; types: its `model_type`s.
+    """How the models of a series are used. series: its name in `encoder_mode`. types: their `model_type`s.
 
-    pads_left: padding goes on the left, unless the tokenizer's files name a side.
-    needs_layers: the pooled vector goes through layers that only the sentence-transformers files hold.
+    pads_left: left padding, unless the tokenizer's files set a side.
+    needs_layers: dense layers follow the pooling, which only the sentence-transformers folder has.
     """
 
-    line: str
+    series: str
     types: tuple[str, ...]
     pooling: Pooling
     hub_ids: tuple[str, ...]
@@ -40,7 +40,7 @@ def _named(pattern: str, *sizes: str) -> tuple[str, ...]:
 
 
 _SIZES = ("small", "base", "large")
-# Of several recipes of a line, `encoder_mode` means the first one for the folder's model_type.
+# Of several recipes of a series, `encoder_mode` selects the first one for the folder's model_type.
 RECIPES = (
     Recipe(
         "bge",
@@ -122,54 +122,56 @@ RECIPES = (
         needs_layers=True,
     ),
 )
-LINES = tuple(dict.fromkeys(recipe.line for recipe in RECIPES))
+SERIES = tuple(dict.fromkeys(recipe.series for recipe in RECIPES))
 
 _BY_HUB_ID = {hub_id.lower(): recipe for recipe in RECIPES for hub_id in recipe.hub_ids}
 _BY_NAME = {hub_id.rsplit("/", 1)[-1]: recipe for hub_id, recipe in _BY_HUB_ID.items()}
 
 
 @dataclass(frozen=True)
-class Known:
-    """A recipe, and what says that it is the one."""
+class RecipeMatch:
+    """A recipe, and what it was recognised by, in words."""
 
     recipe: Recipe
-    by: str
+    source: str
 
 
-def known_text(facts: ModelFacts) -> Known | None:
-    """How the authors of this model use it, if it is one of the known ones, or asked for as one by `encoder_mode`.
+def match_recipe(facts: ModelFacts) -> RecipeMatch | None:
+    """The recipe of a model that is recognised, or of the series that `encoder_mode` names; None if there is neither.
 
-    Raises ModelError when the asked line has no model of this `model_type`.
+    Raises ModelError if that series has no model of this `model_type`.
     """
-    found = next((known for known in _signs(facts) if facts.model_type in known.recipe.types), None)
-    if facts.mode not in LINES or (found is not None and found.recipe.line == facts.mode):
+    found = next((known for known in _recipe_matches(facts) if facts.model_type in known.recipe.types), None)
+    if facts.mode not in SERIES or (found is not None and found.recipe.series == facts.mode):
         return found
-    fitting = [recipe for recipe in RECIPES if recipe.line == facts.mode]
-    asked = next((recipe for recipe in fitting if facts.model_type in recipe.types), None)
-    if asked is None:
+    fitting = [recipe for recipe in RECIPES if recipe.series == facts.mode]
+    wanted = next((recipe for recipe in fitting if facts.model_type in recipe.types), None)
+    if wanted is None:
         able = ", ".join(dict.fromkeys(one for recipe in fitting for one in recipe.types))
         raise ModelError(
             f"encoder_mode {facts.mode!r} does not fit: those models are of type {able}; this one is {facts.model_type}"
         )
-    return Known(asked, "encoder_mode")
+    return RecipeMatch(wanted, "encoder_mode")
 
 
-def with_recipe(spec: ModelSpec, facts: ModelFacts, known: Known) -> ModelSpec:
-    """The spec, with what its files leave open as the recipe says. Raises ModelError when files and recipe exclude
-    each other."""
+def with_recipe(spec: ModelSpec, facts: ModelFacts, known: RecipeMatch) -> ModelSpec:
+    """The spec with the recipe's pooling, prompts and padding where the files set none.
+
+    Raises ModelError if the files contradict a recipe that `encoder_mode` names, or lack its dense layers.
+    """
     recipe, sentence = known.recipe, facts.sentence
     own = sentence.pooling if sentence else None
-    if own not in (None, recipe.pooling) and known.by == "encoder_mode":
+    if own not in (None, recipe.pooling) and known.source == "encoder_mode":
         raise ModelError(
-            f"encoder_mode {facts.mode!r} does not fit: {recipe.line} pools by {recipe.pooling}, and the folder's"
+            f"encoder_mode {facts.mode!r} does not fit: {recipe.series} pools by {recipe.pooling}, and the folder's"
             f" 1_Pooling says {own}; to pool otherwise, set pooling"
         )
     if recipe.needs_layers and sentence is None:
         raise ModelError(
-            f"{facts.folder}: {recipe.line} sends the pooled vector through Dense layers, and they are not here: copy"
+            f"{facts.folder}: {recipe.series} sends the pooled vector through Dense layers, and they are not here: copy"
             " modules.json and the folders that it names as well"
         )
-    update: dict[str, object] = {"recipe": recipe.line}
+    update: dict[str, object] = {"recipe": recipe.series}
     if own is None:
         update["pooling"] = {"text": recipe.pooling}
     if recipe.pads_left and "padding_side" not in facts.tokenizer:
@@ -180,30 +182,30 @@ def with_recipe(spec: ModelSpec, facts: ModelFacts, known: Known) -> ModelSpec:
 
 
 def names_no_prompt(facts: ModelFacts) -> bool:
-    """Whether the files name no prompt for queries or documents."""
+    """True if the files name no prompt for queries or documents."""
     sentence = facts.sentence
     return sentence is None or (sentence.query_prompt is None and sentence.document_prompt is None)
 
 
-def words_of(known: Known, facts: ModelFacts) -> str:
-    """What is known of the model, for the printed reason."""
+def describe_match(known: RecipeMatch, facts: ModelFacts) -> str:
+    """The recipe and what it was recognised by, for the printed reason."""
     recipe = known.recipe
     prompts = {"queries": recipe.query_prompt, "documents": recipe.document_prompt}
     used = [f"{prompt!r} before {side}" for side, prompt in prompts.items() if prompt]
     added = f", so with {' and '.join(used)}" if used and names_no_prompt(facts) else ""
-    return f"{known.by} makes it a model of {recipe.line}{added}"
+    return f"{known.source} makes it a model of {recipe.series}{added}"
 
 
-def _signs(facts: ModelFacts) -> Iterator[Known]:
-    """Everything that names a known model, the surest first."""
+def _recipe_matches(facts: ModelFacts) -> Iterator[RecipeMatch]:
+    """The recipes of all names by which a folder is recognised, the most certain first."""
     if facts.name.lower() in _BY_HUB_ID:
-        yield Known(_BY_HUB_ID[facts.name.lower()], f"the hub id {facts.name}")
+        yield RecipeMatch(_BY_HUB_ID[facts.name.lower()], f"the hub id {facts.name}")
     for part in facts.folder.parts:
         cached = part.removeprefix("models--").replace("--", "/")
         if part.startswith("models--") and cached.lower() in _BY_HUB_ID:
-            yield Known(_BY_HUB_ID[cached.lower()], f"its place in the hub's cache ({cached})")
+            yield RecipeMatch(_BY_HUB_ID[cached.lower()], f"its place in the hub's cache ({cached})")
     if facts.folder.name.lower() in _BY_NAME:
-        yield Known(_BY_NAME[facts.folder.name.lower()], f"the folder's name {facts.folder.name}")
+        yield RecipeMatch(_BY_NAME[facts.folder.name.lower()], f"the folder's name {facts.folder.name}")
     origin = str(facts.config.get("_name_or_path", ""))
     if facts.sentence is None and origin.lower() in _BY_HUB_ID:
-        yield Known(_BY_HUB_ID[origin.lower()], f"_name_or_path in config.json ({origin})")
+        yield RecipeMatch(_BY_HUB_ID[origin.lower()], f"_name_or_path in config.json ({origin})")

@@ -1,4 +1,4 @@
-"""How models of one or two transformers towers are described: texts by a tokenizer, images at one size."""
+"""Specs of text encoders, vision encoders and dual encoders from their JSON files, and checks of their settings."""
 
 from typing import Literal
 
@@ -10,15 +10,15 @@ from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
 
-_NO_LIMIT = 1_000_000  # a tokenizer without a limit names a number beyond all texts
+_NO_LIMIT = 1_000_000  # a tokenizer without a limit has a model_max_length above it
 PROCESSOR = "vembed.model.processors.auto:TowerProcessor"
-_NAFLEX_PATCHES = 256  # what the image processor takes where its file does not say
+_NAFLEX_PATCHES = 256  # the image processor's default
 
 
 def describe_text(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """The spec of a text encoder: what its sentence-transformers files say, else what its architecture does."""
-    sentence = sentence_of(facts)
-    asked = (sentence.max_length if sentence else None) or facts.tokenizer.get("model_max_length")
+    """The spec of a text encoder: from its sentence-transformers files, else its architecture's defaults."""
+    sentence = supported_sentence_folder(facts)
+    own = (sentence.max_length if sentence else None) or facts.tokenizer.get("model_max_length")
     limit = text_limit(facts, architecture)
     return ModelSpec(
         family=family,
@@ -29,7 +29,7 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
         layers=sentence.layers if sentence else (),
         normalize=sentence.normalize if sentence else True,
         similarity="dot" if sentence and sentence.similarity == "dot" else "cosine",
-        max_length=min((int(length) for length in (asked, limit) if length and length < _NO_LIMIT), default=None),
+        max_length=min((int(length) for length in (own, limit) if length and length < _NO_LIMIT), default=None),
         text_limit=limit,
         padding_side=_padding_side(facts) if architecture.causal else "right",
         lower_case=sentence.lower_case if sentence else False,
@@ -41,7 +41,7 @@ def describe_text(family: str, facts: ModelFacts, architecture: Architecture) ->
 
 def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """The spec of a vision encoder."""
-    sentence = sentence_of(facts)
+    sentence = supported_sentence_folder(facts)
     refuse_layers(facts, family)
     return ModelSpec(
         family=family,
@@ -54,7 +54,7 @@ def describe_vision(family: str, facts: ModelFacts, architecture: Architecture) 
 
 
 def describe_dual(family: str, facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """The spec of a text and a vision tower that were trained together, normalised whatever else its files say."""
+    """The spec of a text and a vision tower that were trained together; always normalised."""
     spec = describe_text(family, facts, architecture)
     refuse_layers(facts, family)
     towers: tuple[Tower, ...] = ("text", "vision")
@@ -62,28 +62,28 @@ def describe_dual(family: str, facts: ModelFacts, architecture: Architecture) ->
     return spec.model_copy(update={"preset": family, "towers": towers, "pooling": pooling, "normalize": True})
 
 
-def sentence_of(facts: ModelFacts) -> SentenceFolder | None:
-    """What the sentence-transformers files say. Raises ModelError when a tower and its pooling cannot express it."""
-    if facts.sentence is not None and facts.sentence.refusal is not None:
-        raise ModelError(facts.sentence.refusal)
+def supported_sentence_folder(facts: ModelFacts) -> SentenceFolder | None:
+    """The settings in sentence-transformers' files, None without any. Raises ModelError if they are not supported."""
+    if facts.sentence is not None and facts.sentence.unsupported is not None:
+        raise ModelError(facts.sentence.unsupported)
     return facts.sentence
 
 
 def refuse_layers(facts: ModelFacts, family: str) -> None:
-    """Raise ModelError for a folder of sentence-transformers with more after its tower than pooling and normalising."""
+    """Raise ModelError for a sentence-transformers folder with layers beside pooling and normalisation."""
     if facts.sentence is not None and (facts.sentence.layers or not facts.sentence.pool_prompt):
         path = facts.sentence.layers[0].path if facts.sentence.layers else "the pooling without the prompt"
         raise ModelError(f"{facts.folder / 'modules.json'}: {path} is for text models; this is a {family} model")
 
 
 def _padding_side(facts: ModelFacts) -> Literal["left", "right"]:
-    """The side that a language model's files name; the embedding is the same under either."""
-    asked = (facts.sentence.padding_side if facts.sentence else None) or facts.tokenizer.get("padding_side")
-    return "left" if asked == "left" else "right"
+    """The padding side that a language model's files set, else right; embeddings are the same with either."""
+    side = (facts.sentence.padding_side if facts.sentence else None) or facts.tokenizer.get("padding_side")
+    return "left" if side == "left" else "right"
 
 
 def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:
-    """The most tokens that the text tower reads, None when its files set no limit."""
+    """The most tokens of a text that the model can read, special tokens included; None if its files set no limit."""
     config = facts.config.get("text_config") or facts.config
     positions = config.get("max_position_embeddings") or architecture.max_positions
     if positions is None or not architecture.offset_positions:
@@ -92,7 +92,7 @@ def text_limit(facts: ModelFacts, architecture: Architecture) -> int | None:
 
 
 def check_pooling(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """A problem when `pooling` is set for a model that pools by its own code."""
+    """A message if `pooling` is set for a model whose code pools by itself."""
     pooling = next(iter(spec.pooling.values()))
     if settings.pooling in (None, pooling) or pooling != "own":
         return []
@@ -100,14 +100,14 @@ def check_pooling(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def num_patches(facts: ModelFacts) -> int:
-    """Into how many patches the folder's own image processor cuts a picture at most (SigLIP 2 NaFlex)."""
-    whole: Json = read_json(facts.model_folder / "processor_config.json") or {}
-    images: Json = whole.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
+    """max_num_patches of the folder's image processor (SigLIP 2 NaFlex)."""
+    processor: Json = read_json(facts.model_folder / "processor_config.json") or {}
+    images: Json = processor.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
     return int(images.get("max_num_patches", _NAFLEX_PATCHES))
 
 
 def check_patches(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """Problems when a size is set for a model that reads patches, or patches for one that reads images of one size."""
+    """Messages if image_size is set for a model with max_num_patches, or the other way round."""
     problems = []
     if settings.max_num_patches is not None and spec.max_num_patches is None:
         problems.append("max_num_patches: this model reads pictures of one size; only SigLIP 2 NaFlex reads patches")

@@ -21,7 +21,7 @@ def _describe(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
 
 
 def _refuse_all_tokens(facts: ModelFacts) -> None:
-    """sentence-transformers pools every token alike; a mean over the patches would be another vector."""
+    """Raise ModelError for 1_Pooling over all tokens: mean and max pool patch tokens only here, which differs."""
     pooling = (facts.sentence.pooling if facts.sentence else None) or ""
     if {"mean", "max"} & set(pooling.split("+")) and prefix_tokens(facts.config).count:
         raise ModelError(
@@ -31,7 +31,7 @@ def _refuse_all_tokens(facts: ModelFacts) -> None:
 
 
 def _check(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """Problems that its configuration tells; a pooling that its architecture cannot do is found when it is loaded."""
+    """Messages for unsupported settings; poolings that an architecture lacks are found when it is loaded."""
     last = ["pooling 'last': images are pooled by cls, cls+mean, mean, max, gem or own"]
     return check_patches(spec, settings) + (last if settings.pooling == "last" else [])
 

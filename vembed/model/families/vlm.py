@@ -1,7 +1,7 @@
 """Vision-language models: one language model reads texts and images, and its last token is the embedding.
 
-`qwen3_vl` is Qwen3-VL-Embedding, which was trained to embed. `vlm_generic` is every other model that answers questions
-about pictures: used by its own chat template, it becomes an embedder by training.
+`qwen3_vl` is Qwen3-VL-Embedding, which was trained to embed. `vlm_generic` is every generative vision-language model:
+used with its own chat template, it becomes an embedding model by training.
 """
 
 import unicodedata
@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from vembed.errors import ModelError
 from vembed.model.families.family import Architecture, Family
-from vembed.model.families.towers import refuse_layers, sentence_of
+from vembed.model.families.towers import refuse_layers, supported_sentence_folder
 from vembed.model.folder.facts import ModelFacts
 from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings
@@ -17,7 +17,7 @@ from vembed.model.spec import ModelSpec
 
 DEFAULT_INSTRUCTION = "Represent the user's input."
 
-# A pixel of Qwen3-VL's language model is 32 x 32 pixels of the image: patches of 16, merged two by two.
+# An image token of Qwen3-VL stands for 32 x 32 pixels: patches of 16 x 16, merged two by two.
 _TOKEN_PIXELS = 32 * 32
 _QWEN3_MIN_PIXELS = 4 * _TOKEN_PIXELS
 _QWEN3_MAX_PIXELS = 1800 * _TOKEN_PIXELS
@@ -39,8 +39,8 @@ def instruction(prompt: str) -> str:
 
 
 def _describe_generic(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """By its chat template; as the files of sentence-transformers say where there are such, since then it embeds."""
-    sentence = sentence_of(facts)
+    """The spec of a generative model, or of an embedding model by its sentence-transformers files."""
+    sentence = supported_sentence_folder(facts)
     refuse_layers(facts, "vlm_generic")
     limit = _text_limit(facts)
     spec = ModelSpec(
@@ -68,7 +68,7 @@ def _describe_generic(facts: ModelFacts, architecture: Architecture) -> ModelSpe
 
 
 def _describe_qwen3(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
-    """As the model card says. Of the files of sentence-transformers the instructions hold, where they name some."""
+    """The spec by the model card; instructions by the sentence-transformers files, if they name any."""
     sentence, limit = facts.sentence, _text_limit(facts)
     return ModelSpec(
         family="qwen3_vl",
@@ -90,7 +90,7 @@ def _text_limit(facts: ModelFacts) -> int | None:
 
 
 def _claim_qwen3(facts: ModelFacts) -> str | None:
-    """config.json cannot tell it from Qwen3-VL; its name does. In the hub's cache a folder above has it."""
+    """By its name, since its config.json is Qwen3-VL's; in the hub's cache a parent folder has the name."""
     for name in (facts.name, str(facts.config.get("_name_or_path", ""))):
         parts = PurePath(name.lower()).parts
         cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
@@ -100,9 +100,9 @@ def _claim_qwen3(facts: ModelFacts) -> str | None:
 
 
 def _starts_answer(facts: ModelFacts, sentence: SentenceFolder) -> bool:
-    """Whether the files of sentence-transformers end a row in the beginning of an answer.
+    """add_generation_prompt in the sentence-transformers files.
 
-    Raises ModelError when they read rows in another way than as conversations, or with options of their own.
+    Raises ModelError if these use no chat template, or other options of the processor.
     """
     file = facts.model_folder / "sentence_bert_config.json"
     if "message" not in sentence.modalities:

@@ -1,4 +1,4 @@
-"""What a model's JSON files say, before any weight is read. Imports neither torch nor transformers."""
+"""ModelFacts: the contents of a model's JSON files, read before any weights. Imports neither torch nor transformers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from vembed.model.folder.sentence_transformers import SentenceFolder, read_sente
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The files of one model. name: its hub id or folder. config: config.json. sentence: sentence-transformers' files.
+    """Contents of one model's JSON files. name: its hub id or folder. folder: its local folder. config: config.json.
 
-    mode: the family or alias that `encoder_mode` asks for, None where it is left to the files.
-    `folder` is where all files lie, `model_folder` where the transformers files do.
+    sentence: the files of sentence-transformers, None without modules.json. mode: the setting `encoder_mode`, None if
+    the family is to be detected.
     """
 
     name: str
@@ -24,17 +24,17 @@ class ModelFacts:
 
     @property
     def model_folder(self) -> Path:
-        """Where config.json lies."""
+        """The folder of config.json and weights: `folder`, or a subfolder that modules.json names."""
         return self.folder / self.sentence.model_path if self.sentence else self.folder
 
     @property
     def tokenizer(self) -> Json:
-        """What tokenizer_config.json says; nothing where there is none."""
+        """The contents of tokenizer_config.json; {} if there is none."""
         return read_json(self.model_folder / "tokenizer_config.json") or {}
 
     @property
     def model_type(self) -> str:
-        """transformers' name of the architecture, "unknown" when config.json does not say."""
+        """`model_type` in config.json, "unknown" if it has none; timm_wrapper for a timm repository."""
         config = self.config
         if "model_type" not in config and "architecture" in config and "pretrained_cfg" in config:
             return "timm_wrapper"  # a timm repository, which transformers opens as such
@@ -42,12 +42,12 @@ class ModelFacts:
 
     @property
     def has_own_code(self) -> bool:
-        """Whether the folder brings Python code that opens it."""
+        """True if config.json has an auto_map: the folder comes with remote code."""
         return "auto_map" in self.config
 
     @property
     def own_class(self) -> str | None:
-        """The class in the folder's own .py files that it wants to be opened with ("modeling_eva.EvaCLIPModel")."""
+        """auto_map's class for AutoModel, such as "modeling_eva.EvaCLIPModel"; None without one."""
         named = (self.config.get("auto_map") or {}).get("AutoModel")
         return None if named is None else str(named)
 
@@ -58,8 +58,8 @@ def read_facts(name: str, folder: Path) -> ModelFacts:
     path = folder / sentence.model_path if sentence else folder
     config = read_json(path / "config.json")
     if config is None:
-        if sentence is not None and sentence.refusal is not None:
-            raise ModelError(sentence.refusal)
+        if sentence is not None and sentence.unsupported is not None:
+            raise ModelError(sentence.unsupported)
         final = folder / "final"
         hint = f"; did you mean {str(final)!r}?" if (final / SPEC_FILE).exists() else ""
         raise ModelError(f"model folder {str(path)!r} holds no config.json{hint}")

@@ -13,7 +13,7 @@ JsonFiles = dict[str, Any]  # path inside the folder -> JSON
 
 SPEC_FILE = "vembed_config.json"
 HEADS_FILE = "vembed_heads.safetensors"
-STANFORD_FILE = "artifact.metadata"  # of the ColBERT checkpoints of its authors
+STANFORD_FILE = "artifact.metadata"  # in ColBERT checkpoints of stanford-futuredata
 TRAINING_FILE = "training_state.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "vembed_base.json"
@@ -25,7 +25,7 @@ _OTHER_FORMATS = ["onnx/*", "openvino/*", "flax/*", "coreml/*", "original/*"]
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Where the towers' weights, tokenizer and image processor lie, and the folder that holds the whole (if any)."""
+    """Folders of the text and of the image tower (equal for one model); root: of the whole checkpoint, None for two."""
 
     root: Path | None
     text: Path | None
@@ -40,8 +40,8 @@ def config_folder(name: str, revision: str | None = None) -> Path:
 def weights_folder(name: str, settings: ModelSettings, revision: str | None = None) -> Path:
     """A folder with all the model's files. Raises ModelError when the name is neither a folder nor a reachable id.
 
-    With its code, where that is trusted, and the code in other repositories that config.json names (GTE's lies in one);
-    with pickled weights, where those are allowed.
+    With trust_remote_code its .py files too, and those of other repositories that auto_map names (as GTE's does); with
+    allow_pickled_weights its .bin files.
     """
     code, pickles = ["*.py"] * settings.trust_remote_code, ["*.bin"] * settings.allow_pickled_weights
     folder = _folder(name, revision, [*_WEIGHT_PATTERNS, *code, *pickles])
@@ -51,14 +51,14 @@ def weights_folder(name: str, settings: ModelSettings, revision: str | None = No
 
 
 def _code_repositories(folder: Path) -> list[str]:
-    """The repositories beside this one that a model's code lies in: auto_map says "owner/name--module.Class"."""
+    """Other repositories with a model's remote code: auto_map names a class there as "owner/name--module.Class"."""
     named = (read_json(folder / "config.json") or {}).get("auto_map") or {}
     values = [one for value in named.values() for one in (value if isinstance(value, list) else [value])]
     return sorted({str(one).split("--")[0] for one in values if one is not None and "--" in str(one)})
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any] | None:  # Any: JSON
-    """adapter_config.json, None when there is none. Raises CheckpointError when it is broken or no table."""
+    """adapter_config.json, None if there is none. Raises CheckpointError if it is broken, or no JSON object."""
     try:
         content = read_json(folder / ADAPTER_CONFIG)
     except ModelError as error:

@@ -1,7 +1,7 @@
-"""A fingerprint of a folder's weights: equal for the same weights in however many files, unequal for others.
+"""A fingerprint of a folder's weights: equal for the same weights in any number of files, different for others.
 
-A few bytes from the beginning, middle and end of every tensor are read, so that a folder of any size takes no time.
-Training changes nearly every number of a tensor, so that tuned weights do not pass for those of their base.
+Only a few bytes from the beginning, middle and end of each tensor are hashed, so that it is fast for any size. Training
+changes nearly every number of a tensor, so that tuned weights differ from their base.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from vembed.errors import CheckpointError
 from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, TRAINING_FILE
 from vembed.model.spec import ModelSpec
 
-_SAMPLE = 1024
-_READ_WHOLE = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
-_NOTES = {SPEC_FILE, TRAINING_FILE, "training_state.json", "trainer_state.json"}
+_SAMPLE = 1024  # bytes
+_HASHED_IN_FULL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
+_NOT_HASHED = {SPEC_FILE, TRAINING_FILE, "training_state.json", "trainer_state.json"}
 _LENGTH_SIZE = 8
 
 
@@ -33,17 +33,16 @@ def fingerprint(folder: Path) -> str:
     return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
-def reading_fingerprint(folder: Path, spec: ModelSpec) -> str:
-    """A fingerprint of all that decides what the model in a folder gives: its weights, heads and adapters, its
-    tokenizer's and image processor's files, its code, and how it is used.
+def embedding_fingerprint(folder: Path, spec: ModelSpec) -> str:
+    """A fingerprint of all that embeddings depend on: weights, heads, adapters, tokenizer, image processor, code, spec.
 
-    What a run notes beside them (the spec's file, training state) has no part in it. Raises CheckpointError.
+    Equal fingerprints give equal embeddings. A run's own files (training state) are left out. Raises CheckpointError.
     """
     files = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and path.name not in _NOTES
+        and path.name not in _NOT_HASHED
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     parts = [f"spec {json.dumps(spec.model_dump(mode='json'), sort_keys=True)}"]
@@ -53,13 +52,13 @@ def reading_fingerprint(folder: Path, spec: ModelSpec) -> str:
             parts += [f"{name} {tensor} {digest}" for tensor, digest in sorted(_tensors(path))]
         elif path.suffix == ".bin":
             parts.append(f"{name} {_sampled(path)}")
-        elif path.suffix in _READ_WHOLE:
+        elif path.suffix in _HASHED_IN_FULL:
             parts.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
     return "sha256:" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:
-    """Each tensor of a safetensors file, with a digest of its kind and of samples of its bytes."""
+    """Name and digest (of dtype, shape and sampled bytes) of each tensor in a safetensors file."""
     with path.open("rb") as file:
         try:
             (length,) = struct.unpack("<Q", file.read(_LENGTH_SIZE))
@@ -80,7 +79,7 @@ def _sampled(path: Path) -> str:
 
 
 def _samples(file: BinaryIO, path: Path, start: int, end: int) -> bytes:
-    """The first, middle and last bytes between two places of a file."""
+    """The first, middle and last bytes between two offsets of a file."""
     parts = []
     for place in (start, (start + end) // 2, max(start, end - _SAMPLE)):
         file.seek(place)

@@ -1,4 +1,4 @@
-"""A folder of sentence-transformers' MultiVectorEncoder, or of PyLate before it: its files read, and written."""
+"""Files of late-interaction models: a MultiVectorEncoder's (sentence-transformers), read and written, and PyLate's."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -11,22 +11,24 @@ from vembed.model.folder.find import STANFORD_FILE, Json, JsonFiles, read_json
 from vembed.model.folder.sentence_layers import TOKENS, layer_config, read_layer
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
-_KNOWN = ("Dense", "HierarchicalTokenPooling", "MultiVectorMask", "Normalize", "Transformer")
+_KNOWN_MODULES = ("Dense", "HierarchicalTokenPooling", "MultiVectorMask", "Normalize", "Transformer")
 _MODEL_TYPES = ("ColBERT", "MultiVectorEncoder")  # PyLate up to 3, and since
-_CLASSIC_LENGTH = 32
+_DEFAULT_QUERY_LENGTH = 32
 
 _BASE = "sentence_transformers.base.modules"
 _TRANSFORMER = f"{_BASE}.transformer.Transformer"
 _PACKAGE = "sentence_transformers.multi_vector_encoder.modules"
-# Named in modules.json where no module of theirs does the same: opening fails there instead of giving other vectors.
-_NOT_THEIRS = "only_vembed_can_open_this_model"
+# In modules.json where sentence-transformers has no such module: opening fails there instead of giving other vectors.
+_UNKNOWN_PACKAGE = "only_vembed_can_open_this_model"
 
 
 @dataclass(frozen=True)
 class LateFolder:
-    """layers: those after the encoder, in order. fill_tokens: what queries are filled up to. query_limit,
-    document_limit: tokens that are kept. starts_answer: whether a chat template is rendered with the beginning of an
-    answer. The rest as in ModelSpec and its LateInteraction."""
+    """The settings in the files of a late-interaction model; those not named here as in ModelSpec and LateInteraction.
+
+    layers: those after the encoder, in order. fill_tokens: length of expanded queries, with mask tokens. query_limit,
+    document_limit: most tokens of each. starts_answer: the chat template is rendered with add_generation_prompt.
+    """
 
     layers: tuple[LayerSpec, ...] = ()
     normalize: bool = True
@@ -43,24 +45,27 @@ class LateFolder:
 
 
 def is_late(kinds: Sequence[str], general: Json) -> bool:
-    """Whether the kinds of modules and config_sentence_transformers.json describe a vector per token."""
+    """True if modules.json (kinds) or config_sentence_transformers.json (general) describe a vector per token."""
     return general.get("model_type") in _MODEL_TYPES or "MultiVectorMask" in kinds
 
 
 def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: Json, transformer: Json) -> LateFolder:
-    """What the modules (kind and path) say. Raises ModelError for what changes the vectors and is not supported."""
-    unknown = sorted({kind for kind, _ in modules} - {*_KNOWN})
+    """The settings in the modules' files. Raises ModelError for options that change vectors and are not supported.
+
+    modules: kind and path of each. general: config_sentence_transformers.json. transformer: the Transformer module's.
+    """
+    unknown = sorted({kind for kind, _ in modules} - {*_KNOWN_MODULES})
     if unknown:
         raise ModelError(
             f"{folder / 'modules.json'} names {', '.join(unknown)}; of models with a vector per token only"
-            f" {', '.join(_KNOWN)} are supported"
+            f" {', '.join(_KNOWN_MODULES)} are supported"
         )
     pylate = general.get("model_type") == "ColBERT"
     if pylate:
         transformer = {**transformer, **_pylate_lengths(general)}
-    mask = _config(folder, modules, "MultiVectorMask")
-    pooling = _config(folder, modules, "HierarchicalTokenPooling")
-    _refuse_unknown(folder, mask, pooling)
+    mask = _module_config(folder, modules, "MultiVectorMask")
+    pooling = _module_config(folder, modules, "HierarchicalTokenPooling")
+    _refuse_unsupported_options(folder, mask, pooling)
     skipped = general.get("skiplist_words") or list(string.punctuation) if pylate else mask.get("skiplist_words")
     rendering: Json = (transformer.get("processing_kwargs") or {}).get("chat_template") or {}
     fill: Json = transformer.get("query_expansion") or {}
@@ -81,7 +86,7 @@ def read_late_folder(folder: Path, modules: Sequence[tuple[str, str]], general: 
 
 
 def pylate_prompts(general: Json) -> dict[str, str]:
-    """The markers that PyLate puts before queries and documents, with the prompts after them."""
+    """PyLate's markers of queries and documents ("[Q] "), each with the prompt after it."""
     prompts: Mapping[str, str] = general.get("prompts") or {}
     found = {}
     for side in ("query", "document"):
@@ -91,17 +96,17 @@ def pylate_prompts(general: Json) -> dict[str, str]:
     return found
 
 
-def is_stanford(config: Json) -> bool:
-    """Whether config.json is of a ColBERT as its authors save it: one file of weights, the projection among them."""
+def is_stanford_colbert(config: Json) -> bool:
+    """True for a ColBERT in Stanford's format, with the projection among the encoder's weights."""
     return "HF_ColBERT" in (config.get("architectures") or ())
 
 
-def read_stanford(folder: Path, width: int) -> tuple[LateFolder, dict[str, str]]:
-    """What artifact.metadata says beside a ColBERT of its authors' over an encoder of that width, and its markers."""
+def read_stanford_colbert(folder: Path, width: int) -> tuple[LateFolder, dict[str, str]]:
+    """Settings and markers (by side) in a Stanford ColBERT's artifact.metadata. width: of its hidden states."""
     found: Json = read_json(folder / STANFORD_FILE) or {}
     dim = int(found.get("dim") or 128)
     layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
-    fill = int(found.get("query_maxlen") or _CLASSIC_LENGTH)
+    fill = int(found.get("query_maxlen") or _DEFAULT_QUERY_LENGTH)
     late = LateFolder(
         layers=(layer,),
         skipped_words=tuple(string.punctuation) if found.get("mask_punctuation", True) else (),
@@ -120,18 +125,18 @@ def _pylate_lengths(general: Json) -> Json:
         return lengths
     fill = {
         "strategy": "fixed",
-        "length": lengths.pop("query_length", None) or _CLASSIC_LENGTH,
+        "length": lengths.pop("query_length", None) or _DEFAULT_QUERY_LENGTH,
         "attend": bool(general.get("attend_to_expansion_tokens")),
     }
     return {**lengths, "query_expansion": fill}
 
 
-def _config(folder: Path, modules: Sequence[tuple[str, str]], kind: str) -> Json:
+def _module_config(folder: Path, modules: Sequence[tuple[str, str]], kind: str) -> Json:
     path = next((path for found, path in modules if found == kind), None)
     return dict(read_json(folder / path / "config.json") or {}) if path is not None else {}
 
 
-def _refuse_unknown(folder: Path, mask: Json, pooling: Json) -> None:
+def _refuse_unsupported_options(folder: Path, mask: Json, pooling: Json) -> None:
     problems = []
     if mask.get("keep_only_token_ids"):
         problems.append("keep_only_token_ids keeps some tokens of documents only; use mask_prompts: true instead")
@@ -144,9 +149,9 @@ def _refuse_unknown(folder: Path, mask: Json, pooling: Json) -> None:
 
 
 def retrieval_files(spec: ModelSpec, added_length: int = 0) -> JsonFiles:
-    """The files of a model that transformers has a class for, which projects and normalises by itself.
+    """The MultiVectorEncoder files of a model with a transformers class for retrieval, which projects and normalises.
 
-    added_length: what its processor adds to the text length that it is given.
+    added_length: tokens that its processor adds to `max_length`.
     """
     assert spec.late is not None
     output = {"method": "forward", "method_output_name": "embeddings"}
@@ -158,13 +163,15 @@ def retrieval_files(spec: ModelSpec, added_length: int = 0) -> JsonFiles:
     if spec.max_length is not None:
         transformer["processing_kwargs"] = {"text": {"max_length": max(1, spec.max_length - added_length)}}
     modules = [("", _TRANSFORMER), ("1_MultiVectorMask", f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
-    return _with_pooling(spec, spec.late, transformer, modules, {"1_MultiVectorMask/config.json": _mask(spec.late)})
+    return _with_pooling(
+        spec, spec.late, transformer, modules, {"1_MultiVectorMask/config.json": _mask_config(spec.late)}
+    )
 
 
 def projection_files(spec: ModelSpec, rendering: dict[str, Any] | None = None) -> JsonFiles:
-    """The files of a text encoder whose token vectors are projected, or of a vision-language model that is rendered so.
+    """The MultiVectorEncoder files of a text encoder or vision-language model with a projection of its token vectors.
 
-    rendering: the Transformer module's settings of the latter.
+    rendering: the Transformer module's settings of a vision-language model.
     """
     assert spec.late is not None
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -188,7 +195,7 @@ def projection_files(spec: ModelSpec, rendering: dict[str, Any] | None = None) -
     modules = [("", _TRANSFORMER), *((layer.path, f"{_BASE}.dense.Dense") for layer in spec.layers)]
     mask = f"{len(modules)}_MultiVectorMask"
     modules += [(mask, f"{_PACKAGE}.multi_vector_mask.MultiVectorMask")]
-    files[f"{mask}/config.json"] = _mask(spec.late)
+    files[f"{mask}/config.json"] = _mask_config(spec.late)
     if spec.normalize:
         path = f"{len(modules)}_Normalize"
         modules += [(path, f"{_BASE}.normalize.Normalize")]
@@ -196,11 +203,11 @@ def projection_files(spec: ModelSpec, rendering: dict[str, Any] | None = None) -
     return _with_pooling(spec, spec.late, transformer, modules, files)
 
 
-def expressible(spec: ModelSpec) -> bool:
-    """Whether their modules give the same vectors. Theirs put no augmentation tokens after ColModernVBERT's queries."""
+def opens_in_sentence_transformers(spec: ModelSpec) -> bool:
+    """True if sentence-transformers' modules give the same vectors; they add no tokens to ColModernVBERT's queries."""
     assert spec.late is not None
     if spec.late.kind == "vlm" and spec.num_query_tokens:
-        return False  # theirs fill no queries that a chat template renders
+        return False  # query expansion is not applied to a chat template there
     ours = spec.topk_tokens or spec.document_tokens or spec.distance_threshold or spec.mask_prompts
     return not ours and spec.late.architecture != "colmodernvbert"
 
@@ -212,7 +219,7 @@ def _with_pooling(
     modules: list[tuple[str, str]],
     files: JsonFiles,
 ) -> JsonFiles:
-    """All files, those of token pooling among them."""
+    """All files, with those of token pooling if the spec has it."""
     if (spec.pool_factor or 1) > 1:
         path = f"{len(modules)}_HierarchicalTokenPooling"
         modules = [*modules, (path, f"{_PACKAGE}.token_pooling.HierarchicalTokenPooling")]
@@ -222,8 +229,8 @@ def _with_pooling(
             "normalize_embeddings": late.normalizes_pools,
             "tasks": ["document"],
         }
-    if not expressible(spec):
-        modules = [*modules, (f"{len(modules)}_Reduction", f"{_NOT_THEIRS}.Reduction")]
+    if not opens_in_sentence_transformers(spec):
+        modules = [*modules, (f"{len(modules)}_Reduction", f"{_UNKNOWN_PACKAGE}.Reduction")]
     general = {
         "model_type": "MultiVectorEncoder",
         "prompts": {"query": spec.query_prompt, "document": spec.document_prompt},
@@ -241,7 +248,7 @@ def _with_pooling(
     }
 
 
-def _mask(late: LateInteraction) -> dict[str, Any]:
+def _mask_config(late: LateInteraction) -> dict[str, Any]:
     return {
         "skiplist_words": list(late.skipped_words),
         "skiplist_tasks": ["document"],

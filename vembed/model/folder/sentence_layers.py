@@ -1,4 +1,4 @@
-"""The layers between pooling and embedding in a sentence-transformers folder: how their files are read, and written."""
+"""The config.json of sentence-transformers' Dense, LayerNorm, Normalize and Dropout modules: read, and written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,16 @@ VECTOR = "sentence_embedding"
 TOKENS = "token_embeddings"
 
 
-def read_layer(folder: Path, kind: str, path: str, works_on: str = VECTOR) -> LayerSpec:
-    """One module of modules.json that follows the pooling, or the encoder where there is a vector per token (works_on
-    TOKENS). Raises ModelError when it cannot be expressed here."""
+def read_layer(folder: Path, kind: str, path: str, input_name: str = VECTOR) -> LayerSpec:
+    """The spec of a module of modules.json that follows the pooling (or the encoder, of a late-interaction model).
+
+    input_name: the feature that it transforms, VECTOR or TOKENS. Raises ModelError for one that is not supported.
+    """
     file = folder / path / "config.json"
     config: Json = read_json(file) or {}
     for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, works_on):
-            able = "the pooled vector" if works_on == VECTOR else works_on
+        if config.get(key) not in (None, input_name):
+            able = "the pooled vector" if input_name == VECTOR else input_name
             raise ModelError(f"{file}: {kind} works on {config[key]}; only layers on {able} are supported")
     if kind == "Normalize":
         return LayerSpec(kind="normalize", path=path)
@@ -54,7 +56,7 @@ def layer_config(layer: LayerSpec) -> Json:
 
 
 def width_after(width: int, layers: Sequence[LayerSpec], folder: Path) -> int:
-    """How wide vectors of that width are after the layers. Raises ModelError when a layer takes other vectors."""
+    """The width of vectors after the layers, from that before. Raises ModelError if a layer takes another width."""
     for layer in layers:
         if layer.inputs not in (0, width):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The files by which sentence-transformers opens a folder: how they are read, and written."""
+"""modules.json and the other JSON files of sentence-transformers: read, and written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from vembed.model.folder.multi_vector import LateFolder, is_late, pylate_prompts
 from vembed.model.folder.sentence_layers import KIND_OF_LAYER, LAYER_KINDS, layer_config, read_layer
 from vembed.model.spec import LayerSpec, ModelSpec, Pooling
 
-# Pooling by the name that sentence-transformers has for it, in the order in which it puts several side by side.
+# Our poolings by sentence-transformers' modes, in the order in which it concatenates several.
 _POOLING_OF_MODE = {
     "cls": "cls",
     "max": "max",
@@ -35,7 +35,7 @@ _SIDES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 @dataclass(frozen=True)
 class SentenceModule:
-    """An entry of modules.json: its class, the package-qualified name of that, and its subfolder."""
+    """An entry of modules.json: its class's name, also with its package, and its subfolder."""
 
     kind: str
     type_name: str
@@ -44,16 +44,16 @@ class SentenceModule:
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """What the files of a sentence-transformers model say. `model_path`: where the Hugging Face files lie within.
+    """The settings in a sentence-transformers folder. model_path: the subfolder of the transformers files.
 
-    query_prompt, document_prompt: None where the files name none. refusal: why the modules are not those of a model
-    with one vector per item that can be expressed here; the rest is then not read. modalities, processing (JSON): what
-    the processor is given, and with what options. late: what they say of a model with a vector per token.
+    query_prompt, document_prompt: None if the files name none. unsupported: why the model is not supported as one with
+    one vector per item, None if it is; the rest is then not read. modalities, processing: modality_config and
+    processing_kwargs. late: the settings of a model with a vector per token.
     """
 
     modules: tuple[SentenceModule, ...]
     model_path: str
-    refusal: str | None = None
+    unsupported: str | None = None
     pooling: Pooling | None = None
     pool_prompt: bool = True
     layers: tuple[LayerSpec, ...] = ()
@@ -71,8 +71,8 @@ class SentenceFolder:
 
 
 def read_sentence_folder(folder: Path) -> SentenceFolder | None:
-    """What modules.json and its companions say, None when there is no modules.json. Raises ModelError."""
-    modules = _modules(folder)
+    """The settings in modules.json and the files that belong to it; None without modules.json. Raises ModelError."""
+    modules = _read_modules(folder)
     if modules is None:
         return None
     model_path = next((module.path for module in modules if module.kind in _TRANSFORMERS), "")
@@ -80,9 +80,9 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     if is_late([module.kind for module in modules], general):
         return _read_late(folder, modules, model_path, general)
     settings = _transformer_settings(folder / model_path)
-    refusal = _refusal(modules, folder) or _settings_refusal(settings, general, folder / model_path)
-    if refusal is not None:
-        return SentenceFolder(modules, model_path, refusal)
+    unsupported = _unsupported_modules(modules, folder) or _unsupported_settings(settings, general, folder / model_path)
+    if unsupported is not None:
+        return SentenceFolder(modules, model_path, unsupported)
     prompts: dict[str, str] = dict(general.get("prompts") or {})
     pooling = next((module for module in modules if module.kind == "Pooling"), None)
     layers = tuple(read_layer(folder, one.kind, one.path) for one in modules if one.kind in LAYER_KINDS)
@@ -91,7 +91,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     return SentenceFolder(
         modules=modules,
         model_path=model_path,
-        pooling=_own_output(settings) if pooling is None else _pooling(folder / pooling.path),
+        pooling=_output_pooling(settings) if pooling is None else _pooling(folder / pooling.path),
         pool_prompt=pooling is None or _pools_prompt(folder / pooling.path),
         layers=layers[:-1] if normalize else layers,
         normalize=normalize,
@@ -108,7 +108,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
 
 
 def model_path(folder: Path) -> Path:
-    """Where the Hugging Face files of a model lie: the folder itself, or the one that modules.json names."""
+    """The folder of config.json and weights: the folder itself, or the subfolder that modules.json names."""
     if (folder / SPEC_FILE).is_file():
         return folder
     sentence = read_sentence_folder(folder)
@@ -116,13 +116,13 @@ def model_path(folder: Path) -> Path:
 
 
 def modules_folder(model_folder: Path) -> Path:
-    """Where modules.json lies: beside the transformers files, or in the folder above."""
+    """The folder of modules.json: that of the transformers files, or the one above."""
     has_own = (model_folder / "modules.json").is_file() or not (model_folder.parent / "modules.json").is_file()
     return model_folder if has_own else model_folder.parent
 
 
 def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
-    """The JSON files that make sentence-transformers compute what this model computes; `width` is the tower's."""
+    """The JSON files with which sentence-transformers gives the same embeddings. width: of the tower's outputs."""
     pooling = spec.pooling.get("text") or spec.pooling["vision"]
     modes = [] if pooling in ("own", "pooler") else [_MODE_OF_POOLING.get(one, one) for one in pooling.split("+")]
     layers = [*spec.layers, *([LayerSpec(kind="normalize", path="")] if spec.normalize else [])]
@@ -147,8 +147,9 @@ def sentence_files(spec: ModelSpec, width: int) -> JsonFiles:
     return files | {f"{layer.path}/config.json": layer_config(layer) for layer in spec.layers}
 
 
-def refusing(files: JsonFiles) -> JsonFiles:
-    """The files of a model that sentence-transformers would read otherwise: opening fails, for want of a module."""
+def unopenable(files: JsonFiles) -> JsonFiles:
+    """The files with a module that does not exist, for a model whose inputs sentence-transformers would make otherwise:
+    opening it there fails."""
     entries = files["modules.json"]
     number = len(entries)
     kind = "only_vembed_can_open_this_model.Conversation"
@@ -157,7 +158,7 @@ def refusing(files: JsonFiles) -> JsonFiles:
 
 
 def tower_spec(spec: ModelSpec, subfolder: str) -> ModelSpec:
-    """How the model in a subfolder is used by itself: a composed model's tower; without subfolder, the whole model."""
+    """The spec of a composed model's tower in that subfolder as a model of its own; of "", the spec itself."""
     if not subfolder:
         return spec
     if subfolder == "text":
@@ -166,7 +167,7 @@ def tower_spec(spec: ModelSpec, subfolder: str) -> ModelSpec:
     return spec.model_copy(update=update)
 
 
-def _modules(folder: Path) -> tuple[SentenceModule, ...] | None:
+def _read_modules(folder: Path) -> tuple[SentenceModule, ...] | None:
     file = folder / "modules.json"
     entries = read_json(file)
     if entries is None:
@@ -182,14 +183,14 @@ def _modules(folder: Path) -> tuple[SentenceModule, ...] | None:
 
 
 def _read_late(folder: Path, modules: tuple[SentenceModule, ...], model_path: str, general: Json) -> SentenceFolder:
-    """What the files of a model with a vector per token say."""
+    """The settings in the files of a model with a vector per token."""
     settings = _transformer_settings(folder / model_path)
     prompts = {**dict(general.get("prompts") or {}), **pylate_prompts(general)}
     listed = [(module.kind, module.path) for module in modules]
     return SentenceFolder(
         modules=modules,
         model_path=model_path,
-        refusal=f"{folder / 'modules.json'} describes a vector per token, which only late_interaction models have",
+        unsupported=f"{folder / 'modules.json'} describes a vector per token, which only late_interaction models have",
         max_length=settings.get("max_seq_length"),
         lower_case=bool(settings.get("do_lower_case")),
         query_prompt=_prompt(prompts, general, "query"),
@@ -198,8 +199,8 @@ def _read_late(folder: Path, modules: tuple[SentenceModule, ...], model_path: st
     )
 
 
-def _refusal(modules: Sequence[SentenceModule], folder: Path) -> str | None:
-    """Why these modules cannot be expressed as a tower, its pooling, and layers on the pooled vector."""
+def _unsupported_modules(modules: Sequence[SentenceModule], folder: Path) -> str | None:
+    """The reason why these modules are not a supported model (Transformer, Pooling, layers); None if they are."""
     file = folder / "modules.json"
     known = (*_TRANSFORMERS, "Pooling", *LAYER_KINDS)
     unknown = [
@@ -223,15 +224,15 @@ def _transformer_settings(folder: Path) -> Json:
     return {}
 
 
-def _own_output(settings: Json) -> Pooling | None:
+def _output_pooling(settings: Json) -> Pooling | None:
     if settings.get("module_output_name") != "sentence_embedding":
         return None
     methods = settings.get("modality_config", {})
     return "pooler" if methods.get("text", {}).get("method") == "forward" else "own"
 
 
-def _settings_refusal(settings: Json, general: Json, folder: Path) -> str | None:
-    """Why a model of these settings cannot be expressed here: each would change embeddings or their comparison."""
+def _unsupported_settings(settings: Json, general: Json, folder: Path) -> str | None:
+    """The reason why these settings are not supported: they change embeddings or their similarity; None if they are."""
     if general.get("similarity_fn_name") in ("euclidean", "manhattan"):
         way = general["similarity_fn_name"]
         return f"{folder}: embeddings are compared by {way} distance; only cosine and dot are known"
@@ -240,10 +241,10 @@ def _settings_refusal(settings: Json, general: Json, folder: Path) -> str | None
         return f"{folder}: sentence-transformers runs this model for {task}; only feature-extraction is supported"
     ways = {
         "config": settings.get("config_kwargs") or settings.get("config_args") or {},
-        "processor": _arguments(settings),
+        "processor": _tokenizer_arguments(settings),
     }
     harmless = {"config": ("trust_remote_code",), "processor": ("trust_remote_code", "padding_side", "use_fast")}
-    # An MAE that masks nothing is what is done here anyway.
+    # mask_ratio 0: an MAE sees whole images here in any case.
     odd = [
         f"{key} ({kind})"
         for kind, given in ways.items()
@@ -253,14 +254,14 @@ def _settings_refusal(settings: Json, general: Json, folder: Path) -> str | None
     return f"{folder}: sentence-transformers sets {', '.join(odd)} here, which is not supported" if odd else None
 
 
-def _arguments(settings: Json) -> Json:
-    """What the file hands to the tokenizer."""
+def _tokenizer_arguments(settings: Json) -> Json:
+    """The arguments with which the tokenizer is loaded."""
     return dict(settings.get("processor_kwargs") or settings.get("tokenizer_args") or {})
 
 
 def _padding_side(settings: Json) -> str | None:
-    """The side that the file asks the tokenizer to pad on, None when it does not."""
-    return _arguments(settings).get("padding_side")
+    """The tokenizer's padding side, None if the file does not set it."""
+    return _tokenizer_arguments(settings).get("padding_side")
 
 
 def _pooling(folder: Path) -> Pooling:
@@ -290,14 +291,14 @@ def _pooling_config(folder: Path) -> Json:
 
 
 def _pooling_file(modes: list[str], width: int, pool_prompt: bool) -> Json:
-    """Releases before 5.5 read one key per way to pool, which leaves no choice of the order."""
+    """1_Pooling/config.json; with a key per mode, as releases before 5.5 read it, unless modes are in another order."""
     in_order = [mode for mode in _LEGACY_KEYS if mode in modes] == modes
     ways: Json = {key: mode in modes for mode, key in _LEGACY_KEYS.items()} if in_order else {"pooling_mode": modes}
     return {"word_embedding_dimension": width, **ways, "include_prompt": pool_prompt}
 
 
 def _prompt(prompts: Mapping[str, str], general: Json, side: str) -> str | None:
-    """The prompt of a side: its own, else the default one if that is no side's."""
+    """The prompt of a side: its own, else the default prompt if that is not another side's."""
     named = [name for names in _SIDES.values() for name in names]
     default = general.get("default_prompt_name")
     fallback = prompts.get(default) if default and default not in named else None

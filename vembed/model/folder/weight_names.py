@@ -1,7 +1,7 @@
-"""Give weights the names, and the company, that they have in another folder of the same network.
+"""Save weights under the names of another folder of the same network, with its language head.
 
-A network is often published inside a class with a head: `model.layers.0...` and `lm_head.weight` for what is
-`layers.0...` by itself. Tools that open the one may not open the other.
+A network is often published in a class with a head: `model.layers.0...` and `lm_head.weight` instead of `layers.0...`.
+Tools that open the one may not open the other.
 """
 
 import json
@@ -15,10 +15,10 @@ _INDEX = "model.safetensors.index.json"
 _CONFIG = "config.json"
 
 
-def name_as_in(base: Path, folder: Path) -> None:
-    """Rename the weights in `folder` as they are called in `base`, and add those that only `base` has.
+def rename_weights_like(base: Path, folder: Path) -> None:
+    """Rename the weights in `folder` as they are named in `base`, and copy those that only `base` has.
 
-    Does nothing where the names agree, or where no common beginning explains the difference.
+    Does nothing if the names agree, or differ by more than a common prefix.
     """
     theirs, own = _files_by_name(base), _files_by_name(folder)
     prefix = _prefix(set(theirs), set(own))
@@ -34,11 +34,11 @@ def name_as_in(base: Path, folder: Path) -> None:
             state |= {name: head.to(dtype) if head.is_floating_point() else head for name, head in heads.items()}
         save_file(state, file, metadata={"format": "pt"})
     _write_index(folder, {**named, **dict.fromkeys(heads, files[-1])})
-    _take_architectures(base, folder)
+    _copy_architectures(base, folder)
 
 
 def _prefix(theirs: set[str], own: set[str]) -> str:
-    """What `theirs` have before each name that `own` has; empty when there is none.
+    """The prefix by which names of `theirs` differ from all of `own`; "" if there is none.
 
     >>> _prefix({"model.a.b", "model.c", "head.c"}, {"a.b", "c"})
     'model.'
@@ -72,7 +72,7 @@ def _write_index(folder: Path, files: dict[str, Path]) -> None:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _take_architectures(base: Path, folder: Path) -> None:
+def _copy_architectures(base: Path, folder: Path) -> None:
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     config["architectures"] = json.loads((base / _CONFIG).read_text(encoding="utf-8")).get("architectures")
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

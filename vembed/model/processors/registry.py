@@ -1,6 +1,8 @@
 """Processors by family."""
 
-from vembed.model.families.parts import FamilyParts
+from vembed.model.families.components import FamilyComponents
 from vembed.model.processors.base import ItemProcessor
 
-ProcessorRegistry: FamilyParts[type[ItemProcessor]] = FamilyParts("processor", lambda family: family.processor)
+ProcessorRegistry: FamilyComponents[type[ItemProcessor]] = FamilyComponents(
+    "processor", lambda family: family.processor
+)

@@ -26,7 +26,7 @@ from vembed.losses.objective import Teacher, scale_of
 from vembed.model.detect import detect
 from vembed.model.families.registry import hub_id
 from vembed.model.folder.find import weights_folder
-from vembed.model.folder.fingerprint import reading_fingerprint
+from vembed.model.folder.fingerprint import embedding_fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -73,7 +73,7 @@ class TeacherModel:
         self._options = options
         try:
             spec = detect(name, options.settings).spec
-            self.fingerprint = reading_fingerprint(weights_folder(hub_id(name), options.settings), spec)
+            self.fingerprint = embedding_fingerprint(weights_folder(hub_id(name), options.settings), spec)
         except (ModelError, CheckpointError) as error:
             raise ConfigError(f"teacher_model_name: {error}") from error
         self._folder = cache / f"{self.fingerprint.removeprefix('sha256:')[:32]}-{options.settings.torch_dtype}"

@@ -18,7 +18,7 @@ from vembed.errors import CheckpointError, ModelError
 from vembed.inference import Predictor
 from vembed.model.export import merge_folder
 from vembed.model.folder.fingerprint import fingerprint
-from vembed.model.folder.weight_names import name_as_in
+from vembed.model.folder.weight_names import rename_weights_like
 from vembed.model.heads import heads_state
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
@@ -421,6 +421,6 @@ def test_a_network_that_was_published_with_a_head_keeps_it(items_for, tmp_path):
     plain = tmp_path / "in parts"
     network = transformers.AutoModel.from_pretrained(tmp_path / "merged", add_pooling_layer=False)
     network.save_pretrained(plain, max_shard_size="20kB")
-    name_as_in(base, plain)
+    rename_weights_like(base, plain)
     again = transformers.AutoModelForMaskedLM.from_pretrained(plain)
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in opened.state_dict().items())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vembed.errors import CheckpointError
-from vembed.model.folder.fingerprint import reading_fingerprint
+from vembed.model.folder.fingerprint import embedding_fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
@@ -23,7 +23,7 @@ def folder(tmp_path, bert_folder, vit_folder):
 
 def print_of(folder, **settings):
     model = VisualRetrievalModel.from_pretrained(str(folder), ModelSettings.model_validate(settings))
-    return reading_fingerprint(folder, model.spec)
+    return embedding_fingerprint(folder, model.spec)
 
 
 def test_a_copy_has_the_same_one_whatever_a_run_notes_beside_it(folder, tmp_path):
@@ -58,14 +58,14 @@ def test_every_weight_counts(folder, part):
 @pytest.mark.parametrize("name", ["text/tokenizer.json", "image/preprocessor_config.json"])
 def test_every_file_of_the_processor_counts(folder, name):
     spec = VisualRetrievalModel.from_pretrained(str(folder)).spec
-    before = reading_fingerprint(folder, spec)
+    before = embedding_fingerprint(folder, spec)
     content = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps({**content, "added": 1}))
-    assert reading_fingerprint(folder, spec) != before
+    assert embedding_fingerprint(folder, spec) != before
 
 
 def test_damaged_weights_are_told(folder):
     spec = VisualRetrievalModel.from_pretrained(str(folder)).spec
     (folder / "vembed_heads.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"vembed_heads.safetensors is damaged"):
-        reading_fingerprint(folder, spec)
+        embedding_fingerprint(folder, spec)

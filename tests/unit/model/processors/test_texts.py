@@ -19,7 +19,7 @@ from vembed.errors import ModelError
 from vembed.model.detect import detect
 from vembed.model.families.registry import family_of_mode
 from vembed.model.families.text import TEXT
-from vembed.model.families.text_recipes import LINES, RECIPES
+from vembed.model.families.text_recipes import RECIPES, SERIES
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
@@ -109,7 +109,7 @@ def test_no_hub_id_is_known_twice():
     hub_ids = [hub_id.lower() for recipe in RECIPES for hub_id in recipe.hub_ids]
     assert len(RECIPES) >= 14
     assert len(set(hub_ids)) == len(hub_ids) > 40
-    assert all(family_of_mode(line).name == "text" for line in LINES)
+    assert all(family_of_mode(series).name == "text" for series in SERIES)
 
 
 @pytest.mark.parametrize("place", ["folder name", "cache", "_name_or_path"])

@@ -1,4 +1,4 @@
-"""Which settings a model cannot honour: each is a problem in words, so that none is ignored."""
+"""Settings that a model does not support: each is a problem in words, so that none is ignored."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from vembed.model.spec import ModelSpec
 from vembed.model.vectors.fusion_registry import SUM, unknown_fusion
 
 
-def setting_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
-    """Every setting that a model of this spec cannot honour, in words."""
+def unsupported_settings(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
+    """A message for every setting that a model of this spec does not support."""
     checks: tuple[Callable[[ModelSpec, ModelSettings], list[str]], ...] = (
         _name_problems,
         _freezing_problems,
@@ -34,7 +34,7 @@ def _name_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _freezing_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """Towers that are to be frozen in part and are not there; how many layers one has is found when it is loaded."""
+    """freeze_layers of a tower that the model lacks; the number of its layers is checked when it is loaded."""
     absent = [tower for tower in settings.freeze_layers if tower not in spec.towers]
     return [f"freeze_layers: a {spec.family} model has no {absent[0]} tower; it reads {spec.reads()}"] if absent else []
 
@@ -63,7 +63,7 @@ def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _pooling_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """A problem when texts are to be pooled as images are; what an architecture lacks is found when it is loaded."""
+    """A pooling of images for a text tower; poolings that an architecture lacks are found when it is loaded."""
     pooling = settings.pooling
     if pooling not in ("gem", "own") or not spec.can(["text"]) or spec.pooling.get("text") == "own":
         return []
@@ -77,7 +77,7 @@ def _image_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """What was asked of the projection (a kind that is the default too) and is not so in the checkpoint."""
+    """Settings of the projection that differ from the checkpoint's, a kind that is set to the default included."""
     problems = []
     if "projection_head" in settings.model_fields_set and settings.projection_head != spec.projection_head:
         problems.append(
@@ -86,7 +86,7 @@ def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
             else f"projection_head {settings.projection_head}: this checkpoint was built with {spec.projection_head}"
         )
     dim, new = settings.projection_dim, spec.projection_dim is None and spec.late is not None
-    if dim is not None and dim != spec.projection_dim and not new:  # a new projection is as wide as asked
+    if dim is not None and dim != spec.projection_dim and not new:  # a new projection gets any width
         problems.append(
             f"projection_dim: a {spec.family} model has no projection; composed and late-interaction models have"
             if spec.projection_dim is None
@@ -96,7 +96,7 @@ def _projection_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _fusion_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """A fusion that is not known, or other than the one that a checkpoint has learned."""
+    """An unknown fusion, or another one than the checkpoint was trained with."""
     wanted = settings.fusion
     if wanted is None:
         return []
@@ -109,7 +109,7 @@ def _fusion_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 
 def _family_problems(spec: ModelSpec, family: Family, settings: ModelSettings) -> list[str]:
-    """Settings that only some families have a use for, and this one does not."""
+    """Settings that only some families support, and this one does not."""
     problems = []
     for key, field in ModelSettings.model_fields.items():
         extra = field.json_schema_extra

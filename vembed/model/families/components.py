@@ -1,4 +1,4 @@
-"""What each family brings of one kind, by the family's name."""
+"""Each family's component of one kind (its model class, its processor), by the family's name."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from vembed.model.base import BaseEmbeddingModel
 
 
-class FamilyParts(Generic[Component]):
-    """A registry in which every family stands with what it declares, imported on first use.
+class FamilyComponents(Generic[Component]):
+    """A registry of the components that families declare, imported on first use.
 
-    A component that is registered under a family's name takes the place of the declared one.
+    A component that is registered for a family replaces the declared one.
     """
 
     def __init__(self, kind: str, declared: Callable[[Family], str]) -> None:
@@ -23,7 +23,7 @@ class FamilyParts(Generic[Component]):
         self._declared = declared
 
     def register(self, family: str, component: Component) -> Component:
-        """Let this component serve the family. Raises ConfigError when one was registered before."""
+        """Use this component for the family. Raises ConfigError if one was registered before."""
         return self._own.register(family, component)
 
     def get(self, family: str) -> Component:
@@ -42,4 +42,6 @@ class FamilyParts(Generic[Component]):
         return family in self.list()
 
 
-MODEL_CLASSES: "FamilyParts[type[BaseEmbeddingModel]]" = FamilyParts("model family", lambda family: family.model)
+MODEL_CLASSES: "FamilyComponents[type[BaseEmbeddingModel]]" = FamilyComponents(
+    "model family", lambda family: family.model
+)
