@@ -1,4 +1,4 @@
-"""What a package's files tell of its shape: who imports whom, circles among them, comments, names that are not its own.
+"""The shape of a package by its files: who imports whom, circles, comments, private names, overridden methods.
 
 Files are read, never imported. A package is named by its folder, so that the tests can try each rule on a made-up one.
 """
@@ -173,6 +173,38 @@ def share_of_comments(path: Path) -> float:
 def methods_of(node: ast.ClassDef) -> set[str]:
     """The names of a class's own methods and properties."""
     return {child.name for child in node.body if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def overridden_private_methods(package: Path) -> set[str]:
+    """Private methods that a class overrides of another class of the package, at any depth: "Child._name over Parent".
+
+    Classes are told apart by name alone; of two with one name either counts as a base.
+    """
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for path in modules_of(package).values():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append(node)
+
+    def ancestors(names: Set[str]) -> set[str]:
+        bases = {_base_name(base) for name in names for node in classes[name] for base in node.bases}
+        found = names | (bases & classes.keys())
+        return found if found == names else ancestors(found)
+
+    return {
+        f"{name}.{method} over {base}"
+        for name, nodes in classes.items()
+        for base in ancestors({name}) - {name}
+        for method in set().union(*map(methods_of, nodes)) & set().union(*map(methods_of, classes[base]))
+        if method.startswith("_") and not method.endswith("__")
+    }
+
+
+def _base_name(base: ast.expr) -> str:
+    """The name of a base class, without its module and type arguments: `module.Base[int]` is Base."""
+    while isinstance(base, ast.Subscript):
+        base = base.value
+    return base.attr if isinstance(base, ast.Attribute) else base.id if isinstance(base, ast.Name) else ""
 
 
 @cache

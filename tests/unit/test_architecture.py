@@ -21,6 +21,7 @@ from tests.architecture import (
     imports_of,
     methods_of,
     modules_of,
+    overridden_private_methods,
     own_imports,
     private_names,
     share_of_comments,
@@ -151,6 +152,11 @@ def test_no_class_has_many_methods():
     assert len(counts) > 200
 
 
+def test_no_class_overrides_a_private_method_of_another():
+    """A method to be overridden has a public name, and the base's docstring lists it."""
+    assert overridden_private_methods(PACKAGE) == set()
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_files_explain_themselves(name):
     assert share_of_comments(PACKAGE / f"{name}.py") >= 3
@@ -276,6 +282,25 @@ def test_private_names_are_found_in_imports_attributes_and_calls(house):
     assert private_names(package / "a.py", package) == {
         *("_inductor", "_hidden", "_dynamo", "_foreach_mul_", "_not_ours", "_asked")
     }
+
+
+def test_an_overridden_private_method_is_found_at_any_depth(house):
+    package = house(
+        a="class Base:\n    def __init__(self): ...\n    def _hook(self): ...\n    def public(self): ...",
+        b="import house.a\nclass Middle(house.a.Base[int]):\n    def _own(self): ...",
+        c="""
+            from house.b import Middle
+            from torch import Other
+            class Child(Middle, Other):
+                def __init__(self): ...
+                def _hook(self): ...
+                def _forward(self): ...
+                def public(self): ...
+            class Unrelated:
+                def _hook(self): ...
+        """.replace("\n" + 12 * " ", "\n"),
+    )
+    assert overridden_private_methods(package) == {"Child._hook over Base"}
 
 
 @pytest.mark.parametrize(

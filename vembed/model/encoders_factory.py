@@ -1,10 +1,10 @@
-"""One tower by itself as an embedding model: texts to vectors, or images to vectors, and nothing else to decide.
+"""One tower by itself as an embedding model: texts to vectors, or images to vectors.
 
     texts = SimpleTextEncoder.from_pretrained("output/final")     # of a composed model: its text tower
     vectors = texts.encode(["a red shoe"])                        # [texts, width]
 
-They serve where a whole model would be too much: to look at what a tower knows before heads are trained on it, to use a
-tuned tower of a composed model elsewhere, or to fill a store of vectors of one kind.
+For features of a tower before heads are trained on it, to use a tuned tower of a composed model elsewhere, or to fill a
+vector store of one kind.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Encoder = TypeVar("Encoder", bound="_SimpleEncoder")
 
 
 class _SimpleEncoder:
-    """A model that reads one kind of thing by one tower."""
+    """A model with one tower, for texts or for images."""
 
     tower: ClassVar[Tower]
 
@@ -51,17 +51,20 @@ class _SimpleEncoder:
         subfolder = family_named(spec.family).subfolders.get(cls.tower)
         if subfolder is not None:
             name = weights_folder(hub_id(str(name)), settings, settings.revision) / subfolder
-            settings = settings.model_copy(update={"revision": None, **cls._use_in(spec)})
+            settings = settings.model_copy(update={"revision": None, **cls.tower_settings(spec)})
         return cls(VisualRetrievalModel.from_pretrained(str(name), settings))
 
     @classmethod
-    def _use_in(cls, spec: ModelSpec) -> dict[str, object]:
-        """The settings by which a composed model uses its tower; saved adapters alone do not bring them along."""
+    def tower_settings(cls, spec: ModelSpec) -> dict[str, object]:
+        """The settings of this tower in a composed model; a folder with adapters only does not have them.
+
+        Subclasses may override it.
+        """
         return {"image_size": spec.image_size}
 
     @property
     def width(self) -> int:
-        """How many numbers a vector has."""
+        """Number of components of a vector."""
         return self.model.model.dim
 
 
@@ -71,7 +74,8 @@ class SimpleTextEncoder(_SimpleEncoder):
     tower: ClassVar[Tower] = "text"
 
     @classmethod
-    def _use_in(cls, spec: ModelSpec) -> dict[str, object]:
+    def tower_settings(cls, spec: ModelSpec) -> dict[str, object]:
+        """Pooling, prompts and length of the text tower in a composed model."""
         keys = ("query_prompt", "document_prompt", "max_length")
         return {"pooling": spec.pooling["text"], **{key: getattr(spec, key) for key in keys}}
 

@@ -1,4 +1,4 @@
-"""The family's model: which of the three kinds a folder holds."""
+"""The family's model class: loads one of the three kinds of late-interaction models."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ _KINDS: Mapping[str, type[BaseEmbeddingModel]] = {
 
 
 class LateInteractionModel(BaseEmbeddingModel):
-    """A model with a vector per token: `load` gives one of the kind that the spec names."""
+    """A model with a vector per token: `load` returns one of the class of the spec's kind."""
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> BaseEmbeddingModel:

@@ -34,16 +34,16 @@ class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
     def __init__(self, spec: ModelSpec, backbone: Backbone) -> None:
         super().__init__(spec)
         self.backbone = backbone
-        # ColQwen2 asks the vision model itself.
-        by_itself = _late(spec).architecture == "colqwen2"
-        seam = (backbone.vlm.visual, "forward") if by_itself else seam_of(backbone.vlm)
+        # ColQwen2 calls the vision model itself, without get_image_features.
+        calls_vision = _late_interaction(spec).architecture == "colqwen2"
+        seam = (backbone.vlm.visual, "forward") if calls_vision else seam_of(backbone.vlm)
         self.pictures = PictureCut(backbone.vlm, seam)
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":
         """The model in `folders.text`."""
         assert folders.text is not None
-        loader = getattr(transformers, _CLASSES[_late(spec).architecture])
+        loader = getattr(transformers, _CLASSES[_late_interaction(spec).architecture])
         backbone = load_backbone(folders.text, settings, loader=loader)
         disable_kv_cache(backbone)
         return cls(spec, backbone)
@@ -65,35 +65,37 @@ class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
         return {"": self.backbone}
 
     def takes_adapter(self, name: str) -> bool:
-        """Whether a layer gets an adapter by default: the language model's do, as these models were trained."""
+        """True for the language model's layers: so these models were trained."""
         return name.startswith("backbone.vlm.") and self.part_of(name) == "text"
 
     def learns_whole(self, name: str) -> bool:
-        """The projection to token vectors does, beside adapters."""
+        """True for the projection to token vectors."""
         return not name.startswith("backbone.vlm.")
 
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
-        """Text and image sequences of all rows in one pass."""
+        """Vectors of all rows' text and image sequences, [sequences, tokens, dim], in one forward."""
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
-        with self.pictures.given(inputs) as whole:
-            images = _IMAGE_INPUTS[_late(self.spec).architecture](whole.tensors, ids)
+        with self.pictures.given(inputs) as complete:
+            images = _IMAGE_INPUTS[_late_interaction(self.spec).architecture](complete.tensors, ids)
             output = self.backbone(input_ids=ids, attention_mask=mask, **images)
         return TokenVectors(output.embeddings, mask.bool())
 
     def real_states(self, inputs: Inputs) -> Tensor:
-        """The vectors of the tokens of all rows, [tokens, dim]."""
+        """The vectors of all rows' real tokens, [tokens, dim]."""
         tokens = self.encode_tokens(inputs)
         return tokens.vectors[tokens.mask]
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """The files of a MultiVectorEncoder."""
         config = self.backbone.config.vlm_config
-        in_text = _late(self.spec).architecture == "colpali"  # its processor makes room for a picture in every text
+        in_text = (
+            _late_interaction(self.spec).architecture == "colpali"
+        )  # its processor adds an image's number of tokens to max_length
         return retrieval_files(self.spec, int(config.text_config.num_image_tokens) if in_text else 0)
 
 
 def _colpali_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """token_type_ids of zeros: every token sees every other, as in training."""
+    """token_type_ids of zeros, for bidirectional attention, as in training."""
     inputs = {"token_type_ids": torch.zeros_like(input_ids)}
     if "pixel_values" in tensors and len(tensors["pixel_values"].values):
         inputs["pixel_values"] = tensors["pixel_values"].values
@@ -101,7 +103,7 @@ def _colpali_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[st
 
 
 def _colqwen2_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """The patches of each image padded to the most, [images, patches, numbers], which the model cuts again."""
+    """The patches of each image, padded to [images, patches, numbers]; the model removes the padding."""
     if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
         return {}
     grids = tensors["image_grid_thw"].values
@@ -110,7 +112,7 @@ def _colqwen2_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[s
 
 
 def _colmodernvbert_inputs(tensors: Mapping[str, Ragged], input_ids: Tensor) -> dict[str, Tensor]:
-    """All tiles as if they were of one row: the model takes them in order."""
+    """All tiles as if of one row, [1, tiles, ...]: the model assigns them to image tokens in order."""
     if "pixel_values" not in tensors or not len(tensors["pixel_values"].values):
         return {}
     return {name: tensors[name].values[None] for name in ("pixel_values", "pixel_attention_mask")}
@@ -128,6 +130,6 @@ _IMAGE_INPUTS: Mapping[str, Any] = {  # Any: all three have the same signature
 }
 
 
-def _late(spec: ModelSpec) -> LateInteraction:
+def _late_interaction(spec: ModelSpec) -> LateInteraction:
     assert spec.late is not None
     return spec.late

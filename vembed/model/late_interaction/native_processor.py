@@ -1,7 +1,7 @@
 """The processor of transformers' own late-interaction models: ColPali, ColQwen2 and ColModernVBERT.
 
-A row becomes one sequence of tokens for its text, and one for each of its images. A text is read as these models were
-trained to read queries, whatever the side: their processors know no other way. An image is read as a document.
+A row becomes one sequence of tokens for its text, and one for each of its images. Texts get the format of queries on
+either side, since these processors have no other; images get that of documents.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from torch import Tensor
 from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.folder.find import ModelFolders
-from vembed.model.late_interaction.token_rows import encode_texts, side_flags, skipped_ids
+from vembed.model.late_interaction.tokenization import document_flags, encode_texts, skiplist_ids
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.texts import forget_last_call
 from vembed.model.settings import ModelSettings
@@ -29,24 +29,24 @@ NUM_AUGMENTATION_TOKENS = 10  # as in each of the three processors
 
 
 class _Reader(ABC):
-    """How one kind of processor writes queries and images as texts, and cuts a picture to what the model reads."""
+    """Formats of one architecture: a query's and an image's text, and an image's tensors."""
 
     def __init__(self, processor: Any) -> None:  # Any: transformers is untyped here
         self.processor = processor
 
     @property
     def augmentation(self) -> str:
-        """What is put after every query."""
+        """The augmentation tokens that follow every query, as text."""
         token: str = self.processor.query_augmentation_token
         return token * NUM_AUGMENTATION_TOKENS
 
     @abstractmethod
     def query(self, text: str) -> tuple[str, str]:
-        """What is tokenised for a text: the instruction before it, and the rest."""
+        """A query's text as it is tokenised: its prefix, and the rest."""
 
     @abstractmethod
     def picture(self, image: Mapping[str, Tensor]) -> str:
-        """What is tokenised for an image, with the tokens that stand for it."""
+        """An image's text as it is tokenised, with its placeholder tokens. image: its tensors, of `read`."""
 
     @abstractmethod
     def read(self, picture: PIL.Image.Image) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ class _Reader(ABC):
         )
         return finished.float()
 
-    def _raw(self, picture: Any, **options: object) -> Any:  # Any: transformers is untyped here
+    def _image_outputs(self, picture: Any, **options: object) -> Any:  # Any: transformers is untyped here
         own = self.processor.image_processor
         return own(picture, do_rescale=False, do_normalize=False, return_tensors="pt", **options)
 
@@ -76,7 +76,7 @@ class _ColPaliReader(_Reader):
         return f"{own.image_token * own.image_seq_length}{own.tokenizer.bos_token}{own.visual_prompt_prefix}\n"
 
     def read(self, picture: PIL.Image.Image) -> dict[str, Tensor]:
-        return {"pixel_values": self._raw(picture)["pixel_values"]}
+        return {"pixel_values": self._image_outputs(picture)["pixel_values"]}
 
 
 class _ColQwen2Reader(_Reader):
@@ -91,7 +91,7 @@ class _ColQwen2Reader(_Reader):
         return str(own.visual_prompt_prefix).replace(own.image_token, own.image_token * num_tokens)
 
     def read(self, picture: PIL.Image.Image) -> dict[str, Tensor]:
-        output = self._raw(picture)
+        output = self._image_outputs(picture)
         return {"pixel_values": output["pixel_values"], "image_grid_thw": output["image_grid_thw"]}
 
     def finish(self, pixels: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class _ColQwen2Reader(_Reader):
 
 
 class _ColModernVBertReader(_Reader):
-    """Pictures are cut into tiles, which are the slices."""
+    """Images are split into tiles, which are the slices."""
 
     def query(self, text: str) -> tuple[str, str]:
         return str(self.processor.query_prefix), f"{text}{self.augmentation}"
@@ -113,8 +113,8 @@ class _ColModernVBertReader(_Reader):
         return str(own.visual_prompt_prefix).replace(own.image_token, tiles)
 
     def read(self, picture: PIL.Image.Image) -> dict[str, Tensor]:
-        output = self._raw([picture], return_row_col_info=True)
-        pixels = output["pixel_values"][0]  # whole numbers as floats
+        output = self._image_outputs([picture], return_row_col_info=True)
+        pixels = output["pixel_values"][0]  # integers as floats
         return {
             "pixel_values": pixels.to(torch.uint8),
             "pixel_attention_mask": output["pixel_attention_mask"][0].bool(),
@@ -132,7 +132,8 @@ _READERS: Mapping[str, type[_Reader]] = {
 class LateRetrievalProcessor(ItemProcessor):
     """Items to `input_ids` and `attention_mask` per sequence, `pixel_values` per patch, tile or image.
 
-    `scored` says which tokens become vectors, `is_document` which rows are reduced as documents are.
+    `scored`: bool per token, True for tokens whose vectors are kept. `is_document`: bool per row, True for documents,
+    whose vectors are pooled.
     """
 
     token_masks = ("attention_mask", "scored")
@@ -140,7 +141,7 @@ class LateRetrievalProcessor(ItemProcessor):
     def __init__(self, spec: ModelSpec, reader: _Reader, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         super().__init__(spec, max_image_pixels=max_image_pixels)
         self._reader = reader
-        self._skipped = skipped_ids(reader.processor.tokenizer, spec.late.skipped_words if spec.late else ())
+        self._skiplist = skiplist_ids(reader.processor.tokenizer, spec.late.skipped_words if spec.late else ())
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateRetrievalProcessor":
@@ -152,11 +153,11 @@ class LateRetrievalProcessor(ItemProcessor):
         )
         processor.tokenizer.padding_side = spec.padding_side
         if spec.min_pixels is not None or spec.max_pixels is not None:
-            _limit_pixels(processor.image_processor, spec)
+            _set_pixel_limits(processor.image_processor, spec)
         return cls(spec, _READERS[spec.late.architecture](processor))
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """uint8 `pixel_values` [slices, ...], and what else the model reads of a picture."""
+        """uint8 `pixel_values` [slices, ...], and the architecture's further tensors of a picture."""
         return self._reader.read(picture)
 
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
@@ -168,18 +169,18 @@ class LateRetrievalProcessor(ItemProcessor):
         limit = self.spec.max_length
         encoded = encode_texts(self._reader.processor.tokenizer, ["".join(parts) for parts in sequences], limit)
         if encoded.num_truncated:
-            self._refuse_cut_pictures(loaded, sequences, encoded.input_ids)
+            self._refuse_truncated_images(loaded, sequences, encoded.input_ids)
         counts = torch.tensor([(item.text is not None) + len(item.images) for item in loaded])
         scored = encoded.attention_mask.bool()
         if self.spec.mask_prompts:
-            scored &= self._content(encoded.input_ids, encoded.starts, [len(before) for before, _ in sequences])
+            scored &= self._content_mask(encoded.input_ids, encoded.starts, [len(before) for before, _ in sequences])
         if side == "document":
-            scored &= ~torch.isin(encoded.input_ids, self._skipped)
+            scored &= ~torch.isin(encoded.input_ids, self._skiplist)
         tensors = {
             "input_ids": Ragged(encoded.input_ids, counts),
             "attention_mask": Ragged(encoded.attention_mask, counts),
             "scored": Ragged(scored, counts),
-            "is_document": side_flags(len(loaded), side),
+            "is_document": document_flags(len(loaded), side),
         }
         return Inputs(len(loaded), tensors | join_images(loaded), encoded.num_truncated)
 
@@ -197,17 +198,17 @@ class LateRetrievalProcessor(ItemProcessor):
         self._reader.processor.save_pretrained(text_folder)
 
     def _sequences(self, item: LoadedItem, side: Side) -> list[tuple[str, str]]:
-        """What is tokenised for an item: the instruction before it, and the rest."""
+        """An item's texts as they are tokenised, its own and its images': the instruction of each, and the rest."""
         sequences = []
         if item.text is not None:
             before, rest = self._reader.query(item.text)
             sequences.append((before + self.spec.prompt(side), rest))
         return sequences + [("", self._reader.picture(image)) for image in item.images]
 
-    def _refuse_cut_pictures(
+    def _refuse_truncated_images(
         self, loaded: Sequence[LoadedItem], sequences: Sequence[tuple[str, str]], input_ids: Tensor
     ) -> None:
-        """Raise DataError when the limit cut tokens off that stand for a picture; a text may be cut."""
+        """Raise DataError if truncation removed image tokens; texts may be truncated."""
         token = self._reader.processor.image_token
         left = (input_ids == self._reader.processor.image_token_id).sum(dim=1).tolist()
         origins = [item.origin for item in loaded for _ in range((item.text is not None) + len(item.images))]
@@ -219,8 +220,8 @@ class LateRetrievalProcessor(ItemProcessor):
                     " larger max_length, or a smaller max_pixels where the model has one"
                 )
 
-    def _content(self, input_ids: Tensor, starts: Tensor, lengths: list[int]) -> Tensor:
-        """Bool [sequences, tokens]: of an image what stands for it, of a text what follows its instruction."""
+    def _content_mask(self, input_ids: Tensor, starts: Tensor, lengths: list[int]) -> Tensor:
+        """Bool [sequences, tokens]: True for image tokens, and for a text's tokens after its instruction."""
         image = input_ids == self._reader.processor.image_token_id
         after = starts >= torch.tensor(lengths)[:, None]
         return torch.where(image.any(dim=1, keepdim=True), image, after)
@@ -240,7 +241,7 @@ def join_images(loaded: Sequence[LoadedItem]) -> dict[str, Ragged]:
     }
 
 
-def _limit_pixels(image_processor: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
+def _set_pixel_limits(image_processor: Any, spec: ModelSpec) -> None:  # Any: transformers is untyped here
     least = spec.min_pixels or int(image_processor.size["shortest_edge"])
     most = spec.max_pixels or int(image_processor.size["longest_edge"])
     if most < least:

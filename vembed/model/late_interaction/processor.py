@@ -1,4 +1,4 @@
-"""The family's processor: which of the three kinds a folder holds."""
+"""The family's processor class: loads the processor of one of the three kinds of late-interaction models."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _KINDS: Mapping[str, type[ItemProcessor]] = {
 
 
 class LateProcessor(ItemProcessor):
-    """The family's processor: `from_folders` gives one of the kind that the spec names."""
+    """The family's processor: `from_folders` returns one of the class of the spec's kind."""
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> ItemProcessor:

@@ -17,7 +17,7 @@ from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.folder.multi_vector import projection_files
 from vembed.model.folder.sentence_layers import width_after
-from vembed.model.late_interaction.projection import projection, token_vectors
+from vembed.model.late_interaction.projection import load_projection, project_tokens
 from vembed.model.late_interaction.tokens import START_TEMPERATURE, TokenRows, TokenVectorModel, TokenVectors
 from vembed.model.network.features import FEATURES
 from vembed.model.network.parameters import Part
@@ -45,7 +45,7 @@ class LateTextModel(TokenVectorModel):
         loader = encoder_loader(plain_folder(folders.text, settings))
         backbone = load_backbone(folders.text, settings, loader=loader)
         disable_kv_cache(backbone)
-        spec, heads, is_new = projection(spec, folders.text, int(backbone.config.hidden_size), settings, seed=seed)
+        spec, heads, is_new = load_projection(spec, folders.text, int(backbone.config.hidden_size), settings, seed=seed)
         return cls(spec, backbone, heads, has_new_heads=is_new)
 
     @property
@@ -62,11 +62,11 @@ class LateTextModel(TokenVectorModel):
         return {"": self.backbone}
 
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
-        """Every token's vector, projected."""
+        """The projected vector of every token, [texts, tokens, dim]."""
         return self._encode(inputs, self.heads)
 
     def with_fixed_states(self, inputs: Inputs) -> Inputs:
-        """Finished inputs with what the encoder gives for each token in the place of the tokens; no graph."""
+        """Finished inputs with the encoder's hidden states in the place of `input_ids`; without a graph."""
         with torch.no_grad():
             features = Ragged(self._hidden(inputs), inputs.tensors["attention_mask"].counts)
         masks = {name: ragged for name, ragged in inputs.tensors.items() if name != "input_ids"}
@@ -88,10 +88,10 @@ class LateTextModel(TokenVectorModel):
 
     def _encode(self, inputs: Inputs, heads: nn.Module) -> TokenVectors:
         mask = inputs.tensors["attention_mask"].values.bool()
-        return token_vectors(self._hidden(inputs), mask, heads, self.spec)
+        return project_tokens(self._hidden(inputs), mask, heads, self.spec)
 
     def _hidden(self, inputs: Inputs) -> Tensor:
-        """What the encoder makes of each token, [texts, tokens, width], made now or given."""
+        """The encoder's last hidden states [texts, tokens, width], computed, or taken from the inputs."""
         if FEATURES["text"] in inputs.tensors:
             return inputs.tensors[FEATURES["text"]].values
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
@@ -125,7 +125,7 @@ class LateVlmModel(VlmModel):
         """The model in `folders.text`, with the layers of its spec; without any, with a new projection."""
         assert folders.text is not None
         plain = VlmModel.load(spec, folders, settings, seed)
-        spec, heads, is_new = projection(spec, folders.text, plain.dim, settings, seed=seed)
+        spec, heads, is_new = load_projection(spec, folders.text, plain.dim, settings, seed=seed)
         return cls(spec, plain.backbone, plain.language_head, heads=heads, is_new=is_new)
 
     @property
@@ -153,4 +153,4 @@ class LateVlmModel(VlmModel):
         if inputs.num_rows == 0:
             return Embeddings(self.logit_scale.new_zeros(0, 0, self.dim), self.logit_scale.new_zeros(0, 0).bool())
         states = self.token_states(inputs)
-        return self.rows_of(inputs, token_vectors(states.hidden, states.mask, heads, self.spec))
+        return self.rows_of(inputs, project_tokens(states.hidden, states.mask, heads, self.spec))

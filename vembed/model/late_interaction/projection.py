@@ -1,4 +1,4 @@
-"""The projection of token vectors to a small width: of a checkpoint, or new."""
+"""The projection of hidden states to small token vectors: loaded, or new."""
 
 from pathlib import Path
 
@@ -20,16 +20,16 @@ DEFAULT_WIDTH = 128  # as in ColBERT
 _INLINE = "linear.weight"
 
 
-def token_vectors(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpec) -> TokenVectors:
-    """Hidden states [sequences, tokens, width] projected, of length 1 if the spec says so. mask: their real tokens."""
+def project_tokens(hidden: Tensor, mask: Tensor, heads: nn.Module, spec: ModelSpec) -> TokenVectors:
+    """Hidden states [sequences, tokens, width] -> vectors [sequences, tokens, dim], of length 1 if spec.normalize."""
     vectors: Tensor = heads(hidden)  # [sequences, tokens, dim]
     return TokenVectors(unit_vectors(vectors) if spec.normalize else vectors, mask)
 
 
-def projection(
+def load_projection(
     spec: ModelSpec, folder: Path, width: int, settings: ModelSettings, *, seed: int
 ) -> tuple[ModelSpec, VectorLayers, bool]:
-    """The spec's layers with the weights that lie in the folder, or a new one and its spec; and whether it is new."""
+    """Spec, projection layers, and True if they are new: the folder's if the spec has layers, else a new linear one."""
     if spec.layers:
         inline = _inline_weight(folder) if len(spec.layers) == 1 else None
         if inline is None:
@@ -42,14 +42,14 @@ def projection(
 
 
 def with_new_projection(spec: ModelSpec, width: int) -> ModelSpec:
-    """The spec with one linear layer after an encoder of that width."""
+    """The spec with one linear layer. width: of the encoder's hidden states."""
     dim = spec.projection_dim or DEFAULT_WIDTH
     layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
     return spec.model_copy(update={"layers": (layer,), "projection_dim": dim})
 
 
 def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
-    """The layers with orthogonal weights drawn from `seed`, so that a new projection keeps angles as far as it can."""
+    """The layers with orthogonal weights drawn from `seed`, which keep angles best."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         heads = VectorLayers(layers)
@@ -61,7 +61,7 @@ def new_projection(layers: tuple[LayerSpec, ...], seed: int) -> VectorLayers:
 
 
 def _inline_weight(folder: Path) -> Tensor | None:
-    """The projection that ColBERT's authors save among the encoder's weights; None in other folders."""
+    """The projection's weight [dim, width] among the encoder's weights, as Stanford's ColBERT saves it; else None."""
     path = folder / WEIGHTS_FILE
     if not path.is_file() or (folder / "modules.json").is_file():
         return None

@@ -1,4 +1,4 @@
-"""The processor of ColBERT-like text models: markers before texts, and queries filled up with mask tokens."""
+"""The processor of ColBERT-like text models: marker tokens before texts, and query expansion with mask tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.folder.find import ModelFolders
-from vembed.model.late_interaction.token_rows import encode_texts, fill_token, side_flags, skipped_ids
+from vembed.model.late_interaction.tokenization import document_flags, encode_texts, fill_token_id, skiplist_ids
 from vembed.model.processors.auto import load_tokenizer
 from vembed.model.processors.base import ItemProcessor
-from vembed.model.processors.texts import forget_last_call, let_pad, lower_case, refuse_long_prompt
+from vembed.model.processors.texts import ensure_pad_token, forget_last_call, lower_case, refuse_long_prompt
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, Inputs, Ragged, Side
@@ -23,17 +23,17 @@ _SIDES: tuple[Side, ...] = ("query", "document")
 
 
 class LateTextProcessor(ItemProcessor):
-    """Items to `input_ids`, `attention_mask` and `scored` (which tokens become vectors), each per row."""
+    """Items to `input_ids`, `attention_mask` and `scored` (True: the token's vector is kept), [rows, tokens] each."""
 
     token_masks = ("attention_mask", "scored")
 
     def __init__(self, spec: ModelSpec, tokenizer: Any) -> None:  # Any: transformers is untyped here
         super().__init__(spec)
         self._tokenizer = tokenizer
-        self._skipped = skipped_ids(tokenizer, spec.late.skipped_words if spec.late else ())
+        self._skiplist = skiplist_ids(tokenizer, spec.late.skipped_words if spec.late else ())
         for side in _SIDES:
             refuse_long_prompt(tokenizer, side, spec.prompt(side), self._limit(side))
-        self._fill = fill_token(tokenizer, spec) if spec.num_query_tokens else 0
+        self._fill_id = fill_token_id(tokenizer, spec) if spec.num_query_tokens else 0
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateTextProcessor":
@@ -41,18 +41,18 @@ class LateTextProcessor(ItemProcessor):
         assert folders.text is not None
         tokenizer = load_tokenizer(folders.text, settings)
         tokenizer.padding_side = spec.padding_side
-        let_pad(tokenizer)
+        ensure_pad_token(tokenizer)
         if spec.lower_case:
             lower_case(tokenizer)
-        _keep_markers_whole(tokenizer, (spec.query_prompt, spec.document_prompt))
+        _add_marker_tokens(tokenizer, (spec.query_prompt, spec.document_prompt))
         return cls(spec, tokenizer)
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """Never called: the spec says that the model reads texts only."""
+        """Raises ModelError; not called, since the spec has a text tower only."""
         raise ModelError("a text model reads no images")
 
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
-        """Inputs of these rows: prompts put before texts, padded to the longest; queries filled up."""
+        """Inputs of these rows: texts with prompts, padded to the longest; queries expanded with mask tokens."""
         if not items:
             return Inputs(0, {})
         texts = [item.text or "" for item in self.load_all(items)]
@@ -63,15 +63,15 @@ class LateTextProcessor(ItemProcessor):
         if self.spec.mask_prompts:
             scored &= encoded.starts >= len(prompt)
         if side == "document":
-            scored &= ~torch.isin(ids, self._skipped)
+            scored &= ~torch.isin(ids, self._skiplist)
         if side == "query" and self.spec.num_query_tokens:
-            ids, mask, scored = self._filled(ids, mask, scored)
+            ids, mask, scored = self._expanded(ids, mask, scored)
         counts = torch.ones(len(texts), dtype=torch.int64)
         tensors = {
             "input_ids": Ragged(ids, counts),
             "attention_mask": Ragged(mask, counts),
             "scored": Ragged(scored, counts),
-            "is_document": side_flags(len(texts), side),
+            "is_document": document_flags(len(texts), side),
         }
         return Inputs(len(texts), tensors, encoded.num_truncated)
 
@@ -85,30 +85,30 @@ class LateTextProcessor(ItemProcessor):
         self._tokenizer.save_pretrained(text_folder)
 
     def _limit(self, side: Side) -> int | None:
-        """The tokens that a text of that side is cut to."""
+        """The most tokens of a text of that side, None for no limit."""
         late = self.spec.late
         limits = [self.spec.max_length, late.query_limit if late is not None and side == "query" else None]
         return min((length for length in limits if length), default=None)
 
-    def _filled(self, ids: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [rows, tokens] with mask tokens in the place of padding up to num_query_tokens; those are scored."""
+    def _expanded(self, ids: Tensor, mask: Tensor, scored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query expansion: ids, mask, scored [rows, tokens] with mask tokens for padding up to num_query_tokens."""
         length = self.spec.num_query_tokens or 0
         missing = (0, max(0, length - ids.shape[1]))
         ids, mask, scored = (torch.nn.functional.pad(tensor, missing) for tensor in (ids, mask, scored))
         fill = (mask == 0) & (torch.arange(ids.shape[1]) < length)
         assert self.spec.late is not None
         seen = mask.masked_fill(fill, 1) if self.spec.late.attends_to_fill else mask
-        return ids.masked_fill(fill, self._fill), seen, scored | fill
+        return ids.masked_fill(fill, self._fill_id), seen, scored | fill
 
 
-def _keep_markers_whole(tokenizer: Any, prompts: Sequence[str]) -> None:  # Any: transformers is untyped here
-    """Let markers such as [unused0] or [Q] that the vocabulary holds be one token, as the model was trained."""
-    markers = [AddedToken(marker, normalized=False, special=True) for marker in _cut_markers(tokenizer, prompts)]
+def _add_marker_tokens(tokenizer: Any, prompts: Sequence[str]) -> None:  # Any: transformers is untyped here
+    """Make markers such as [unused0] or [Q] special tokens, if the vocabulary has them, so that they are not split."""
+    markers = [AddedToken(marker, normalized=False, special=True) for marker in _split_markers(tokenizer, prompts)]
     if markers:
         tokenizer.add_special_tokens({"additional_special_tokens": markers}, replace_extra_special_tokens=False)
 
 
-def _cut_markers(tokenizer: Any, prompts: Sequence[str]) -> Iterator[str]:
+def _split_markers(tokenizer: Any, prompts: Sequence[str]) -> Iterator[str]:
     vocabulary = tokenizer.get_vocab()
     for prompt in prompts:
         words = [prompt, *prompt.split(maxsplit=1)[:1]]

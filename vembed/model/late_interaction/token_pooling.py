@@ -1,8 +1,8 @@
-"""Fewer vectors for a document: keep the tokens nearest to its summary, join those that are alike.
+"""Fewer vectors for a document: keep the tokens most similar to its summary token, pool similar ones.
 
-Joining is hierarchical clustering by Ward's criterion over cosine distances, exact, by chains of nearest neighbours
-(Müllner 2011, https://arxiv.org/abs/1109.2378): the cost is tokens squared. A joined vector is the mean of its tokens.
-Which tokens are joined is decided without a gradient; the means pass it on. (Clavié, Chaffin and Adams 2024,
+Token pooling is hierarchical clustering by Ward's criterion over cosine distances, exact, by nearest-neighbour chains
+(Müllner 2011, https://arxiv.org/abs/1109.2378): the cost is tokens squared. Each cluster becomes its tokens' mean.
+Clusters are found without a gradient; the means pass it on. (Clavié, Chaffin and Adams 2024,
 https://arxiv.org/abs/2409.14683)
 """
 
@@ -20,10 +20,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is done to a document's tokens; None: nothing of that kind.
+    """Pruning and pooling of a document's token vectors; None: no such limit.
 
-    topk: kept at most. factor, most, distance: joined until one in `factor` and no more than `most` are left, but never
-    what is further apart than `distance`. protected: first tokens that are not joined. normalize: means get length 1.
+    topk: tokens kept at most. factor, most, distance: tokens are merged until one in `factor` and no more than `most`
+    are left, but none that are further apart than `distance`. protected: first tokens, never merged. normalize: means
+    get length 1.
     """
 
     topk: int | None = None
@@ -35,7 +36,7 @@ class Reduction:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "Reduction":
-        """What a spec says; zero stands for None there."""
+        """The reduction of a spec, in which 0 means no limit too."""
         late = spec.late
         return cls(
             topk=spec.topk_tokens or None,
@@ -47,20 +48,20 @@ class Reduction:
         )
 
     def __call__(self, vectors: Tensor, similarity: Tensor) -> Tensor:
-        """Vectors [tokens, dim] and the similarity [tokens] of each to its summary -> [fewer tokens, dim]."""
+        """Vectors [tokens, dim] and the similarity [tokens] of each to the summary token -> [fewer tokens, dim]."""
         if self.topk is not None and self.topk < len(vectors):
             vectors = vectors[similarity.detach().topk(self.topk).indices.sort().values]
         first, rest = vectors[: self.protected], vectors[self.protected :]
-        groups = self._num_groups(len(rest), len(first))
-        if groups >= len(rest):
+        num_clusters = self._num_clusters(len(rest), len(first))
+        if num_clusters >= len(rest):
             return vectors
-        joined = mean_by_label(rest, cluster(rest, groups, self.distance))
+        pooled = mean_by_label(rest, cluster(rest, num_clusters, self.distance))
         if not self.normalize:
-            return torch.cat([first, joined])
-        return torch.cat([first, torch.nn.functional.normalize(joined, dim=-1)])
+            return torch.cat([first, pooled])
+        return torch.cat([first, torch.nn.functional.normalize(pooled, dim=-1)])
 
-    def _num_groups(self, tokens: int, protected: int) -> int:
-        """How many vectors the tokens that may be joined become, if none is too far from the others."""
+    def _num_clusters(self, tokens: int, protected: int) -> int:
+        """The number of clusters of the tokens that are not protected, before `distance` prevents merges."""
         limits = [tokens]
         if self.factor is not None:
             limits.append(int(tokens // self.factor))
@@ -81,7 +82,7 @@ def mean_by_label(vectors: Tensor, labels: Tensor) -> Tensor:
 def cluster(vectors: Tensor, num_clusters: int, distance: float | None = None) -> Tensor:
     """The cluster of each of the vectors [tokens, dim], int64 [tokens], numbered in the order of their first tokens.
 
-    Ward's criterion over cosine distances of unit vectors, joined until num_clusters are left or the next two are
+    Ward's criterion over cosine distances of unit vectors; merges until num_clusters are left or the next two are
     further apart than `distance`.
 
     >>> cluster(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.995, 0.1]]), 2)
@@ -97,7 +98,7 @@ def cluster(vectors: Tensor, num_clusters: int, distance: float | None = None) -
 
 
 def _ward(squared: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """All joins of a full dendrogram: squared heights [tokens - 1], and a token of either part [tokens - 1, 2].
+    """All merges of a full dendrogram: squared heights [tokens - 1], and a token of either cluster [tokens - 1, 2].
 
     `squared`: squared distances [tokens, tokens], overwritten.
     """
@@ -111,7 +112,7 @@ def _ward(squared: Floats) -> tuple[Floats, NDArray[np.int64]]:
             chain.append(int(sizes.argmax() if step == 0 else np.flatnonzero(sizes)[0]))
         left, right = _nearest_pair(squared, chain)
         heights[step], pairs[step] = squared[left, right], (left, right)
-        _join(squared, sizes, left, right)
+        _merge(squared, sizes, left, right)
     return heights, pairs
 
 
@@ -126,21 +127,21 @@ def _nearest_pair(squared: Floats, chain: list[int]) -> tuple[int, int]:
         chain.append(nearest)
 
 
-def _join(squared: Floats, sizes: Floats, left: int, right: int) -> None:
-    """Let `right` stand for both, by the formula of Lance and Williams, and take `left` out."""
+def _merge(squared: Floats, sizes: Floats, left: int, right: int) -> None:
+    """Merge `left` into `right`, in place, by the formula of Lance and Williams."""
     apart, both = squared[left, right], sizes[left] + sizes[right]
-    with np.errstate(invalid="ignore"):  # what was taken out is infinitely far
-        joined = (sizes[left] + sizes) * squared[left] + (sizes[right] + sizes) * squared[right] - sizes * apart
-        joined /= both + sizes
-    joined[[left, right]] = np.inf
-    joined[sizes == 0] = np.inf
-    squared[right], squared[:, right] = joined, joined
+    with np.errstate(invalid="ignore"):  # merged clusters are infinitely far
+        merged = (sizes[left] + sizes) * squared[left] + (sizes[right] + sizes) * squared[right] - sizes * apart
+        merged /= both + sizes
+    merged[[left, right]] = np.inf
+    merged[sizes == 0] = np.inf
+    squared[right], squared[:, right] = merged, merged
     squared[left], squared[:, left] = np.inf, np.inf
     sizes[left], sizes[right] = 0, both
 
 
 def _labels(tokens: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The group of each token after these joins, numbered in the order of their first tokens."""
+    """The cluster of each token after these merges, numbered in the order of their first tokens."""
     parent = list(range(tokens))
 
     def root(token: int) -> int:

@@ -1,9 +1,9 @@
 """Late interaction: a unit vector for each token of a row, compared by MaxSim.
 
-encode                    -> unit vectors [sequences, tokens, dim]     a family's own part
-tokens that are scored    -> one list of vectors per row               padding and masked prompts are left out
+encode_tokens             -> unit vectors [sequences, tokens, dim]     of each kind of model
+select `scored` tokens    -> one list of vectors per row               without padding and masked prompts
 documents: prune and pool -> fewer vectors                             vembed.model.late_interaction.token_pooling
-pad again                 -> Embeddings [rows, tokens, dim] with mask
+pad                       -> Embeddings [rows, tokens, dim] with mask
 """
 
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from vembed.model.spec import ModelSpec
 from vembed.model.vectors.rows import sums_by_row, widened
 from vembed.types import Embeddings, Inputs
 
-START_TEMPERATURE = 1.0  # scores are sums over a query's tokens, as ColBERT was trained with
+START_TEMPERATURE = 1.0  # as ColBERT was trained: MaxSim scores are sums over a query's tokens
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class TokenVectors:
 
 
 class TokenRows:
-    """Makes rows of the vectors of their tokens, as a spec says."""
+    """Selects the token vectors of each row and pads them; reduces documents, if the spec says so."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._reduction = Reduction.of(spec) if spec.reduces_documents else None
         self._last = spec.pooling["text"] == "last"
 
     def __call__(self, inputs: Inputs, tokens: TokenVectors) -> Embeddings:
-        """The vectors of each row's tokens that are scored, those of documents reduced."""
+        """Token vectors of sequences -> Embeddings [rows, tokens, dim] of scored tokens, padded at the end."""
         scored = inputs.tensors["scored"]
         vectors = widened(tokens.vectors)[scored.values]  # [all tokens, dim]
         lengths = sums_by_row(scored.values.sum(dim=1), scored.counts)  # [rows]
@@ -48,13 +48,13 @@ class TokenRows:
         similarity = self._similarity(tokens)[scored.values]
         parts = [torch.split(values, lengths.tolist()) for values in (vectors, similarity)]
         rows = [
-            self._reduction(row, alike) if document else row
-            for row, alike, document in zip(*parts, documents, strict=True)
+            self._reduction(row, similarities) if document else row
+            for row, similarities, document in zip(*parts, documents, strict=True)
         ]
         return _padded(torch.cat(rows), torch.tensor([len(row) for row in rows], device=vectors.device))
 
     def _similarity(self, tokens: TokenVectors) -> Tensor:
-        """Cosine of each token with the one that stands for its sequence, [sequences, tokens]."""
+        """Cosine of each token with the summary token of its sequence (first or last), [sequences, tokens]."""
         vectors, mask = tokens.vectors.detach().float(), tokens.mask.int()
         place = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1) if self._last else mask.argmax(dim=1)
         summary = vectors[torch.arange(len(vectors), device=vectors.device), place]  # [sequences, dim]
@@ -62,7 +62,7 @@ class TokenRows:
 
 
 class TokenVectorModel(BaseEmbeddingModel):
-    """A model with a vector per token. A kind overrides `encode_tokens`, and what BaseEmbeddingModel asks for."""
+    """A model with a vector per token. Subclasses override `encode_tokens`, and BaseEmbeddingModel's methods."""
 
     start_temperature: ClassVar[float] = START_TEMPERATURE
 
@@ -72,7 +72,7 @@ class TokenVectorModel(BaseEmbeddingModel):
 
     @abstractmethod
     def encode_tokens(self, inputs: Inputs) -> TokenVectors:
-        """The vectors of every token of every sequence, padding included."""
+        """The vectors [sequences, tokens, dim] of every token, padding included."""
 
     def forward(self, inputs: Inputs) -> Embeddings:
         """Embeddings [rows, tokens, dim] of finished inputs: the vectors of a row's text, then of its images."""
@@ -82,7 +82,7 @@ class TokenVectorModel(BaseEmbeddingModel):
 
 
 def _padded(vectors: Tensor, lengths: Tensor) -> Embeddings:
-    """The vectors [all tokens, dim] of rows of these lengths, int64 [rows], one row each and padded at the end."""
+    """Vectors [all tokens, dim] of rows with these lengths, int64 [rows] -> [rows, tokens, dim], padded at the end."""
     most = int(lengths.max()) if len(lengths) else 0
     mask = torch.arange(most, device=lengths.device) < lengths[:, None]  # [rows, tokens]
     rows = vectors.new_zeros(*mask.shape, vectors.shape[1])

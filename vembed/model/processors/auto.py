@@ -1,4 +1,4 @@
-"""The processor of every family whose texts and images are read by a tokenizer and an image processor."""
+"""The processor of families that have a tokenizer and an image processor, each by itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +26,10 @@ _PATCH_SIZE = 16
 
 
 class TowerProcessor(ItemProcessor):
-    """Items to a model's inputs: `input_ids` and `attention_mask` per text row, `pixel_values` per image; where the
-    pooling leaves a prompt out, `pooled_tokens` per text row.
+    """Items to a model's inputs: `input_ids` and `attention_mask` per text row, `pixel_values` per image.
 
-    An image reader may give further tensors per image (NaFlex: which patches are real, and their grid).
+    Where prompts are not pooled, `pooled_tokens` per text row. NaFlex has further tensors per image: the mask of its
+    patches, and their grid.
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class TowerProcessor(ItemProcessor):
             texts = TextReader(load_tokenizer(folders.text, settings), spec)
         if folders.image is not None:
             images = image_reader(load_image_processor(folders.image, settings), spec)
-            patch_size = _own_patch_size(folders.image)
+            patch_size = _patch_size_of(folders.image)
         return cls(spec, texts, images, patch_size=patch_size)
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """uint8 `pixel_values` [3, height, width], and what else the image reader gives."""
+        """uint8 `pixel_values` [3, height, width], or NaFlex's tensors."""
         assert self._images is not None
         return self._images.read(picture)
 
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
-        """Inputs of these rows: prompts put before texts, texts padded to the longest, images still uint8."""
+        """Inputs of these rows: texts with prompts, padded to the longest; images still uint8."""
         loaded = self.load_all(items)
         tensors: dict[str, Ragged] = {}
         num_truncated = 0
@@ -93,7 +93,7 @@ class TowerProcessor(ItemProcessor):
         return replace(inputs, tensors=tensors)
 
     def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
-        """Tokens of each row's text and patches of its images (of 16 x 16 pixels where the model names no size)."""
+        """Tokens of each row's text and patches of its images (of 16 x 16 pixels if the model has no patch size)."""
         texts = super().count_tokens([LoadedItem(item.text, (), item.content_hash) for item in items], side)
         return [
             count + (len(item.images) * self._num_patches if item.images else 0)
@@ -102,7 +102,7 @@ class TowerProcessor(ItemProcessor):
 
     @cached_property
     def _num_patches(self) -> int:
-        """Patches of an image: all have the same, whatever the picture."""
+        """Patches of an image, the same for every picture."""
         pixels = self.read_picture(PIL.Image.new("RGB", (64, 64)))["pixel_values"]
         if pixels.ndim == 2:  # patches already
             return len(pixels)
@@ -117,8 +117,8 @@ class TowerProcessor(ItemProcessor):
             self._images.save(image_folder)
 
 
-def _own_patch_size(folder: Path) -> int:
-    """The side of a patch in pixels that a model's config.json names."""
+def _patch_size_of(folder: Path) -> int:
+    """The patch size in pixels in a model's config.json; 16 if it has none."""
     config = read_json(folder / "config.json")
     vision = config.get("vision_config", config) if isinstance(config, dict) else {}
     size = vision.get("patch_size") if isinstance(vision, dict) else None
@@ -126,7 +126,7 @@ def _own_patch_size(folder: Path) -> int:
 
 
 def stack_images(loaded: Sequence[LoadedItem]) -> dict[str, Ragged]:
-    """The tensors of all images, by name, each [images, ...]; nothing when there are no images."""
+    """The tensors of all images, by name, each [images, ...]; {} without images."""
     images = [image for item in loaded for image in item.images]
     if not images:
         return {}
@@ -149,7 +149,7 @@ def load_image_processor(folder: Path, settings: ModelSettings) -> Any:  # Any: 
 
 
 def image_reader(processor: object, spec: ModelSpec) -> ImageReader:
-    """The reader that takes an image processor apart into its two halves."""
+    """The reader that splits an image processor into resizing and normalisation."""
     if isinstance(processor, transformers.models.timm_wrapper.TimmWrapperImageProcessor):
         return TimmImages(processor, spec.image_size)
     if spec.max_num_patches is not None:
@@ -158,7 +158,7 @@ def image_reader(processor: object, spec: ModelSpec) -> ImageReader:
 
 
 def _refuse_without_vocabulary(tokenizer: Any, folder: Path) -> None:  # Any: transformers is untyped here
-    """transformers makes an empty tokenizer when the files are missing, which would turn all words into one."""
+    """Raise ModelError without vocabulary files: transformers would make an empty tokenizer, with all words unknown."""
     names = sorted(set(tokenizer.vocab_files_names.values()))
     if names and not any((folder / name).is_file() for name in names):
         raise ModelError(f"model folder {str(folder)!r} has no tokenizer: none of {', '.join(names)} is there")

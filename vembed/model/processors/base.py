@@ -28,11 +28,12 @@ Self = TypeVar("Self", bound="ItemProcessor")
 
 
 class ItemProcessor(ABC):
-    """Turns items into a model's inputs, in three moves that can run in three places (`vembed.types.Processor`).
+    """Turns items into a model's inputs, in three steps that can run in three places (`vembed.types.Processor`).
 
-    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`. `token_masks` names the masks
-    [texts, tokens] that `prepare` pads along with `input_ids`: where they are known, many texts are prepared at once,
-    and embedded in batches that are alike in length.
+    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`; it may override `load`,
+    `counts_tokens`, `num_tokens`, `count_tokens` and `is_read_alike_elsewhere`. token_masks: names of the masks [texts,
+    tokens] that `prepare` pads along with `input_ids`; with them, many texts are tokenised at once, and embedded in
+    batches of about one length.
     """
 
     token_masks: tuple[str, ...] = ()
@@ -48,7 +49,7 @@ class ItemProcessor(ABC):
 
     @abstractmethod
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """What the model reads of one RGB picture, by tensor name, at the model's size and in uint8."""
+        """The tensors of one RGB picture, by name, at the model's size and in uint8."""
 
     @abstractmethod
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
@@ -63,12 +64,12 @@ class ItemProcessor(ABC):
         """Write the files that `from_folders` and transformers read."""
 
     def is_read_alike_elsewhere(self) -> bool:
-        """Whether sentence-transformers makes the same inputs with the files that `save` writes."""
+        """True if sentence-transformers makes the same inputs with the files that `save` writes."""
         return True
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether rows that were prepared together can be told apart by `num_tokens` and cut by `without_padding`."""
+        """True if `num_tokens` counts each row's tokens, and `without_padding` can shorten rows prepared together."""
         return bool(self.token_masks)
 
     def num_tokens(self, inputs: Inputs) -> Tensor:
@@ -81,19 +82,19 @@ class ItemProcessor(ABC):
         return counted.index_add(0, rows, real.sum(dim=1))
 
     def count_tokens(self, items: Sequence[HeldItem], side: Side) -> list[int]:
-        """Tokens of each row as the model will read it, alone: of its text, and of its images.
+        """Tokens of each row without padding: of its text, and of its images.
 
         Nothing is kept: rows of text are tokenised many at a time, rows with images one by one.
         """
         counts = [0] * len(items)
         for rows in _windows(items):
             inputs = self.prepare([items[row] for row in rows], side)
-            for row, count in zip(rows, self._lengths(inputs).tolist(), strict=True):
+            for row, count in zip(rows, self._row_lengths(inputs).tolist(), strict=True):
                 counts[row] = count
         return counts
 
-    def _lengths(self, inputs: Inputs) -> Tensor:
-        """Tokens of each row, int64 [rows]; with padding where that is read like the rest."""
+    def _row_lengths(self, inputs: Inputs) -> Tensor:
+        """Tokens of each row, int64 [rows]; with padding if the model attends to it."""
         if self.counts_tokens or "input_ids" not in inputs.tensors:
             return self.num_tokens(inputs)
         texts = inputs.tensors["input_ids"]
@@ -107,11 +108,11 @@ class ItemProcessor(ABC):
         names = [name for name in ("input_ids", *self.token_masks) if name in inputs.tensors]
         padded = {name: inputs.tensors[name] for name in names}
         columns = real.any(dim=0)
-        cut = {name: replace(ragged, values=ragged.values[:, columns]) for name, ragged in padded.items()}
-        return replace(inputs, tensors={**inputs.tensors, **cut})
+        shorter = {name: replace(ragged, values=ragged.values[:, columns]) for name, ragged in padded.items()}
+        return replace(inputs, tensors={**inputs.tensors, **shorter})
 
     def _real_tokens(self, inputs: Inputs) -> Tensor | None:
-        """Bool [texts, tokens], False for what every mask leaves out; None without masks, or texts."""
+        """Bool [texts, tokens], True for tokens in any of the masks; None without masks, or texts."""
         masks = [inputs.tensors[name].values.bool() for name in self.token_masks if name in inputs.tensors]
         return torch.stack(masks).any(dim=0) if masks else None
 
@@ -122,7 +123,7 @@ class ItemProcessor(ABC):
         return limited
 
     def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
-        """Decode and transform an item's images, and make of each what the model reads.
+        """Decode and transform an item's images, and read each to the model's tensors.
 
         Raises DataError for an image that cannot be read, ModelError for an item that the model cannot read.
         """
@@ -131,13 +132,13 @@ class ItemProcessor(ABC):
         return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
 
     def load_all(self, items: Sequence[AnyItem]) -> list[LoadedItem]:
-        """The items, those loaded that are not yet; encoded ones in threads."""
+        """The items, loaded; encoded images are decoded in threads."""
         if not any(isinstance(item, EncodedItem) for item in items):
-            return [self._loaded(item) for item in items]
+            return [self._load_if_needed(item) for item in items]
         with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-            return list(threads.map(self._loaded, items))
+            return list(threads.map(self._load_if_needed, items))
 
-    def _loaded(self, item: AnyItem) -> LoadedItem:
+    def _load_if_needed(self, item: AnyItem) -> LoadedItem:
         if isinstance(item, LoadedItem):
             return item
         if isinstance(item, Item):

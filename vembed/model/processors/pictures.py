@@ -16,7 +16,9 @@ from vembed.errors import ModelError
 
 
 class ImageReader(Protocol):
-    """Resizing (host, per picture) apart from rescaling and normalising (device, per chunk); together exact.
+    """An image processor in two halves: resizing (host, per picture) and normalisation (device, per chunk).
+
+    Together they give the same floats as the image processor itself.
 
     read: one RGB picture to named tensors, `pixel_values` among them in uint8. finish: those tensors of several images
     [images, ...] to their float32 pixels.
@@ -30,7 +32,7 @@ class ImageReader(Protocol):
 
 
 class TransformersImages:
-    """A transformers image processor in two halves: its own resizing and cropping in uint8, its own normalisation."""
+    """A transformers image processor in two halves: its resizing and cropping in uint8, its normalisation later."""
 
     def __init__(self, processor: Any, image_size: int | None) -> None:  # Any: transformers is untyped here
         if image_size is not None:
@@ -96,13 +98,18 @@ def normalized(processor: Any, pixels: Tensor) -> Tensor:  # Any: transformers i
     """uint8 pixels [images, 3, ...] as a transformers image processor rescales and normalises them, in float32."""
     own = processor
     floats: Tensor = own.rescale_and_normalize(
-        pixels, own.do_rescale, own.rescale_factor, own.do_normalize, _key(own.image_mean), _key(own.image_std)
+        pixels,
+        own.do_rescale,
+        own.rescale_factor,
+        own.do_normalize,
+        _hashable(own.image_mean),
+        _hashable(own.image_std),
     )
     return floats.float()
 
 
 def _set_size(processor: Any, image_size: int) -> None:
-    """Square images of that side, with the same share of the picture in the crop as before."""
+    """Set the size of square images; a center crop keeps its share of the picture."""
     square = {"height": image_size, "width": image_size}
     size = dict(processor.size)
     if _is_convnext(processor):
@@ -117,7 +124,7 @@ def _set_size(processor: Any, image_size: int) -> None:
 
 
 def _is_convnext(processor: Any) -> bool:
-    """Whether it is the processor that crops to a square by itself, a share of the picture below 384 pixels."""
+    """True for ConvNeXt's processor, which crops by itself, by a crop_pct below 384 pixels."""
     return isinstance(processor, transformers.ConvNextImageProcessor | transformers.ConvNextImageProcessorPil)
 
 
@@ -125,5 +132,5 @@ def _crops(processor: Any) -> bool:
     return bool(getattr(processor, "do_center_crop", False))
 
 
-def _key(values: Any) -> Any:  # transformers caches by these values, so they must hash
+def _hashable(values: Any) -> Any:  # transformers caches by these values, so they must hash
     return tuple(values) if isinstance(values, list) else values

@@ -13,5 +13,5 @@ class Qwen3VLEmbeddingProcessor(VlmProcessor):
     """
 
     def instruction(self, side: Side) -> str:
-        """The instruction of the side, as the model was trained with."""
+        """The instruction of the side, ending in a punctuation mark."""
         return instruction(self.spec.prompt(side))

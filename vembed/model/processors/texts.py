@@ -1,4 +1,4 @@
-"""Texts to padded token numbers, with the texts counted that were cut."""
+"""Texts to padded token ids, with a count of truncated texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from vembed.types import Side
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """input_ids and attention_mask, int64 [texts, tokens], and how many texts were longer than the limit.
+    """input_ids and attention_mask, int64 [texts, tokens]. num_truncated: texts longer than the limit.
 
-    pooled_tokens: bool [texts, tokens], the real tokens that are not the prompt's, None when the pooling reads all.
+    pooled_tokens: bool [texts, tokens], the real tokens without the prompt's; None if all real tokens are pooled.
     """
 
     input_ids: Tensor
@@ -36,7 +36,7 @@ class TextReader:
         self._pad_to = spec.pad_to
         self._pools_prompt = spec.pool_prompt
         tokenizer.padding_side = spec.padding_side
-        let_pad(tokenizer)
+        ensure_pad_token(tokenizer)
         if spec.lower_case:
             lower_case(tokenizer)
         refuse_long_prompt(tokenizer, "query", spec.query_prompt, spec.max_length)
@@ -45,17 +45,17 @@ class TextReader:
     def encode(self, texts: Sequence[str], prompt: str = "") -> EncodedTexts:
         """Tokens of prompt + text, padded to the longest of these texts, or to the model's fixed length.
 
-        Models that were trained with padding in view (their tokenizer gives no mask) get a mask without gaps.
+        A tokenizer without masks (SigLIP's: it was trained to attend to padding) gets a mask of ones.
         """
         texts = [prompt + text for text in texts]
         encoded = self._tokenize(texts)
         ids: Tensor = encoded["input_ids"]
         mask: Tensor = encoded["attention_mask"] if "attention_mask" in encoded else torch.ones_like(ids)
-        ids, mask = self._with_a_token_each(ids.long(), mask.long())
+        ids, mask = self._fill_empty_texts(ids.long(), mask.long())
         return EncodedTexts(ids, mask, self._num_truncated(encoded, texts), self._pooled_tokens(mask, prompt))
 
-    def _with_a_token_each(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """An empty text, where the tokenizer adds no token of its own (Llama's), reads as the end token alone."""
+    def _fill_empty_texts(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ids and mask with an EOS token for each text without any token: an empty one, of a tokenizer like Llama's."""
         empty = ~mask.bool().any(dim=1)
         if not empty.any():
             return ids, mask
@@ -76,9 +76,9 @@ class TextReader:
         return self.tokenizer(texts, return_tensors="pt", **length)
 
     def _pooled_tokens(self, mask: Tensor, prompt: str) -> Tensor | None:
-        """As sentence-transformers counts them: as many tokens as the prompt has alone, without an end token.
+        """Bool [texts, tokens], or None for all: without as many tokens as the prompt has by itself, EOS aside.
 
-        Of an empty text, which has no others, the prompt is pooled.
+        So does sentence-transformers. Of an empty text the prompt is pooled.
         """
         if self._pools_prompt or not prompt:
             return None
@@ -98,7 +98,7 @@ class TextReader:
 
 
 def lower_case(tokenizer: Any) -> None:
-    """Put lower-casing before the tokenizer's own normalisation, as sentence-transformers does."""
+    """Add lower-casing before the tokenizer's normaliser, as sentence-transformers does."""
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a":
         return
@@ -107,20 +107,20 @@ def lower_case(tokenizer: Any) -> None:
 
 
 def forget_last_call(tokenizer: Any) -> None:
-    """Take out the cutting and padding of the last call, which a tokenizer keeps and would write into its file."""
+    """Reset truncation and padding, which a fast tokenizer keeps from its last call and would save."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
 
 
-def let_pad(tokenizer: Any) -> None:
-    """Give a tokenizer without a token to pad with (Llama's) one; what pads is masked, so any will do."""
+def ensure_pad_token(tokenizer: Any) -> None:
+    """Set a padding token for a tokenizer without one (Llama's); padding is masked, so any token will do."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
 
 
 def refuse_long_prompt(tokenizer: Any, side: Side, prompt: str, limit: int | None) -> None:
-    """Raise ModelError when every text of that side would be cut away, so that all were alike."""
+    """Raise ModelError if the prompt leaves no tokens for a text within the limit."""
     num_tokens = len(tokenizer(prompt)["input_ids"]) if prompt else 0
     if limit is not None and num_tokens >= limit:
         raise ModelError(

@@ -59,6 +59,9 @@ class VlmProcessor(ItemProcessor):
     load: all pictures of an item to what the image processor makes of them, in uint8 where that loses nothing
     (`PictureParts`). prepare: every row's tokens, one row after the other, without padding. finish: the tokens of a
     chunk padded to its longest row, `attention_mask`, and the floats of the pixels.
+
+    Subclasses may override, beside ItemProcessor's methods: `instruction`, `mark_tokens`, `tokenize_rows` and
+    `token_tensor_names`.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class VlmProcessor(ItemProcessor):
         for item in items:
             if isinstance(item, Item):
                 self._refuse_placeholders(item)
-        rows = self._rows(self.load_all(items), side)
+        rows = self.tokenize_rows(self.load_all(items), side)
         if not rows:
             return Inputs(0, {})
         names = {name for row in rows for name in row.images}
@@ -152,7 +155,7 @@ class VlmProcessor(ItemProcessor):
         counts = tensors["input_ids"].counts
         lengths = counts.tolist()
         real = Ragged(torch.ones_like(tensors["input_ids"].values), counts)  # [tokens of all rows]
-        for name, flat in [("attention_mask", real), *((name, tensors[name]) for name in self._padded_names())]:
+        for name, flat in [("attention_mask", real), *((name, tensors[name]) for name in self.token_tensor_names())]:
             padding = self._padding_token() if name == "input_ids" else 0
             rows = torch.split(flat.values, lengths)
             padded = pad_sequence(list(rows), True, padding, self.spec.padding_side)  # batch first
@@ -197,7 +200,7 @@ class VlmProcessor(ItemProcessor):
         """A row's tensors [tokens] before it is cut, and further ones that a kind of model needs, to be overridden."""
         return tokens
 
-    def _rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[VlmRow]:
+    def tokenize_rows(self, loaded: Sequence[LoadedItem], side: Side) -> list[VlmRow]:
         """Rows of text alone are tokenised together, which is faster; rows with images one by one."""
         texts = [item for item in loaded if not item.images]
         encoded = iter(self._encode_all([self._render(side, item.text, 0) for item in texts]))
@@ -209,7 +212,7 @@ class VlmProcessor(ItemProcessor):
                 ids = torch.tensor(next(encoded))  # [tokens]
                 # What else there is per token says of which kind it is (token_type_ids), and 0 is text.
                 zeros = torch.zeros_like(ids)
-                tokens = dict.fromkeys(self._padded_names(), zeros) | {"input_ids": ids}
+                tokens = dict.fromkeys(self.token_tensor_names(), zeros) | {"input_ids": ids}
                 tokens |= {IMAGE_TOKENS: zeros.bool()}
                 rows.append(self._cut(VlmRow(self.mark_tokens(tokens, item), {}), item))
         return rows
@@ -276,7 +279,7 @@ class VlmProcessor(ItemProcessor):
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _padded_names(self) -> list[str]:
+    def token_tensor_names(self) -> list[str]:
         """The names of tensors with an entry per token, which `finish` pads; to be extended with `mark_tokens`."""
         return [*self._token_names, IMAGE_TOKENS]
 
