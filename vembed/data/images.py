@@ -128,13 +128,14 @@ def _to_rgb(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
     if image.mode == "F":
         raise DataError(f"{_message_prefix(source)}float pixels have no known range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
+        return over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _over_white(image: PIL.Image.Image) -> PIL.Image.Image:
+def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture as RGB, what is transparent of it white."""
     white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return PIL.Image.alpha_composite(white, image).convert("RGB")
+    return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:

@@ -47,7 +47,7 @@ def load_emoji() -> list[Emoji]:
     """
     names = dict(_names(NAMES.read_json(), num_tones=0))
     keywords = {key_of(characters): words for characters, words in KEYWORDS.read_json().items()}
-    subcategories = {_key_from_hex(entry["unified"]): entry["subcategory"] for entry in CATEGORIES.read_json()}
+    subcategories = {key_from_hex(entry["unified"]): entry["subcategory"] for entry in CATEGORIES.read_json()}
     characters_of = {key_of(characters): characters for characters in names}
     keys = sorted(characters_of.keys() & keywords.keys())
     concepts = {
@@ -123,7 +123,12 @@ def _names(table: Mapping[str, dict[str, object]], *, num_tones: int) -> Iterato
             yield characters, str(entry["en"]).strip(":").replace("_", " ")
 
 
-def _key_from_hex(code_points: str) -> str:
+def key_from_hex(code_points: str) -> str:
+    """The key of an emoji from its code points in hex, of any case and with or without FE0F.
+
+    >>> key_from_hex("2764-FE0F")
+    '2764'
+    """
     return key_of("".join(chr(int(code_point, 16)) for code_point in code_points.split("-")))
 
 

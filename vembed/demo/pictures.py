@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from vembed.demo.emoji import Emoji, key_of
+from vembed.data.images import over_white
+from vembed.demo.emoji import Emoji, key_from_hex
 from vembed.demo.packages import PackageFile, package_path, refuse_other_content, sha256_of
 from vembed.errors import UsageError
 
@@ -44,13 +45,13 @@ def write_pictures(emojis: Sequence[Emoji], folder: Path, *, twemoji_sha256: str
 
 def _write_twemoji(emojis: Sequence[Emoji], folder: Path, expected: str) -> None:
     source = package_path(_TWEMOJI_PACKAGE, _TWEMOJI_FOLDER)
-    file_of = {_key_of_stem(file.stem): file for file in source.glob("*.png")}
+    file_of = {key_from_hex(file.stem): file for file in source.glob("*.png")}
     missing = [emoji.key for emoji in emojis if emoji.key not in file_of]
     digest = "no such picture" if missing else sha256_of(file_of[emoji.key] for emoji in emojis)
     refuse_other_content(source, expected=expected, actual=digest, package=_TWEMOJI_PACKAGE)
     for emoji in emojis:
         with Image.open(file_of[emoji.key]) as picture:
-            _over_white(picture).save(folder / picture_path(emoji, "twemoji"))
+            over_white(picture).save(folder / picture_path(emoji, "twemoji"))
 
 
 def _write_openmoji(emojis: Sequence[Emoji], folder: Path) -> None:
@@ -62,12 +63,3 @@ def _write_openmoji(emojis: Sequence[Emoji], folder: Path) -> None:
         center = (_SIDE_PIXELS / 2, _SIDE_PIXELS / 2)
         ImageDraw.Draw(picture).text(center, emoji.characters, font=font, anchor="mm", embedded_color=True)
         picture.save(folder / picture_path(emoji, "openmoji"))
-
-
-def _key_of_stem(stem: str) -> str:
-    return key_of("".join(chr(int(code_point, 16)) for code_point in stem.split("-")))
-
-
-def _over_white(picture: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")

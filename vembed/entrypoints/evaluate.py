@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.assembly import report_settings
-from vembed.entrypoints.evaluation_target import EvaluationTarget, Overrides, resolve_target
+from vembed.configuration.layers import Overrides
+from vembed.entrypoints.evaluation_target import EvaluationTarget, resolve_target
 from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.relevance import retrieval_set

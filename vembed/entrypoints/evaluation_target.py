@@ -1,14 +1,13 @@
 """The target of `vembed evaluate`, with its config. Imports no torch, so that a mistyped key is told at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.config import Config, Purpose, load_config
+from vembed.configuration.layers import Overrides
 from vembed.errors import UsageError
 from vembed.training.run.folder import RunFolder
-
-Overrides = Mapping[str, object] | Sequence[str]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from vembed.losses.contrasts import NOTHING, Against, Contrasts
 from vembed.losses.masks import Masks
+from vembed.losses.settings import Direction
 from vembed.losses.strips import sum_over_strips
 
 
@@ -68,6 +69,18 @@ def pair_losses(scores: Tensor, against: Against, label_smoothing: float = 0.0) 
     if not label_smoothing:
         return losses
     return losses + label_smoothing * (against.count * scores - against.total) / (1 + against.count)
+
+
+def mean_over_directions(
+    direction: Direction, query: Anchors, document: Anchors, losses: Callable[[Anchors], Tensor]
+) -> Tensor:
+    """The weighted losses of pairs with the anchors of one direction, or the mean of both directions, entry by entry.
+
+    losses: a side's anchors -> the losses of the pairs before weighting.
+    """
+    sides = {"query_to_document": [query], "document_to_query": [document], "both": [query, document]}
+    weighted = [side.weight * losses(side) for side in sides[direction]]
+    return sum(weighted[1:], weighted[0]) / len(weighted)
 
 
 def grouped_logsumexp(values: Tensor, numbers: Tensor, length: int) -> Tensor:

@@ -2,16 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vembed.data.fields.cells import describe_cell, is_absent
+from vembed.data.fields.cells import Cell, describe_cell, is_absent
 from vembed.errors import DataError
 from vembed.types import RowEmbeddings
-
-Cell = Any  # Any: whatever a file holds
 
 
 def read_embeddings(cells: Mapping[str, Cell], counts: Mapping[str, int], where: Mapping[str, str]) -> RowEmbeddings:

@@ -3,13 +3,10 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from vembed.data.fields.cells import describe_cell, is_absent
+from vembed.data.fields.cells import Cell, describe_cell, is_absent
 from vembed.errors import DataError
 from vembed.types import RowNeeds
-
-Cell = Any  # Any: whatever a file holds
 
 
 def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> tuple[float, ...]:

@@ -33,7 +33,7 @@ from vembed.losses.contrasts import Against, Candidates, Choose, all_negatives, 
 from vembed.losses.masks import Masks, MaskStrips, document_mask_strips, mask_strips, query_mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import InfoNCESettings
-from vembed.losses.softmax import Anchors, pair_losses, sum_over_pairs
+from vembed.losses.softmax import Anchors, mean_over_directions, pair_losses, sum_over_pairs
 from vembed.losses.strips import masked_real
 from vembed.types import Targets
 
@@ -67,9 +67,9 @@ def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: InfoNCE
     smoothing = settings.label_smoothing
     if settings.joint_denominator:
         return query.weight * pair_losses(scores, query.against + document.against, smoothing)
-    sides = {"query_to_document": [query], "document_to_query": [document], "both": [query, document]}
-    losses = [side.weight * pair_losses(scores, side.against, smoothing) for side in sides[settings.loss_direction]]
-    return sum(losses[1:], losses[0]) / len(losses)
+    return mean_over_directions(
+        settings.loss_direction, query, document, lambda side: pair_losses(scores, side.against, smoothing)
+    )
 
 
 def _within_side(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:

@@ -16,7 +16,7 @@ from vembed.losses.contrasts import Candidates, contrasts
 from vembed.losses.masks import Masks, mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import SupConSettings
-from vembed.losses.softmax import Anchors, sum_over_pairs
+from vembed.losses.softmax import Anchors, mean_over_directions, sum_over_pairs
 from vembed.types import Targets
 
 
@@ -34,6 +34,4 @@ def _all_valid(_scores: Tensor, masks: Masks) -> Candidates:
 
 def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: SupConSettings) -> Tensor:
     """The weighted losses of pairs with these scores."""
-    sides = {"query_to_document": [query], "document_to_query": [document], "both": [query, document]}
-    losses = [side.weight * (side.against.log_sum - scores) for side in sides[settings.loss_direction]]
-    return sum(losses[1:], losses[0]) / len(losses)
+    return mean_over_directions(settings.loss_direction, query, document, lambda side: side.against.log_sum - scores)
