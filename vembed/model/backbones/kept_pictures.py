@@ -6,7 +6,7 @@
 A model of transformers asks one method for the states of its pictures' tokens, mostly `get_image_features`. That is its
 seam, at which it is cut: for the time of one run the method is replaced,
 
-    take:   def seam(pixels): raise Reached(real_seam(pixels))     # caught, so that the language model does not run
+    take:   def seam(pixels): raise EarlyExit(real_seam(pixels))   # caught, so that the language model does not run
     given:  def seam(pixels): return kept states                   # pixels are black pictures of the right shapes
 
 Whether a model can be cut like that is tried on the first rows with pictures: both ways must give the same.
@@ -26,7 +26,13 @@ from vembed.errors import ModelError
 from vembed.grad_cache.cachex.tree_utils import list_tensors, select_rows
 from vembed.grad_cache.context_managers import RandContext
 from vembed.model.backbones.pretrained import Backbone
-from vembed.model.network.stand_ins import MISFITS, Given, Reached, alike, replaced
+from vembed.model.network.short_circuit import (
+    FORWARD_ERRORS,
+    EarlyExit,
+    KnownOutput,
+    equal_within_rounding,
+    methods_replaced,
+)
 from vembed.model.vectors.rows import sums_by_row
 from vembed.types import Inputs, Ragged
 
@@ -106,8 +112,8 @@ class PictureCut:
             for name, ragged in inputs.tensors.items()
             if name != PICTURE_STATES
         }
-        known = Given(self._tokens(states.values))
-        with replaced({self._seam: known} if self._seam is not None and len(states.values) else {}):
+        known = KnownOutput(self._tokens(states.values))
+        with methods_replaced({self._seam: known} if self._seam is not None and len(states.values) else {}):
             yield replace(inputs, tensors=tensors)
         # A model that asked twice, or never, has not read the kept states as its own; nothing else would tell.
         if len(states.values) and known.num_calls != 1:
@@ -154,10 +160,12 @@ class PictureCut:
                     for tensor in list_tensors(inputs):
                         torch.rand(1, device=tensor.device)
                     again = self._taken(run, inputs)
-            except MISFITS:
+            except FORWARD_ERRORS:
                 return False
         assert again is not None
-        return alike(cut, whole) and alike(again.tensors[PICTURE_STATES].values, taken.tensors[PICTURE_STATES].values)
+        return equal_within_rounding(cut, whole) and equal_within_rounding(
+            again.tensors[PICTURE_STATES].values, taken.tensors[PICTURE_STATES].values
+        )
 
     def _taken(self, run: Run, inputs: Inputs) -> Inputs | None:
         """The inputs with states for pixels; None where the states are not one for each image token of the rows."""
@@ -189,13 +197,13 @@ class PictureCut:
 
         # An exception is what leaves a forward of any model in its middle.
         def stop(*arguments: object, **options: object) -> None:
-            raise Reached(make(*arguments, **options))
+            raise EarlyExit(make(*arguments, **options))
 
-        with replaced({self._seam: stop}):
+        with methods_replaced({self._seam: stop}):
             try:
                 run(inputs)
-            except Reached as reached:
-                return reached.output
+            except EarlyExit as exit_:
+                return exit_.output
         return None
 
     def _states(self, output: Any) -> Tensor | None:  # Any: as above
