@@ -119,8 +119,8 @@ def _embedding_lines(model: "VisualRetrievalModel") -> Iterator[str]:
     from vembed.types import ImageSource, Item  # noqa: PLC0415 (as above)
 
     picture = PIL.Image.new("RGB", (_PICTURE_SIDE, _PICTURE_SIDE), "red")
-    given = [("text", f"the text {_TEXT!r}", Item(text=_TEXT), "query")] if model.spec.can(["text"]) else []
-    if model.spec.can(["image"]):
+    given = [("text", f"the text {_TEXT!r}", Item(text=_TEXT), "query")] if model.spec.supports(["text"]) else []
+    if model.spec.supports(["image"]):
         given.append(("image", "a red picture", Item(images=(ImageSource(pil=picture),)), "document"))
     embedded = []
     for _, words, item, side in given:

@@ -39,9 +39,9 @@ class BaseEmbeddingModel(nn.Module):
 
     - parts: beginnings of parameters' names -> text, vision or heads; none
     - image_tensors: -> names of what the processor gives per image; pixel_values
-    - has_towers_apart: -> whether no tower reads what another gives; True
-    - start_temperature: -> of a checkpoint without its own; 0.05
-    - keeps_states_of: -> the tower that `with_fixed_states` stands in for; None
+    - has_towers_apart: -> True if no tower reads another's outputs; True
+    - start_temperature: -> initial temperature of a checkpoint without its own; 0.05
+    - keeps_states_of: -> the tower whose outputs `with_fixed_states` computes; None
     - load: spec, folders, settings, seed -> the pretrained model; refused
     - dim: -> width of an embedding; refused
     - towers: -> the pretrained network of each tower; none
@@ -51,11 +51,11 @@ class BaseEmbeddingModel(nn.Module):
     - head: tower, features [slices, width] -> vectors [slices, dim]; as they are
     - forward: Inputs -> Embeddings [rows, dim] or [rows, tokens, dim]; as above
     - tower_features: Inputs -> as forward, but without new heads and fusion [rows, width]; as above
-    - fixed_towers: -> frozen towers whose features `forward` takes as given; all frozen, if `forward` is this one
-    - with_fixed_states: Inputs -> Inputs with [tokens, width] in the place of what a frozen tower reads; refused
+    - fixed_towers: -> frozen towers whose features `forward` takes from inputs; all frozen, if `forward` is this one
+    - with_fixed_states: Inputs -> Inputs with a frozen tower's outputs [tokens, width] for its inputs; refused
     - part_of: a parameter's name -> text, vision, heads or scale; by `parts`
-    - takes_adapter: a linear layer's name in a tower -> whether it gets an adapter by default; True
-    - learns_whole: a layer's name outside the towers -> whether it learns beside adapters; True
+    - takes_adapter: a linear layer's name in a tower -> True if it gets an adapter by default; True
+    - learns_whole: a layer's name outside the towers -> True if it is trained in full beside adapters; True
     - backbone_state: subfolder -> a backbone's tensors by name, adapters merged in; its state_dict
     - save_backbone: subfolder, folder -> its files, as transformers opens them; by save_pretrained
     - sentence_files: subfolder -> JSON files by which sentence-transformers opens it; by its spec
@@ -102,22 +102,22 @@ class BaseEmbeddingModel(nn.Module):
         return {}
 
     def embed_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """What the text tower gives for [texts, tokens] twice: [texts, width], before heads of the model's own.
+        """The text tower's features [texts, width] of ids and mask, [texts, tokens] each, before `head`.
 
-        Without any (most families have none), that is [texts, dim], before normalisation. Families whose processor says
-        which tokens are pooled take them as a third argument, bool [texts, tokens].
+        In families without heads that is [texts, dim], not normalised. Families whose processor gives `pooled_tokens`
+        take them as a third argument, bool [texts, tokens].
         """
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given a text")
 
     def embed_images(self, images: Mapping[str, Tensor]) -> Tensor:
-        """What the vision tower gives: [images, width], before heads of the model's own (without any: [images, dim]).
+        """The vision tower's features [images, width], before `head`; in families without heads [images, dim].
 
-        images: by name, `pixel_values` [images, 3, height, width] among them.
+        images: tensors by name, `pixel_values` [images, 3, height, width] among them.
         """
         raise ModelError(f"a {self.spec.family} model reads {self.spec.reads()}; it was given an image")
 
     def head(self, tower: Tower, features: Tensor) -> Tensor:
-        """What the model makes of a tower's features, [slices, width] -> [slices, dim]; as they are without heads."""
+        """A tower's features [slices, width] -> vectors [slices, dim]; as they are in families without heads."""
         return features
 
     def forward(self, inputs: Inputs) -> Embeddings:
@@ -145,18 +145,18 @@ class BaseEmbeddingModel(nn.Module):
         return _rows(self, [Ragged(widened(one.values), one.counts) for one in found])  # [rows, width]
 
     def fixed_towers(self) -> tuple[Tower, ...]:
-        """The towers whose features of an item never change while the model learns, and that `forward` takes as given.
+        """The frozen towers whose features of an item never change, and can be given to `forward` in its inputs.
 
-        None where a family has a forward of its own.
+        () where a family has a forward of its own.
         """
         # A forward of the family's own may read the inputs in any way, and would not look for features among them.
         takes_features = self.has_towers_apart and type(self).forward is BaseEmbeddingModel.forward
         return tuple(tower for tower in self.spec.towers if tower in self.freezing.towers and takes_features)
 
     def with_fixed_states(self, inputs: Inputs) -> Inputs:
-        """Finished inputs with a vector per token in the place of what the tower `keeps_states_of` reads; no graph.
+        """Finished inputs with the outputs [tokens, width] of tower `keeps_states_of` for its inputs; no graph.
 
-        Asked only if that tower is frozen. `forward` gives the same for both inputs.
+        Called only if that tower is frozen. `forward` gives the same for both inputs.
         """
         raise ModelError(f"{type(self).__name__} does not say what it keeps of its {self.keeps_states_of} tower")
 
@@ -170,19 +170,19 @@ class BaseEmbeddingModel(nn.Module):
         return next(part for prefix, part in self.parts.items() if name.startswith(prefix))
 
     def takes_adapter(self, name: str) -> bool:
-        """Whether a linear layer within a tower gets an adapter unless lora_target_modules says otherwise."""
+        """True if a linear layer within a tower gets an adapter by default, without lora_target_modules."""
         return True
 
     def learns_whole(self, name: str) -> bool:
-        """Whether a layer of a backbone outside the towers learns as it is beside adapters, as a projection does."""
+        """True if a backbone's layer outside the towers, such as a projection, is trained in full beside adapters."""
         return True
 
     def freeze(self, towers: Collection[Tower]) -> None:
-        """Stop these towers from learning, now and for the model's life; they also run in eval mode (no dropout)."""
+        """Freeze these towers for good; they stay in eval mode (no dropout)."""
         self.freezing.freeze(self, towers)
 
     def freeze_layers(self, num_layers: Mapping[Tower, int]) -> None:
-        """Stop so many first layers of these towers, with their embeddings, from learning; they run in eval mode."""
+        """Freeze the embeddings and so many first layers of these towers for good; they stay in eval mode."""
         self.freezing.freeze_layers(self, num_layers)
 
     def train(self, mode: bool = True) -> "BaseEmbeddingModel":
@@ -194,21 +194,21 @@ class BaseEmbeddingModel(nn.Module):
         return self
 
     def backbone_state(self, subfolder: str) -> dict[str, Tensor]:
-        """The weights of one of the backbones as transformers knows them, adapters merged in."""
+        """The state dict of one of the backbones by transformers' names, adapters merged in."""
         return merged_state(self.backbones()[subfolder])
 
     def save_backbone(self, subfolder: str, folder: Path) -> None:
-        """Write one of the backbones as transformers opens it, adapters merged in."""
+        """Write one of the backbones so that transformers can load it, adapters merged in."""
         self.backbones()[subfolder].save_pretrained(folder, state_dict=self.backbone_state(subfolder))
 
     def sentence_files(self, subfolder: str) -> JsonFiles:
-        """The JSON files by which sentence-transformers opens one of the backbones' folders as this model uses it."""
+        """The JSON files with which sentence-transformers gives this model's embeddings from a backbone's folder."""
         config = self.backbones()[subfolder].config
         width = int(getattr(config, "hidden_size", 0) or 0)
         return sentence_files(tower_spec(self.spec, subfolder), width)
 
     def layer_states(self, subfolder: str) -> dict[str, dict[str, Tensor]]:
-        """The weights of the layers that sentence-transformers keeps beside that backbone, by their subfolder."""
+        """The state dicts of the layers that sentence-transformers keeps beside that backbone, by their subfolder."""
         return {}
 
 
@@ -220,7 +220,7 @@ def _rows(model: BaseEmbeddingModel, towers: list[Ragged], fusion: Fusion | None
 
 
 def disable_kv_cache(model: nn.Module) -> None:
-    """Tell a transformers model and its parts to keep no keys and values: an embedding is one pass."""
+    """Turn the KV cache of a transformers model and its modules off: an embedding is one forward."""
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and getattr(config, "use_cache", False):

@@ -1,4 +1,4 @@
-"""A model's folder: transformers' files, sentence-transformers' files, our spec, and the heads."""
+"""A checkpoint's folder: files of transformers and of sentence-transformers, the spec, and the heads."""
 
 import json
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "proces
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a model was tuned from: one name, or the names of two towers."""
+    """The name (hub id or folder) of the model that was tuned, or those of its two towers."""
 
     model_name: str | None = None
     revision: str | None = None
@@ -55,8 +55,8 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
 
 
 @torch.no_grad()
-def read_layers(model: BaseEmbeddingModel, folder: Path) -> None:
-    """Restore the layers that follow a tower's pooling. Raises CheckpointError."""
+def load_layer_states(model: BaseEmbeddingModel, folder: Path) -> None:
+    """Load the weights of the layers that follow a tower's pooling. Raises CheckpointError."""
     for subfolder in model.backbones():
         for name, state in model.layer_states(subfolder).items():
             path = folder / subfolder / name / WEIGHTS_FILE
@@ -69,7 +69,7 @@ def read_layers(model: BaseEmbeddingModel, folder: Path) -> None:
 
 
 def processor_folders(folders: ModelFolders, settings: ModelSettings) -> ModelFolders:
-    """Where tokenizer and image processor lie: beside the weights, or with the base of an adapter that brings none."""
+    """Folders of tokenizer and image processor: those of the weights, or of an adapter's base if it comes without."""
     text, image = (_processor_folder(folder, settings) for folder in (folders.text, folders.image))
     return replace(folders, text=text, image=image)
 
@@ -83,7 +83,7 @@ def _processor_folder(folder: Path | None, settings: ModelSettings) -> Path | No
 def adapter_bases(
     model: BaseEmbeddingModel, source: ModelSource, folders: ModelFolders, settings: ModelSettings
 ) -> dict[str, AdapterBase]:
-    """What the adapters of a model that was just loaded belong to, by subfolder of a checkpoint."""
+    """The base models of a loaded model's adapters, by subfolder of a checkpoint."""
     subfolders = family_named(model.spec.family).subfolders
     towers = {subfolders.get(tower, ""): tower for tower in model.spec.towers}
     names = {"text": source.text_model_name, "vision": source.image_model_name}
@@ -113,11 +113,10 @@ def write_checkpoint(
     adapter_bases: Mapping[str, AdapterBase] | None = None,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write everything that opening the model again needs: plain weights, with adapters merged in; or, where
-    `adapter_bases` tells what they belong to (by subfolder), the adapters alone.
+    """Write a folder from which the model can be loaded: weights, with adapters merged; or adapters only.
 
-    `extra` (Any: JSON) is kept in vembed_config.json beside spec, base model and version. Raises CheckpointError when
-    the folder cannot be written.
+    adapter_bases: the base models of the adapters, by subfolder; then only adapters are written. extra (Any: JSON):
+    kept in vembed_config.json beside spec, base model and version. Raises CheckpointError if writing fails.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Find out from its JSON files how a model is to be used. Imports neither torch nor transformers.
+"""Detect a model's family and spec from its JSON files. Imports neither torch nor transformers.
 
-vembed_config.json (a checkpoint of ours) -> its spec
-else the family that claims the folder, or the one that encoder_mode names -> that family's description
-the settings over it; those that the model cannot honour are refused, all at once
+1. vembed_config.json, of a vembed checkpoint -> the spec in it
+2. else the family that encoder_mode names, or the one that claims the folder -> the spec that it describes
+3. settings override the spec; all that the model does not support are refused at once
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from vembed.model.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Detected:
-    """How a model is used, and what in its files (or in the settings) says so."""
+    """A model's spec, and the reason for it: what was found in its files or settings, in words."""
 
     spec: ModelSpec
     reason: str
@@ -33,7 +33,7 @@ class Detected:
 def detect(name: str | None, settings: ModelSettings) -> Detected:
     """The spec of a folder or hub id (default: the settings' model or models), with the settings applied.
 
-    Raises ModelError that lists every setting that the model cannot honour.
+    Raises ModelError that lists every setting that the model does not support.
     """
     name = name if name is not None else settings.model_name
     detected = _detect_pair(settings) if name is None else _detect_one(name, settings.revision, settings.encoder_mode)
@@ -50,15 +50,15 @@ def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None
     if saved is not None:
         return _saved_spec(saved, folder)
     base = read_base(folder)
-    if base is not None:  # a folder that peft wrote: its base says how it is used
-        below = _detect_one(base.model_name, base.revision, encoder_mode)
-        return replace(below, reason=f"an adapter of {base.model_name}: {below.reason}")
+    if base is not None:  # adapters only: the spec is that of their base
+        detected = _detect_one(base.model_name, base.revision, encoder_mode)
+        return replace(detected, reason=f"an adapter of {base.model_name}: {detected.reason}")
     facts = read_facts(hub_id(name), folder)
     if encoder_mode in (None, "auto"):
         family, reason = family_for(facts)
     else:
         facts = replace(facts, mode=encoder_mode)
-        family, reason = _asked_family(str(encoder_mode), facts), f"encoder_mode is {encoder_mode}"
+        family, reason = _requested_family(str(encoder_mode), facts), f"encoder_mode is {encoder_mode}"
     architecture = family.architecture(facts)
     assert architecture is not None, f"{family.name} claims {facts.model_type}, which it cannot read"
     spec = family.describe(facts, architecture)
@@ -70,7 +70,7 @@ def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None
     return Detected(spec, "; ".join(words))
 
 
-def _asked_family(encoder_mode: str, facts: ModelFacts) -> Family:
+def _requested_family(encoder_mode: str, facts: ModelFacts) -> Family:
     family = family_of_mode(encoder_mode)
     if family.architecture(facts) is None:
         own = family_for(facts)[0]
@@ -111,18 +111,18 @@ def _saved_spec(saved: Json, folder: Path) -> Detected:
 
 
 def _mode_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    """A problem when `encoder_mode` contradicts what a checkpoint or a pair of towers is."""
+    """A message if `encoder_mode` names another family than that of a checkpoint or a pair of towers."""
     if settings.encoder_mode in (None, "auto") or family_of_mode(str(settings.encoder_mode)).name == spec.family:
         return []
     return [f"encoder_mode {settings.encoder_mode!r} does not fit: this is a {spec.family} model"]
 
 
 def _with_settings(spec: ModelSpec, settings: ModelSettings) -> ModelSpec:
-    """The spec with every setting that is not at its default and that it has a field for."""
+    """The spec with every setting that differs from its default and has a field there."""
     fields = {key: field for key, field in ModelSettings.model_fields.items() if key in ModelSpec.model_fields}
     values = {key: getattr(settings, key) for key in fields if key != "pooling"}
     update = {key: value for key, value in values.items() if value != fields[key].default}
     if settings.pooling is not None:
-        # Of a composed model's towers, the text tower: image towers keep the pooling of their architecture.
+        # Of a composed model it is the text tower's; its image tower keeps the architecture's pooling.
         update["pooling"] = {**spec.pooling, spec.towers[0]: settings.pooling}
     return spec.model_copy(update=update)

@@ -1,8 +1,8 @@
 """Many items to embeddings, with little padding, and with images decoded and texts tokenised while the model runs.
 
-items alike in modality, about in order of length     _windows
-a window of them, loaded and tokenised once           _prepared       in threads, one window ahead
-batches of rows alike in their number of tokens       groups_within
+items of one modality, about in order of length       _windows
+a window of them, loaded and tokenised at once        _prepared       in threads, one window ahead
+batches of rows of about one number of tokens         groups_within
 batch -> embeddings, in the order of the items        encode_items
 """
 
@@ -28,17 +28,18 @@ from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
 
 Features = Literal["model", "tower", "slice"]
 
-_TEXT_WINDOW = 16  # batches of texts that are tokenised and put in order together
-# Tokens of a batch, padding included. More only leave a CPU's cache; an accelerator needs many to be busy.
+_TEXT_WINDOW = 16  # batches of texts that are tokenised and sorted by length together
+# Tokens of a batch, padding included: few fit a CPU's cache, an accelerator is busy only with many.
 _CPU_TOKENS = 2**11
 _ACCELERATOR_TOKENS = 2**15
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """`width` keeps the first columns only; `tower` features leave added projection heads out.
+    """width: keep only the first numbers of each vector (Matryoshka). features: `model` gives the model's embeddings.
 
-    `slice` features are those of a tower as the model's heads read them; items are a text or an image then.
+    `tower` leaves out projection heads that were added to pretrained towers; `slice` gives a tower's outputs before all
+    heads, for items that are a text or an image.
     """
 
     side: Side
@@ -48,10 +49,10 @@ class EncodeOptions:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Embeddings of some rows, and the place of each among all items, int64 [rows]."""
+class _EncodedBatch:
+    """Embeddings of a batch, and its row numbers among all items, int64 [rows]."""
 
-    places: Tensor
+    rows: Tensor
     embeddings: Embeddings
 
 
@@ -60,7 +61,7 @@ def encode_items(
 ) -> Embeddings:
     """Embeddings of the items, in their order, on the CPU in float32: [items, dim], or [items, tokens, dim] with mask.
 
-    Raises DataError, ModelError, UsageError for a side that there is not: its texts would get the wrong prompt.
+    Raises DataError, ModelError; UsageError for an unknown side, whose texts would get the wrong prompt.
     """
     if options.side not in get_args(Side):
         raise UsageError(f"side {options.side!r} is unknown; known are: {', '.join(get_args(Side))}")
@@ -84,24 +85,24 @@ def _encode(
         "slice": partial(slice_features, model),
     }
     forward = forwards[options.features]
-    parts: list[_Part] = []
+    batches: list[_EncodedBatch] = []
     tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
-    for rows, window in _prepared(processor, items, options):
+    for window_rows, window in _prepared(processor, items, options):
         for batch in groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size):
             inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
             with torch.inference_mode():
-                embeddings = _kept(forward(processor.finish(move(inputs, device))), options.width, model.spec)
-            places = torch.tensor([rows[number] for number in batch])
-            parts.append(_Part(places, map_tensors(_float32_on_cpu, embeddings)))
-    if not parts:
-        return _nothing(options.width or model.dim, model.spec)
-    if len({part.embeddings.vectors.shape[-1] for part in parts}) > 1:
+                embeddings = _truncated(forward(processor.finish(move(inputs, device))), options.width, model.spec)
+            rows = torch.tensor([window_rows[number] for number in batch])
+            batches.append(_EncodedBatch(rows, map_tensors(_float32_on_cpu, embeddings)))
+    if not batches:
+        return _no_embeddings(options.width or model.dim, model.spec)
+    if len({one.embeddings.vectors.shape[-1] for one in batches}) > 1:
         raise ModelError("the towers' own features differ in width; encode texts and images apart")
-    return _table(parts, len(items))
+    return _in_order(batches, len(items))
 
 
-def _kept(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
-    """The first `width` numbers of each vector, of length 1 again where the model's are."""
+def _truncated(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
+    """The first `width` numbers of each vector, of length 1 again if the model normalises; None: as they are."""
     if width is None:
         return embeddings
     vectors = embeddings.vectors[..., :width]
@@ -112,30 +113,30 @@ def _float32_on_cpu(tensor: Tensor) -> Tensor:
     return (tensor.float() if tensor.is_floating_point() else tensor).cpu()
 
 
-def _nothing(width: int, spec: ModelSpec) -> Embeddings:
-    """The embeddings of no items."""
+def _no_embeddings(width: int, spec: ModelSpec) -> Embeddings:
+    """Embeddings of no items, [0, width] or [0, 0, width]."""
     if spec.scoring == "single":
         return Embeddings(torch.zeros(0, width))
     return Embeddings(torch.zeros(0, 0, width), torch.zeros(0, 0, dtype=torch.bool))
 
 
-def _table(parts: list[_Part], num_items: int) -> Embeddings:
-    """All rows in order, padded to the most tokens. Takes the parts away one by one: both would be twice the memory."""
-    sizes = [part.embeddings.vectors.shape[1:] for part in parts]
+def _in_order(batches: list[_EncodedBatch], num_items: int) -> Embeddings:
+    """All rows in the order of items, padded to the most tokens. Empties the list on the way, to save memory."""
+    sizes = [one.embeddings.vectors.shape[1:] for one in batches]
     vectors = torch.zeros(num_items, *(max(size) for size in zip(*sizes, strict=True)))
     mask = torch.zeros(vectors.shape[:2], dtype=torch.bool) if vectors.ndim == 3 else None
-    while parts:
-        places, own = parts[-1].places, parts.pop().embeddings
+    while batches:
+        rows, own = batches[-1].rows, batches.pop().embeddings
         if mask is None:
-            vectors[places] = own.vectors
+            vectors[rows] = own.vectors
         else:
-            vectors[places, : own.vectors.shape[1]] = own.vectors
-            mask[places, : own.vectors.shape[1]] = True if own.mask is None else own.mask
+            vectors[rows, : own.vectors.shape[1]] = own.vectors
+            mask[rows, : own.vectors.shape[1]] = True if own.mask is None else own.mask
     return Embeddings(vectors, mask)
 
 
 def _windows(items: Sequence[Item], batch_size: int, texts_at_once: int) -> list[list[int]]:
-    """Row numbers of each window: alike in modality, long texts first."""
+    """Row numbers of each window: of one modality, long texts first."""
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for row, item in enumerate(items):
         kinds.setdefault((item.text is not None, bool(item.images)), []).append(row)

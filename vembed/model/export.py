@@ -1,4 +1,4 @@
-"""Write the plain model of a checkpoint: adapters merged, and every file that its base's folder has."""
+"""Export a checkpoint with its adapters merged, and with all files of its base model's folder."""
 
 import shutil
 from pathlib import Path
@@ -17,10 +17,10 @@ _OURS = {ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, Path(TRAINING_FILE).with_suffix("
 
 
 def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None = None) -> VisualRetrievalModel:
-    """Write the model of a folder or hub id with its adapters merged into plain weights; gives that model.
+    """Write the model of a folder or hub id with its adapters merged, and return it. settings: for loading it.
 
-    Raises CheckpointError for adapters that were trained beside 4-bit weights: merged into others they would embed
-    differently. settings: those for opening it.
+    Raises CheckpointError for adapters that were trained on 4-bit weights: merged into others they would embed
+    differently.
     """
     settings = settings or ModelSettings()
     folder = weights_folder(hub_id(str(name)), settings)
@@ -34,7 +34,7 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     for subfolder in model.model.backbones():
         plain = plain_folder(folder / subfolder, settings)
         rename_weights_like(plain, target / subfolder)
-        _copy_companions(plain, target / subfolder, settings)
+        _copy_other_files(plain, target / subfolder, settings)
     return model
 
 
@@ -48,8 +48,8 @@ def _refuse_quantized(folder: Path) -> None:
             )
 
 
-def _copy_companions(base: Path, target: Path, settings: ModelSettings) -> None:
-    """The base's files that opening the model did not need, and that other tools may (a chat template, say)."""
+def _copy_other_files(base: Path, target: Path, settings: ModelSettings) -> None:
+    """Copy the base's other files, such as a chat template, which other tools may need."""
     patterns = (*_PATTERNS, "*.py") if settings.trust_remote_code else _PATTERNS
     for path in sorted(path for pattern in patterns for path in base.glob(pattern)):
         is_list_of_weights = path.name.endswith(".index.json")

@@ -1,4 +1,4 @@
-"""What of a model no backbone holds: heads, fusion, logit scale and bias; as tensors, from a folder, or new."""
+"""Parameters outside the backbones (heads, fusion, logit scale and bias): state dict, loading, new fusions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +15,18 @@ from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
 
 
 def heads_state(model: BaseEmbeddingModel) -> dict[str, Tensor]:
-    """The parameters that no backbone holds: logit scale, bias and heads, as plain tensors."""
+    """State dict of the parameters outside the backbones: heads, fusion, logit scale and bias, on the CPU."""
     names = [name for name, _ in model.named_parameters() if model.part_of(name) in ("heads", "scale")]
     state = model.state_dict()
     return {name: state[name].detach().cpu().clone().contiguous() for name in names}
 
 
 def load_heads_state(model: BaseEmbeddingModel, state: Mapping[str, Tensor], source: Path) -> None:
-    """Restore what `heads_state` gave. Raises CheckpointError when names or shapes do not fit."""
+    """Load a state dict of `heads_state`. Raises CheckpointError if names or shapes differ."""
     if "logit_bias" in state and model.logit_bias is None:
         model.logit_bias = nn.Parameter(torch.zeros_like(state["logit_bias"]))
-    own = heads_state(model)
-    wrong = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+    expected = heads_state(model)
+    wrong = [name for name in expected.keys() | state.keys() if _shape(expected, name) != _shape(state, name)]
     if wrong:
         raise CheckpointError(f"{source} does not fit this model: {', '.join(sorted(wrong))} differ")
     model.load_state_dict(dict(state), strict=False)
@@ -35,8 +35,8 @@ def load_heads_state(model: BaseEmbeddingModel, state: Mapping[str, Tensor], sou
     model.has_new_fusion = False
 
 
-def fuse(model: BaseEmbeddingModel, name: str, seed: int) -> None:
-    """Join text and images of a row by the fusion of this name, new and drawn from `seed`; a sum has no weights."""
+def set_fusion(model: BaseEmbeddingModel, name: str, seed: int) -> None:
+    """Give the model a new fusion of text and images, with weights drawn from `seed`; `sum` removes any."""
     model.spec = model.spec.model_copy(update={"fusion": name})
     model.fusion = None
     if name != SUM:
@@ -46,8 +46,8 @@ def fuse(model: BaseEmbeddingModel, name: str, seed: int) -> None:
     model.has_new_fusion = model.fusion is not None
 
 
-def read_heads(model: BaseEmbeddingModel, folder: Path) -> None:
-    """Restore logit scale, bias, heads and fusion, if the folder is a checkpoint of ours. Raises CheckpointError."""
+def load_heads(model: BaseEmbeddingModel, folder: Path) -> None:
+    """Load heads, fusion, logit scale and bias, if the folder is a vembed checkpoint. Raises CheckpointError."""
     if not (folder / SPEC_FILE).is_file():
         return
     path = folder / HEADS_FILE
@@ -58,19 +58,21 @@ def read_heads(model: BaseEmbeddingModel, folder: Path) -> None:
     load_heads_state(model, state, path)
 
 
-def open_heads(model: BaseEmbeddingModel, root: Path | None, seed: int) -> None:
-    """As `read_heads`, for a model just loaded: with the fusion that the folder's weights are of, or, where the model's
-    spec names one that the folder has not, that fusion anew, drawn from `seed`."""
-    wanted, learned = model.spec.fusion, _learned_fusion(root)
-    fuse(model, learned, seed)
+def load_or_create_heads(model: BaseEmbeddingModel, root: Path | None, seed: int) -> None:
+    """As `load_heads`, with the fusion of the folder; if the spec names another one, that is added new.
+
+    root: the folder, None for two towers of different folders. New weights are drawn from `seed`.
+    """
+    wanted, saved = model.spec.fusion, _saved_fusion(root)
+    set_fusion(model, saved, seed)
     if root is not None:
-        read_heads(model, root)
-    if wanted != learned:
-        fuse(model, wanted, seed)
+        load_heads(model, root)
+    if wanted != saved:
+        set_fusion(model, wanted, seed)
 
 
-def _learned_fusion(root: Path | None) -> str:
-    """The fusion whose weights a checkpoint of ours holds; a plain sum where there is none."""
+def _saved_fusion(root: Path | None) -> str:
+    """The fusion in a vembed checkpoint; `sum` for other folders."""
     saved = None if root is None else read_json(root / SPEC_FILE)
     return SUM if saved is None else str(saved["spec"].get("fusion", SUM))
 

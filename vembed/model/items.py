@@ -1,4 +1,4 @@
-"""What people hand in, made into items: texts, image files, pictures, and pairs of both."""
+"""Items from a user's values: texts, image files, PIL images, and pairs of text and image."""
 
 import os
 from collections.abc import Mapping

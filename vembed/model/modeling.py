@@ -15,14 +15,14 @@ from vembed.model.checkpoint import (
     ModelSource,
     adapter_bases,
     find_folders,
+    load_layer_states,
     processor_folders,
-    read_layers,
     write_checkpoint,
 )
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.families.components import MODEL_CLASSES
-from vembed.model.heads import open_heads, read_heads
+from vembed.model.heads import load_heads, load_or_create_heads
 from vembed.model.items import Picture, image_source
 from vembed.model.learning.dtypes import cast_layer_inputs
 from vembed.model.learning.lora import has_adapters
@@ -62,19 +62,19 @@ class VisualRetrievalModel:
         learn_temperature: bool = True,
         seed: int = 42,
     ) -> "VisualRetrievalModel":
-        """The model of a folder or hub id, or of the names in the settings, built as the settings say.
+        """The model of a folder or hub id (default: of the names in the settings), prepared for training as set.
 
-        temperature: the start of the learned one; default: the checkpoint's own, else 0.05. New parameters are drawn
-        from `seed`. Raises ModelError, CheckpointError.
+        temperature: initial value; default: the checkpoint's, else 0.05. New parameters are drawn from `seed`.
+        Raises ModelError, CheckpointError.
         """
         settings = settings or ModelSettings()
         name = name if name is not None else settings.model_name
         detected = detect(name, settings)
         folders = find_folders(name, settings, detected.spec)
-        read_by = ProcessorRegistry.get(detected.spec.family)
-        processor = read_by.from_folders(detected.spec, processor_folders(folders, settings), settings)
+        processor_class = ProcessorRegistry.get(detected.spec.family)
+        processor = processor_class.from_folders(detected.spec, processor_folders(folders, settings), settings)
         model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
-        open_heads(model, folders.root, seed)
+        load_or_create_heads(model, folders.root, seed)
         if temperature is not None:
             set_temperature(model, temperature)
         model.logit_scale.requires_grad_(learn_temperature)
@@ -101,10 +101,10 @@ class VisualRetrievalModel:
     def save_pretrained(
         self, folder: str | Path, extra: Mapping[str, Any] | None = None, *, merge_adapters: bool = True
     ) -> None:  # Any: JSON
-        """Write a folder that from_pretrained, transformers and, where it can express the model, sentence-transformers
-        open. Adapters are merged into its weights, or else saved alone, beside the name of their base.
+        """Write a folder that from_pretrained, transformers and, if it supports the model, sentence-transformers load.
 
-        `extra` goes into vembed_config.json. Raises CheckpointError.
+        merge_adapters: into the weights; else adapters are saved alone, with the name of their base model. extra: kept
+        in vembed_config.json. Raises CheckpointError.
         """
         write_checkpoint(
             Path(folder),
@@ -116,12 +116,12 @@ class VisualRetrievalModel:
         )
 
     def load_adapters(self, folder: Path) -> None:
-        """Give the adapters and heads the values that `save_pretrained` wrote unmerged. Raises CheckpointError."""
+        """Load adapters and heads that were saved with `merge_adapters=False`. Raises CheckpointError."""
         for subfolder, backbone in self.model.backbones().items():
             if any(True for _ in layers_with_adapters(backbone)):
                 load_adapters(folder / subfolder, backbone)
-        read_layers(self.model, folder)
-        read_heads(self.model, folder)
+        load_layer_states(self.model, folder)
+        load_heads(self.model, folder)
 
     def encode(
         self,
@@ -156,7 +156,7 @@ class VisualRetrievalModel:
 
     def check_mode(self, retrieval_mode: str) -> None:
         """Raise ModelError when a side of the retrieval mode (t2i, i2i, ...) cannot be embedded by this model."""
-        if not self.spec.can_mode(retrieval_mode):
+        if not self.spec.supports_mode(retrieval_mode):
             raise ModelError(
                 f"retrieval_mode {retrieval_mode} cannot work: a {self.spec.family} model reads {self.spec.reads()}"
             )

@@ -7,7 +7,7 @@ from vembed.model.settings import ModelSettings
 
 
 class Models:
-    """Knows the class of each family; `get` loads a model."""
+    """The model class of each family; `get` loads a model."""
 
     def register(self, family: str, model_class: type[BaseEmbeddingModel]) -> type[BaseEmbeddingModel]:
         """Let models of this family be built by `model_class`."""

@@ -1,4 +1,4 @@
-"""Settings that say which model is tuned and how it reads its inputs."""
+"""Settings of the model: its name, its inputs, what is trained."""
 
 from typing import Annotated, Literal
 
@@ -202,5 +202,5 @@ class ModelSettings(Section):
     )
 
     def for_opening(self) -> "ModelSettings":
-        """The consent that opening a checkpoint of this model takes: to run its code, to read tensors from pickles."""
+        """Settings for loading this model's checkpoints: only trust_remote_code and allow_pickled_weights are kept."""
         return ModelSettings(trust_remote_code=self.trust_remote_code, allow_pickled_weights=self.allow_pickled_weights)

@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from vembed.model.settings import Tower
 from vembed.types import Side
 
-# Of a tower's vectors; several, joined by "+", are put side by side. `pooler`: what the model's class pools by itself;
-# `own`: what its code calls its pooled output (CLIP's end-of-text token, SigLIP's head, timm's pooling).
+# Poolings of a tower's tokens; several, joined by "+", are concatenated. `pooler`: a BERT's pooler layer. `own`: the
+# pooled output of the model's own code (CLIP's end-of-text token, SigLIP's head, timm's pooling).
 POOLINGS = ("cls", "mean", "last", "max", "mean_sqrt_len", "weighted_mean", "gem", "pooler", "own")
 Modality = Literal["text", "image"]
 
@@ -54,14 +54,14 @@ class LayerSpec(BaseModel):
 
 
 class LateInteraction(BaseModel):
-    """What the files of a late-interaction model say about its token vectors, and no setting changes.
+    """Properties of a late-interaction model's token vectors that are fixed by its files, not by settings.
 
-    kind: `native` where transformers has a class of its own for the model, which projects and normalises; `text` and
-    `vlm` are a text encoder and a vision-language model with a projection. architecture: its `model_type`.
-    protected_tokens: first tokens of a document that are never joined. skipped_words: tokens that are left out of
-    documents. query_limit: tokens that a query is cut to. attends_to_fill: whether the encoder sees the tokens that a
-    query is filled up with. fill_token: which those are, None for the tokenizer's mask token (else its end of text).
-    normalizes_pools: whether a pooled vector is brought back to length 1.
+    kind: `native` for a transformers class for retrieval, which projects and normalises by itself (ColPali); `text` and
+    `vlm` for a text encoder and a vision-language model with a projection. architecture: its `model_type`.
+    protected_tokens: first tokens of a document that token pooling never merges. skipped_words: the skiplist, tokens
+    that documents have no vectors of. query_limit: most tokens of a query. fill_token: the token of query expansion,
+    None for the mask token (else EOS). attends_to_fill: the encoder attends to it. normalizes_pools: pooled vectors get
+    length 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,24 +77,23 @@ class LateInteraction(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """One record that training, evaluation, encoding and export all read, so that they cannot drift apart.
+    """How a model is used; training, evaluation, encoding and export all read it, so that they cannot differ.
 
-    layers follow the pooling of the text tower. pool_prompt: whether the tokens of a prompt take part in the pooling.
-    recipe: the line of text models (bge, e5, ...) whose model cards say what the files leave open.
+    layers follow the pooling of the text tower. pool_prompt: True if a prompt's tokens are pooled too.
+    recipe: the series of text models (bge, e5, ...) whose model cards give what the files do not.
     other_prompts: those that neither side uses, by name, kept for sentence-transformers.
-    starts_answer: whether a conversation (of a vision-language model) ends in the beginning of an answer.
-    max_length counts tokens, and text_limit is the most that the model can read; pad_to is the fixed text length of
-    models that were trained with one (SigLIP); image_size is the side of the square that images become; of images that
-    keep their shape, min_pixels and max_pixels bound the size, max_num_patches the patches of NaFlex. None: those of
-    the image processor. own_code is the class in the checkpoint's own files that transformers runs, None when it has
-    the model itself.
+    starts_answer: the chat template is rendered with add_generation_prompt.
+    max_length: most tokens of a text. text_limit: the most that the model supports. pad_to: fixed text length of models
+    that were trained with one (SigLIP). image_size: side of square images in pixels. min_pixels, max_pixels: size of
+    images that keep their aspect ratio; max_num_patches: the same for NaFlex. None: those of the image processor.
+    own_code: the class of the checkpoint's remote code, None if transformers has one.
 
-    Of models with a vector per token (scoring "maxsim"): num_query_tokens is what queries are filled up to with mask
-    tokens; a document keeps the topk_tokens that are most similar to the token that `pooling` names (cls, last), which
-    are then pooled to a pool_factor-th of them, to document_tokens at most, and to what is no further apart than
-    distance_threshold. mask_prompts leaves the tokens of prompts out.
+    Of models with a vector per token (scoring "maxsim"): num_query_tokens is the length of expanded queries, with mask
+    tokens. A document keeps the topk_tokens that are most similar to its summary token (by `pooling`: cls or last);
+    these are merged to one in pool_factor, to document_tokens at most, and up to distance_threshold. mask_prompts: no
+    vectors of prompts' tokens.
 
-    fusion: how the text and the images of one row become one vector.
+    fusion: how the vectors of a row's text and images become one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -140,7 +139,7 @@ class ModelSpec(BaseModel):
 
     @property
     def treats_sides_alike(self) -> bool:
-        """Whether an item's embedding is the same on both sides, so that neither need be encoded twice."""
+        """True if an item has the same embedding as a query and as a document, and need not be encoded twice."""
         skips = self.late is not None and bool(self.late.skipped_words or self.late.query_limit)
         return self.query_prompt == self.document_prompt and not (
             skips or self.num_query_tokens or self.reduces_documents
@@ -148,31 +147,31 @@ class ModelSpec(BaseModel):
 
     @property
     def reduces_documents(self) -> bool:
-        """Whether documents have fewer vectors than tokens."""
+        """True if documents are pruned or pooled to fewer vectors than tokens."""
         pools = (self.pool_factor or 1) > 1 or bool(self.document_tokens or self.distance_threshold)
         return pools or bool(self.topk_tokens)
 
-    def can(self, modalities: Iterable[Modality]) -> bool:
-        """Whether the model reads all of these.
+    def supports(self, modalities: Iterable[Modality]) -> bool:
+        """True if the model reads all of these modalities.
 
         >>> spec = ModelSpec(family="text", preset="text", towers=("text",), pooling={"text": "mean"})
-        >>> spec.can(["text"]), spec.can(["text", "image"])
+        >>> spec.supports(["text"]), spec.supports(["text", "image"])
         (True, False)
         """
         return all(_TOWER_OF[modality] in self.towers for modality in modalities)
 
-    def can_mode(self, retrieval_mode: str) -> bool:
-        """Whether the model can embed both sides of a retrieval mode such as t2i."""
+    def supports_mode(self, retrieval_mode: str) -> bool:
+        """True if the model can embed both sides of a retrieval mode such as t2i."""
         letters = retrieval_mode.split("2")
-        return all(self.can(_MODALITIES_OF_LETTER[letter]) for letter in letters)
+        return all(self.supports(_MODALITIES_OF_LETTER[letter]) for letter in letters)
 
     def reads(self) -> str:
-        """What the model takes, in words."""
+        """The model's modalities in words: "texts and images"."""
         return reads_in_words(self.towers)
 
 
 def reads_in_words(towers: Collection[Tower]) -> str:
-    """What a model with these towers takes.
+    """The modalities of a model with these towers, in words.
 
     >>> reads_in_words(["text"])
     'texts only'

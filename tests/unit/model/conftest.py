@@ -89,11 +89,11 @@ def items_for(texts, pictures):
 
     def items(model: VisualRetrievalModel, mixed: bool = True) -> list[Item]:
         sources = [ImageSource(pil=image) for image in pictures]
-        made = [Item(text=text) for text in texts] if model.spec.can(["text"]) else []
-        if model.spec.can(["image"]):
+        made = [Item(text=text) for text in texts] if model.spec.supports(["text"]) else []
+        if model.spec.supports(["image"]):
             made += [Item(images=(source,)) for source in sources]
             made += [Item(images=(sources[0], sources[3], sources[4]))]
-        if model.spec.can(["text", "image"]) and mixed:
+        if model.spec.supports(["text", "image"]) and mixed:
             made += [Item(text=text, images=(source,)) for text, source in zip(texts, sources, strict=True)]
             made += [Item(text=texts[2], images=tuple(sources[1:3]))]
         return made

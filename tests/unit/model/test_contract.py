@@ -169,7 +169,7 @@ def variant(name: str, kind: str) -> dict[str, object]:
 def test_the_family_is_recognised(name, folder_of, model_of):
     case = CASES[name]
     spec = model_of(name).spec
-    assert (spec.family, spec.can(["text"]), spec.can(["image"])) == (case.family, case.text, case.image)
+    assert (spec.family, spec.supports(["text"]), spec.supports(["image"])) == (case.family, case.text, case.image)
     if case.towers is None:
         detected = detect(folder_of(name), ModelSettings(**case.settings))
         assert detected.reason

@@ -1,4 +1,4 @@
-"""How a model is used is found from its JSON files; what cannot be honoured or opened is refused in plain words."""
+"""The family and spec of a model are detected from its JSON files; what is not supported is refused in plain words."""
 
 import json
 import subprocess
@@ -130,7 +130,7 @@ def test_lower_casing_is_done_where_the_folder_asks_for_it(tmp_path):
         ({"text_model_name": "x"}, "model_name and text_model_name exclude each other"),
     ],
 )
-def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message, folder_of):
+def test_settings_that_a_text_model_does_not_support_are_refused(settings, message, folder_of):
     assert message in refusal(None, model_name=folder_of("bert"), **settings)
 
 
@@ -147,7 +147,7 @@ def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message,
         ("vit", {"pooling": "pooler"}, "lacks 2 weights of ViTModel, such as 'pooler.dense.bias'"),
     ],
 )
-def test_settings_that_an_image_model_cannot_honour_are_refused(name, settings, message, folder_of):
+def test_settings_that_an_image_model_does_not_support_are_refused(name, settings, message, folder_of):
     assert message in refusal(folder_of(name), **settings)
 
 

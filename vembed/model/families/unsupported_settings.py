@@ -51,7 +51,7 @@ def _code_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     keys = ("max_length", "query_prompt", "document_prompt")
     used = [key for key in keys if getattr(settings, key) is not None]
-    if used and not spec.can(["text"]):
+    if used and not spec.supports(["text"]):
         return [f"{', '.join(used)}: a {spec.family} model reads no text"]
     if settings.max_length is None:
         return []
@@ -65,13 +65,13 @@ def _text_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 def _pooling_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
     """A pooling of images for a text tower; poolings that an architecture lacks are found when it is loaded."""
     pooling = settings.pooling
-    if pooling not in ("gem", "own") or not spec.can(["text"]) or spec.pooling.get("text") == "own":
+    if pooling not in ("gem", "own") or not spec.supports(["text"]) or spec.pooling.get("text") == "own":
         return []
     return [f"pooling {pooling!r}: this is for images; a {spec.family} model pools the tokens of a text"]
 
 
 def _image_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
-    if settings.image_size is None or spec.can(["image"]):
+    if settings.image_size is None or spec.supports(["image"]):
         return []
     return [f"image_size: a {spec.family} model reads no images"]
 

@@ -156,8 +156,8 @@ class ItemProcessor(ABC):
         if item.text is not None and not _is_unicode(item.text):
             raise DataError(f"{where}the text holds half a character (a lone surrogate), which no tokenizer can read")
         spec = self.spec
-        if (item.text is not None and not spec.can(["text"])) or (item.images and not spec.can(["image"])):
-            given = "a text" if not spec.can(["text"]) else "an image"
+        if (item.text is not None and not spec.supports(["text"])) or (item.images and not spec.supports(["image"])):
+            given = "a text" if not spec.supports(["text"]) else "an image"
             raise ModelError(f"{where}a {spec.family} model reads {spec.reads()}; it was given {given}")
 
 

@@ -25,7 +25,7 @@ def fusion_names() -> list[str]:
 
 
 def unknown_fusion(name: str) -> str | None:
-    """What is wrong with a name that no fusion has, with the nearest that one has; None for a known name.
+    """The message for an unknown fusion, with the nearest known name; None for a known one.
 
     >>> unknown_fusion("gatd")
     "there is no fusion 'gatd'; did you mean gated? Known: attention, gated, mlp, sum"

@@ -92,7 +92,7 @@ class TeacherModel:
     def check_mode(self, retrieval_mode: str) -> None:
         """Raise ConfigError when it cannot embed both sides of the retrieval mode."""
         spec = self.facts.spec
-        if not spec.can_mode(retrieval_mode):
+        if not spec.supports_mode(retrieval_mode):
             raise ConfigError(
                 f"teacher_model_name: {self.name} is a {spec.family} model, which reads {spec.reads()}, and cannot"
                 f" teach retrieval_mode {retrieval_mode}"

@@ -236,7 +236,7 @@ def test_a_text_model_reads_no_images_and_a_projection_fits_or_not(fresh, pictur
         ({"max_length": 5}, "max_length 5: the query prompt alone takes 5 tokens, which leaves none for a text"),
     ],
 )
-def test_settings_that_a_text_model_cannot_honour_are_refused(settings, message, fresh):
+def test_settings_that_a_text_model_does_not_support_are_refused(settings, message, fresh):
     with pytest.raises(ModelError, match=message):
         fresh("colbert", **settings)
 

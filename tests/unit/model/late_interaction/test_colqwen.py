@@ -132,7 +132,7 @@ def test_a_new_projection_is_a_head_beside_both_towers(fresh):
         ({"encoder_mode": "colpal"}, "did you mean 'colpali'"),
     ],
 )
-def test_settings_that_a_vision_language_model_cannot_honour_are_refused(settings, message, fresh):
+def test_settings_that_a_vision_language_model_does_not_support_are_refused(settings, message, fresh):
     with pytest.raises(ModelError, match=message):
         fresh("colqwen", **settings)
 

@@ -171,7 +171,7 @@ def test_max_pixels_bounds_the_tokens_of_a_page_and_is_saved(fresh, pictures, tm
         ("colqwen2", {"encoder_mode": "clip"}, "encoder_mode 'clip' does not fit: this is a late_interaction model"),
     ],
 )
-def test_settings_that_cannot_be_honoured_are_refused(name, settings, message, fresh):
+def test_unsupported_settings_are_refused(name, settings, message, fresh):
     with pytest.raises(ModelError, match=message):
         fresh(name, **settings)
 
