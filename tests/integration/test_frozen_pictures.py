@@ -19,7 +19,7 @@ from vembed.errors import ConfigError
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.factory import LossFactory
 from vembed.losses.settings import LossSettings
-from vembed.model.backbones.kept_pictures import PictureCut
+from vembed.model.backbones.vision_states import SplitAtVision
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.scoring import get_scorer
@@ -139,8 +139,8 @@ def test_other_tokens_of_pictures_would_be_seen(load, name, monkeypatch):
     pair = load(name, **LORA)
     batch = make_batch(pair)
     expected = gradients(pair, batch, 2)
-    give = PictureCut._tokens
-    monkeypatch.setattr(PictureCut, "_tokens", lambda cut, states: give(cut, states.roll(1, dims=0)))
+    give = SplitAtVision._tokens
+    monkeypatch.setattr(SplitAtVision, "_tokens", lambda cut, states: give(cut, states.roll(1, dims=0)))
     assert relative_difference(gradients(pair, batch, 2), expected) > 1e-3
 
 
@@ -166,8 +166,8 @@ def test_nothing_is_kept_of_chunks_that_keep_their_graphs(load, monkeypatch):
     batch = make_batch(pair)
     expected = gradients(pair, batch, 2)
     taken = []
-    take = PictureCut._taken
-    monkeypatch.setattr(PictureCut, "_taken", lambda *arguments: taken.append(1) or take(*arguments))
+    take = SplitAtVision._taken
+    monkeypatch.setattr(SplitAtVision, "_taken", lambda *arguments: taken.append(1) or take(*arguments))
     trainer = trainer_of(pair, 2)
     for retain, num_taken in ((0.0, 3), (0.5, 1), (1.0, 0)):  # of six chunks the last four hold pictures
         chunking = replace(trainer.find_chunking(batch), retain=retain)

@@ -193,7 +193,7 @@ def test_a_local_folder_has_no_revision(clip_folder):
     assert "is a local folder, which has no revisions" in problem
 
 
-def test_what_the_model_cannot_honour_is_reported_with_the_rest(bert_folder):
+def test_what_the_model_does_not_support_is_reported_with_the_rest(bert_folder):
     problems = problems_of(overrides={"model_name": bert_folder, "image_size": 224, "epochs": 0}, origin="argument")
     assert problems == [
         "argument: image_size: a text model reads no images",

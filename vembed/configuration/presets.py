@@ -42,7 +42,7 @@ def choose_preset(user: Mapping[str, Setting]) -> tuple[dict[str, Setting], list
 
 
 def _detect_preset(user: Mapping[str, Setting]) -> tuple[str | None, list[Problem]]:
-    """The preset of the model's family, and what the model cannot honour. Hub models are read for their preset only."""
+    """The preset of the model's family, and unsupported settings. Hub models are read for their preset only."""
     values = {key: setting.value for key, setting in user.items() if key in ModelSettings.model_fields}
     model = build(
         ModelSettings, {key: value for key, value in values.items() if not faults_of(ModelSettings, {key: value})}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError
 from vembed.model.adapters.base_model import plain_folder
-from vembed.model.backbones.kept_pictures import PictureCut, seam_of
-from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_own_code
+from vembed.model.backbones.vision_states import SplitAtVision, vision_call_of
+from vembed.model.backbones.vision_states_model import VisionStatesModel
 from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
 from vembed.model.folder.sentence_transformers import sentence_files
@@ -43,7 +43,7 @@ class TokenStates:
     is_image: Tensor
 
 
-class VlmModel(PictureKeepingModel):
+class VlmModel(VisionStatesModel):
     """A vision-language model that reads a row's text and images in one sequence, and is pooled at its last token.
 
     `token_states(inputs)` gives all tokens' hidden states instead, which a late-interaction model projects. The text
@@ -60,7 +60,7 @@ class VlmModel(PictureKeepingModel):
         self._language_model_name = _name_of_language_model(backbone)
         self._has_head = type(backbone).__name__.endswith(_CLASSES_WITH_HEAD)  # remote code may have no class without
         self._forward_options = {"output_hidden_states": True} if self._has_head else {"use_cache": False}
-        self.pictures = PictureCut(backbone, seam_of(backbone))
+        self.pictures = SplitAtVision(backbone, vision_call_of(backbone))
         _freeze_unused_parameters(backbone)
         disable_kv_cache(backbone)
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from vembed.model.backbones.kept_pictures import PictureCut, seam_of
-from vembed.model.backbones.picture_keeping import PictureKeepingModel
 from vembed.model.backbones.pretrained import Backbone, load_backbone
+from vembed.model.backbones.vision_states import SplitAtVision, vision_call_of
+from vembed.model.backbones.vision_states_model import VisionStatesModel
 from vembed.model.base import disable_kv_cache
 from vembed.model.folder.find import JsonFiles, ModelFolders
 from vembed.model.folder.multi_vector import retrieval_files
@@ -20,7 +20,7 @@ from vembed.model.spec import LateInteraction, ModelSpec
 from vembed.types import Inputs, Ragged
 
 
-class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
+class LateRetrievalModel(VisionStatesModel, TokenVectorModel):
     """transformers' own ColPali, ColQwen2 and ColModernVBERT, which project and normalise by themselves."""
 
     has_towers_apart: ClassVar[bool] = False
@@ -36,8 +36,8 @@ class LateRetrievalModel(PictureKeepingModel, TokenVectorModel):
         self.backbone = backbone
         # ColQwen2 calls the vision model itself, without get_image_features.
         calls_vision = _late_interaction(spec).architecture == "colqwen2"
-        seam = (backbone.vlm.visual, "forward") if calls_vision else seam_of(backbone.vlm)
-        self.pictures = PictureCut(backbone.vlm, seam)
+        vision_call = (backbone.vlm.visual, "forward") if calls_vision else vision_call_of(backbone.vlm)
+        self.pictures = SplitAtVision(backbone.vlm, vision_call)
 
     @classmethod
     def load(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings, seed: int) -> "LateRetrievalModel":

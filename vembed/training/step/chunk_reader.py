@@ -9,12 +9,12 @@ are larger, up to a limit.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from vembed.model.backbones.kept_pictures import PICTURE_STATES
+from vembed.model.backbones.vision_states import VISION_STATES
 from vembed.model.network.features import FEATURES
 from vembed.training.step.chunking import Side
 from vembed.types import HeldItem, Inputs, ItemRows, LoadedItem, Processor, Ragged
 
-FROZEN_OUTPUTS = frozenset({*FEATURES.values(), PICTURE_STATES})  # names, in Inputs, of outputs of frozen towers
+FROZEN_OUTPUTS = frozenset({*FEATURES.values(), VISION_STATES})  # names, in Inputs, of outputs of frozen towers
 
 
 class ChunkReader:

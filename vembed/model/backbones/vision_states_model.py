@@ -5,17 +5,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vembed.model.backbones.kept_pictures import PictureCut
+from vembed.model.backbones.vision_states import SplitAtVision
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.settings import Tower
 from vembed.types import Inputs
 
 
-class PictureKeepingModel(BaseEmbeddingModel):
+class VisionStatesModel(BaseEmbeddingModel):
     """A model whose vision tower, if frozen, runs once per picture. pictures: replaces its run by the kept outputs."""
 
     keeps_states_of: ClassVar[Tower | None] = "vision"
-    pictures: PictureCut
+    pictures: SplitAtVision
 
     @abstractmethod
     def real_states(self, inputs: Inputs) -> Tensor:

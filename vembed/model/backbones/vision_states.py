@@ -3,13 +3,13 @@
     take      run the vision encoder alone, and keep the hidden states that it gives in the place of the pictures
     given     run the whole model, its vision encoder giving the kept states: no picture is looked at
 
-A model of transformers asks one method for the states of its pictures' tokens, mostly `get_image_features`. That is its
-seam, at which it is cut: for the time of one run the method is replaced,
+A model of transformers calls one method for the states of its pictures' tokens, mostly `get_image_features`. At that
+vision call it is split: for the time of one run the method is replaced,
 
-    take:   def seam(pixels): raise EarlyExit(real_seam(pixels))   # caught, so that the language model does not run
-    given:  def seam(pixels): return kept states                   # pixels are black pictures of the right shapes
+    take:   def get_image_features(pixels): raise EarlyExit(theirs(pixels))  # caught: the language model does not run
+    given:  def get_image_features(pixels): return kept states               # black pictures of the right shapes
 
-Whether a model can be cut like that is tried on the first rows with pictures: both ways must give the same.
+Whether a model can be split like that is tried on the first rows with pictures: both ways must give the same.
 """
 
 import logging
@@ -38,7 +38,7 @@ from vembed.types import Inputs, Ragged
 
 _log = logging.getLogger(__name__)
 
-PICTURE_STATES = "picture_states"  # the kept states stand in the inputs under this name, [tokens, parts * width]
+VISION_STATES = "picture_states"  # the kept states stand in the inputs under this name, [tokens, parts * width]
 _PIXELS = "pixel_"  # how the names of what only the vision encoder reads begin
 _NUM_TRIED = 2  # rows on which a model is tried
 _MAKES_TOKENS = "get_image_features"  # transformers' name for it
@@ -61,7 +61,7 @@ class PictureTokens(ModelOutput):  # type: ignore[misc]  # transformers is untyp
 class _Trial:
     """What trying a model has shown.
 
-    fits: by whether the model is in training, whether it can be cut. gives_list: its pooler_output is a list.
+    fits: by whether the model is in training, whether it can be split. gives_list: its pooler_output is a list.
     num_parts: pooler_output and the deepstack_features, which are kept side by side.
     """
 
@@ -74,21 +74,22 @@ class _Trial:
         return self  # a copied model need not be tried again
 
 
-class PictureCut:
-    """A model of transformers, cut between its vision encoder and its language model.
+class SplitAtVision:
+    """A model of transformers, split between its vision encoder and its language model.
 
-    seam: which of its modules makes states of pictures, by which method; None: none does, and the model stays whole.
+    vision_call: the module that makes states of pictures and the name of its method; None: there is none, and the model
+    stays whole.
     """
 
-    def __init__(self, backbone: Backbone, seam: tuple[nn.Module, str] | None) -> None:
+    def __init__(self, backbone: Backbone, vision_call: tuple[nn.Module, str] | None) -> None:
         self._backbone = backbone
-        self._seam = seam
+        self._vision_call = vision_call
         self._trial = _Trial()
 
     def take(self, run: Run, inputs: Inputs) -> Inputs:
         """The inputs with the vision encoder's states in the place of the pixels, [tokens, parts * width]; no graph.
 
-        run: the whole model. Inputs stay as they are if they hold no pixels, or if the model cannot be cut, which the
+        run: the whole model. Inputs stay as they are if they hold no pixels, or if the model cannot be split, which the
         log says once.
         """
         pixels = inputs.tensors.get("pixel_values")
@@ -101,19 +102,21 @@ class PictureCut:
     @contextmanager
     def given(self, inputs: Inputs) -> Iterator[Inputs]:
         """The inputs as the model reads them; in the block its vision encoder gives the states that `take` kept."""
-        states = inputs.tensors.get(PICTURE_STATES)
+        states = inputs.tensors.get(VISION_STATES)
         if states is None:
             yield inputs
             return
         tensors = {
-            name.removeprefix(f"{PICTURE_STATES}."): _black_pictures(ragged)
-            if name.startswith(f"{PICTURE_STATES}.")
+            name.removeprefix(f"{VISION_STATES}."): _black_pictures(ragged)
+            if name.startswith(f"{VISION_STATES}.")
             else ragged
             for name, ragged in inputs.tensors.items()
-            if name != PICTURE_STATES
+            if name != VISION_STATES
         }
         known = KnownOutput(self._tokens(states.values))
-        with methods_replaced({self._seam: known} if self._seam is not None and len(states.values) else {}):
+        with methods_replaced(
+            {self._vision_call: known} if self._vision_call is not None and len(states.values) else {}
+        ):
             yield replace(inputs, tensors=tensors)
         # A model that asked twice, or never, has not read the kept states as its own; nothing else would tell.
         if len(states.values) and known.num_calls != 1:
@@ -128,7 +131,7 @@ class PictureCut:
         return PictureTokens([first] if self._trial.gives_list else first, [[one] for one in deep])
 
     def _fits(self, run: Run, inputs: Inputs) -> bool:
-        """Whether the model can be cut: tried on these inputs the first time, in training and in evaluation each."""
+        """Whether the model can be split: tried on these inputs the first time, in training and in evaluation each."""
         training, fits = self._backbone.training, self._trial.fits
         if training not in fits:
             rows = (inputs.tensors["pixel_values"].counts > 0).nonzero()[:_NUM_TRIED, 0]  # the first with pictures
@@ -141,7 +144,7 @@ class PictureCut:
         return fits[training]
 
     def _is_exact(self, run: Run, inputs: Inputs) -> bool:
-        """Whether the cut model gives what the whole one gives, and its vision encoder the same each time."""
+        """Whether the split model gives what the whole one gives, and its vision encoder the same each time."""
         # Dropout in the language model must draw the same for both, or they would differ without a reason.
         state = RandContext(*list_tensors(inputs))
         with torch.no_grad():
@@ -153,7 +156,7 @@ class PictureCut:
                 if taken is None:
                     return False
                 with state:
-                    cut = run(taken)
+                    split = run(taken)
                 # A vision encoder with dropout gives other states each time, of which none may be kept. So its second
                 # run starts from other random numbers for certain.
                 with state:
@@ -163,8 +166,8 @@ class PictureCut:
             except FORWARD_ERRORS:
                 return False
         assert again is not None
-        return equal_within_rounding(cut, whole) and equal_within_rounding(
-            again.tensors[PICTURE_STATES].values, taken.tensors[PICTURE_STATES].values
+        return equal_within_rounding(split, whole) and equal_within_rounding(
+            again.tensors[VISION_STATES].values, taken.tensors[VISION_STATES].values
         )
 
     def _taken(self, run: Run, inputs: Inputs) -> Inputs | None:
@@ -180,26 +183,26 @@ class PictureCut:
         # A model may still look at whether it got pixels, and at their shapes. A tensor with an axis of 0 says both
         # without holding a number, and is cut and joined by rows as pixels are: [slices, 0, ...].
         shapes = {
-            f"{PICTURE_STATES}.{name}": replace(
+            f"{VISION_STATES}.{name}": replace(
                 ragged, values=ragged.values.new_empty(len(ragged.values), 0, *ragged.values.shape[1:])
             )
             for name, ragged in inputs.tensors.items()
             if name.startswith(_PIXELS)
         }
-        return replace(inputs, tensors={**tensors, **shapes, PICTURE_STATES: Ragged(states, num_tokens)})
+        return replace(inputs, tensors={**tensors, **shapes, VISION_STATES: Ragged(states, num_tokens)})
 
     def _vision_output(self, run: Run, inputs: Inputs) -> Any:  # Any: of a type that differs by model
         """The vision encoder's output; the language model does not run. None where the model does not ask for it."""
-        if self._seam is None:
+        if self._vision_call is None:
             return None
-        module, name = self._seam
+        module, name = self._vision_call
         make = getattr(module, name)
 
         # An exception is what leaves a forward of any model in its middle.
         def stop(*arguments: object, **options: object) -> None:
             raise EarlyExit(make(*arguments, **options))
 
-        with methods_replaced({self._seam: stop}):
+        with methods_replaced({self._vision_call: stop}):
             try:
                 run(inputs)
             except EarlyExit as exit_:
@@ -220,7 +223,7 @@ class PictureCut:
         return torch.cat([_flat(part) for part in parts], dim=1)
 
 
-def seam_of(backbone: Backbone) -> tuple[nn.Module, str] | None:
+def vision_call_of(backbone: Backbone) -> tuple[nn.Module, str] | None:
     """Where a vision-language model of transformers makes states of pictures: in the innermost model that can."""
     # The outer ones (a model with a language head) pass the call on; modules come from the outside in.
     found = [module for module in backbone.modules() if callable(getattr(module, _MAKES_TOKENS, None))]

@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_cut_runs_its_vision_tower_and_says_so_once(fresh
     model = fresh("plain_llava", **FROZEN)
     model.model.train()
     inputs = finished(model, rows_of(texts, pictures))
-    with caplog.at_level(logging.INFO, "vembed.model.backbones.kept_pictures"):
+    with caplog.at_level(logging.INFO, "vembed.model.backbones.vision_states"):
         for _ in range(2):
             assert with_fixed_features(model.model, inputs).tensors == inputs.tensors
     assert len([line for line in caplog.messages if "cannot be cut above its frozen vision tower" in line]) == 1
