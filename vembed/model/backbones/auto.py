@@ -97,6 +97,10 @@ class VisionModel(BaseEmbeddingModel):
         features: Tensor = self.vision_tower(images)
         return features
 
+    def fixed_towers(self) -> tuple[Tower, ...]:
+        """As of any model, but none with a trainable gem exponent, which stands within the features."""
+        return () if self.vision_tower.exponent is not None else super().fixed_towers()
+
     def sentence_files(self, subfolder: str) -> JsonFiles:
         """As of any model, but with the vision tower's pooling in sentence-transformers' terms."""
         return vision_sentence_files(self.vision_tower, self.spec)

@@ -102,6 +102,21 @@ def test_a_tower_that_learns_and_one_with_a_learned_exponent_are_not_fixed(fresh
     assert composed.fixed_towers() == ()
 
 
+def test_the_exponent_of_a_frozen_vision_encoder_learns_as_without_fixed_features(fresh, pictures):
+    model = fresh("vit", freeze=("vision",), pooling="gem")
+    model.model.train()
+    inputs = finished(model, [Item(images=(ImageSource(pil=picture),)) for picture in pictures])
+    assert model.model.fixed_towers() == ()
+    gradients = []
+    for one in (inputs, with_fixed_features(model.model, inputs)):
+        model.model.zero_grad()
+        vectors = model.model(one).vectors
+        (vectors * torch.arange(vectors.numel()).view_as(vectors)).sum().backward()
+        gradients.append(model.model.vision_tower.exponent.grad.clone())
+    assert torch.equal(*gradients)
+    assert gradients[0].abs() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["colbert", "colbert_llama"])
 def test_a_frozen_encoder_of_token_vectors_gives_them_for_the_tokens_that_fill_queries_up_too(fresh, texts, name):
     model = fresh(name, freeze=("text",), num_query_tokens=14)
