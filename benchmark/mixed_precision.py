@@ -5,7 +5,7 @@
 demo: the recipe of `vembed demo` (EfficientNet-lite0 learns, 64 px). clip, bert, composed: the models of
 benchmark/memory_estimate.py, of 20 million parameters the first two. Each measurement is what `vembed train --measure`
 does, in a process of its own, in turns; the best of the rounds counts. Time is that on the clock: the machine has to be
-idle. `mixed_precision: auto` could choose bf16 on a CPU only if no common model were slower by it.
+idle. `mixed_precision: auto` stays float32 on a CPU because not all of them gain.
 """
 # ruff: noqa: PLC0415 - the parent process imports nothing heavy
 
