@@ -81,7 +81,11 @@ def load(config: Config) -> Loaded:
 
 
 def with_features(loaded: Loaded) -> Loaded:
-    """The model reads the features of its frozen towers, if they are to be kept."""
+    """The model reading its frozen towers' features from the cache on disk, if that is on; what it lacks is made first.
+
+    Every training and validation row that the cache has not seen is encoded and written, which may take as long as an
+    epoch of these towers.
+    """
     if loaded.features is None:
         return loaded
     rows = items_of_rows((*loaded.data.train, *loaded.data.validation))
@@ -210,7 +214,7 @@ def _objective(config: Config, model: VisualRetrievalModel, data: RunData, teach
 
 
 def _load_model(config: Config) -> VisualRetrievalModel:
-    """The model in float32, drawn from the seed where it is new."""
+    """The model in `torch_dtype`; new weights are drawn from the seed."""
     loss = LossRegistry.get(config.loss.loss_type)
     seed_everything(config.training.seed)
     model = VisualRetrievalModel.from_pretrained(

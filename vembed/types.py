@@ -1,7 +1,7 @@
 """The values that flow through the package: items, examples, inputs, embeddings, targets, batches. No work here.
 
-Rows are input lines, queries and documents are the two sides of a score, and a slice is one entry of a tensor's
-first axis. A row may own any number of slices of a tensor: none (no image), one, or several (three images).
+A row is one input line or, of a tensor, one item of a side; queries and documents are the two sides of a score. A slice
+is one entry of a tensor's first axis: a row may own none (no image), one, or several (three images).
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Item:
 
 @dataclass(frozen=True)
 class LoadedItem:
-    """An Item whose images are decoded to what the model takes (uint8, model resolution), without a rows axis.
+    """An Item whose images are decoded to what the model takes, at its resolution, without a rows axis.
 
-    `images` holds per image a mapping from tensor name to tensor. `content_hash` is an int64 of text and image
+    `images`: tensors by name, a mapping for each image, or of a vision-language model one for all. Pixels are uint8, or
+    float32 where normalisation cannot be put off. `content_hash` is an int64 of text and image
     bytes; `draw` tells apart random augmentations of the same content (0: none).
     """
 
@@ -130,7 +131,7 @@ class RowNeeds:
 
 @dataclass(frozen=True)
 class LoadedExample:
-    """An Example with its items loaded.
+    """An Example with its items in memory, decoded or as the bytes of their files.
 
     ignored: content hashes. query_image: the query's pictures alone, where they are to be one more negative.
     """
@@ -195,7 +196,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Sides:
-    """Embeddings of a batch by another model: of the queries and of the documents, in the batch's order."""
+    """Embeddings of a batch's queries and of its documents, in its order: by the model, a teacher or a reference."""
 
     queries: Embeddings
     documents: Embeddings
@@ -234,7 +235,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's queries and documents with their targets. `origins` names the row of each query.
+    """The queries and documents of one loss with their targets. `origins` names the row of each query.
 
     Sides are ItemRows, which are prepared a chunk at a time, or Inputs that are prepared already.
     """

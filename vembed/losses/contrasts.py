@@ -65,7 +65,7 @@ Choose = Callable[[Tensor, Masks], Candidates]
 
 
 @dataclass(frozen=True)
-class Against:
+class CandidateSums:
     """What the candidates of each anchor add up to; anchors are all queries, or all documents: [anchors] each.
 
     log_sum: log-sum-exp of the candidates' scores, NOTHING without any. total: their sum. count: how many (float).
@@ -75,14 +75,14 @@ class Against:
     total: Tensor
     count: Tensor
 
-    def __add__(self, other: "Against") -> "Against":
+    def __add__(self, other: "CandidateSums") -> "CandidateSums":
         """The sums over the candidates of both."""
         log_sum = torch.logaddexp(self.log_sum, other.log_sum)
-        return Against(log_sum, self.total + other.total, self.count + other.count)
+        return CandidateSums(log_sum, self.total + other.total, self.count + other.count)
 
-    def at(self, numbers: Tensor) -> "Against":
+    def at(self, numbers: Tensor) -> "CandidateSums":
         """The sums of the anchors with these numbers, int64 [pairs]: [pairs] each."""
-        return Against(self.log_sum[numbers], self.total[numbers], self.count[numbers])
+        return CandidateSums(self.log_sum[numbers], self.total[numbers], self.count[numbers])
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ class Pairs:
 class Contrasts:
     """The positive pairs of a batch, None where they are too many to keep, and the candidates' sums for both sides.
 
-    per_query, per_document: the number of positives of each, int64 [queries] and [documents].
+    positives_per_query, positives_per_document: the number of positives of each, int64 [queries] and [documents].
     """
 
     view: ScoreView
     masks: MaskStrips
     pairs: Pairs | None
-    by_query: Against
-    by_document: Against
-    per_query: Tensor
-    per_document: Tensor
+    by_query: CandidateSums
+    by_document: CandidateSums
+    positives_per_query: Tensor
+    positives_per_document: Tensor
 
 
 def all_negatives(_scores: Tensor, masks: Masks) -> Candidates:
@@ -140,22 +140,23 @@ def contrasts(
         return _dense_contrasts(view, masks, choose, totals=totals)
     plan = _Plan(view, masks, choose, columns, totals)
     sums = _Sums(*_StripContrasts.apply(*strip_vectors(view), view.scale, view.bias, plan))
-    kept = len(sums.queries) == int(sums.per_query.sum())  # pairs are kept all or not at all
+    kept = len(sums.queries) == int(sums.positives_per_query.sum())  # pairs are kept all or not at all
     return Contrasts(
         view,
         masks,
         Pairs(sums.queries, sums.documents, sums.scores) if kept else None,
-        Against(sums.row_log_sum, sums.row_total, sums.row_count),
-        Against(sums.column_log_sum, sums.column_total, sums.column_count),
-        sums.per_query,
-        sums.per_document,
+        CandidateSums(sums.row_log_sum, sums.row_total, sums.row_count),
+        CandidateSums(sums.column_log_sum, sums.column_total, sums.column_count),
+        sums.positives_per_query,
+        sums.positives_per_document,
     )
 
 
 class _Sums(NamedTuple):
     """`Contrasts` as plain tensors, which is what autograd takes. No pairs where they are more than are kept.
 
-    queries (ascending), documents, scores: [pairs]. row_*, per_query: [queries]. column_*, per_document: [documents].
+    queries (ascending), documents, scores: [pairs]. row_*, positives_per_query: [queries]. column_*,
+    positives_per_document: [documents].
     """
 
     queries: Tensor
@@ -167,8 +168,8 @@ class _Sums(NamedTuple):
     column_log_sum: Tensor
     column_total: Tensor
     column_count: Tensor
-    per_query: Tensor
-    per_document: Tensor
+    positives_per_query: Tensor
+    positives_per_document: Tensor
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _dense_contrasts(view: ScoreView, masks: MaskStrips, choose: Choose, *, tota
     )
 
 
-def _against(scores: Tensor, logits: Tensor, chosen: Tensor, *, totals: bool) -> Against:
+def _against(scores: Tensor, logits: Tensor, chosen: Tensor, *, totals: bool) -> CandidateSums:
     """The sums along each row of tensors [anchors, others]. logits: the scores with what is added to them."""
     some = chosen.any(dim=1)  # [anchors]
     kept = logits.masked_fill(~chosen, float("-inf"))
@@ -210,7 +211,7 @@ def _against(scores: Tensor, logits: Tensor, chosen: Tensor, *, totals: bool) ->
     log_sum = kept.masked_fill(~some[:, None], 0).logsumexp(dim=1)  # [anchors]
     total = scores.masked_fill(~chosen, 0).sum(dim=1) if totals else torch.zeros_like(log_sum)
     count = chosen.sum(dim=1).to(scores.dtype) if totals else torch.zeros_like(log_sum)
-    return Against(torch.where(some, log_sum, NOTHING), total, count)
+    return CandidateSums(torch.where(some, log_sum, NOTHING), total, count)
 
 
 class _StripContrasts(torch.autograd.Function):
@@ -239,7 +240,14 @@ class _StripContrasts(torch.autograd.Function):
             queries, documents, scale, bias, sums.queries, sums.documents, sums.row_log_sum, sums.column_log_sum
         )
         ctx.mark_non_differentiable(
-            *(sums.queries, sums.documents, sums.row_count, sums.column_count, sums.per_query, sums.per_document)
+            *(
+                sums.queries,
+                sums.documents,
+                sums.row_count,
+                sums.column_count,
+                sums.positives_per_query,
+                sums.positives_per_document,
+            )
         )
         return tuple(sums)
 

@@ -23,8 +23,8 @@ The same for query q and document d, rule by rule (what has no group is in nobod
     elif private and d is in some negatives and in no positives:              ignored
     else:                                                                     negative
 
-Among themselves, queries are each other's negatives unless they share content, group or a positive, and documents are
-unless they share content, group or a query. Rules that no key of the batch can meet cost nothing.
+Queries are each other's negatives unless they share content, a group or a positive; documents are, unless they share
+content, a group, or a query that both are positives of. Rules that no key of the batch can meet cost nothing.
 """
 
 from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vembed.losses.contrasts import NOTHING, Against, Contrasts
+from vembed.losses.contrasts import NOTHING, CandidateSums, Contrasts
 from vembed.losses.masks import Masks
 from vembed.losses.settings import Direction
 from vembed.losses.strips import sum_over_strips
@@ -15,14 +15,16 @@ from vembed.losses.strips import sum_over_strips
 
 @dataclass(frozen=True)
 class Anchors:
-    """One side of pairs: what stands against it, and its weight, [pairs] each, or [rows, 1] and [documents] beside
-    scores [rows, documents].
+    """One side of positive pairs: its candidates' sums and its weight, in a shape that broadcasts with the scores.
+
+    With the scores of pairs [pairs]: [pairs]. With a strip of scores [rows, documents]: [rows, 1] for queries, and
+    [documents] for documents.
 
     weight: 1 / (the anchor's pairs x the anchors that have any): a weighted sum over pairs is the mean over anchors of
     the mean over an anchor's pairs.
     """
 
-    against: Against
+    against: CandidateSums
     weight: Tensor
 
     def at(self, numbers: Tensor) -> "Anchors":
@@ -34,21 +36,21 @@ class Anchors:
 PairLoss = Callable[[Tensor, Anchors, Anchors], Tensor]
 
 
-def sum_over_pairs(found: Contrasts, loss: PairLoss, by_query: Against, by_document: Against) -> Tensor:
+def sum_over_pairs(found: Contrasts, loss: PairLoss, by_query: CandidateSums, by_document: CandidateSums) -> Tensor:
     """The sum of `loss` over all positive pairs, a scalar; by_query, by_document: what stands against their sides.
 
     The loss of a pair must depend on nothing of other pairs. It is asked for pairs alone, or for whole strips of scores
     where `found` has not kept the pairs.
     """
-    query, document = _anchors(by_query, found.per_query), _anchors(by_document, found.per_document)
+    query, document = _anchors(by_query, found.positives_per_query), _anchors(by_document, found.positives_per_document)
     if found.pairs is not None:
         pairs = found.pairs
         return loss(pairs.scores, query.at(pairs.queries), document.at(pairs.documents)).sum()
 
     def of_strip(scores: Tensor, masks: Masks, *sums: Tensor) -> tuple[Tensor, Tensor]:
         rows = slice(masks.start, masks.start + len(scores))
-        queries = Anchors(Against(*(one[rows, None] for one in sums[:3])), query.weight[rows, None])
-        losses = loss(scores, queries, Anchors(Against(*sums[3:]), document.weight))
+        queries = Anchors(CandidateSums(*(one[rows, None] for one in sums[:3])), query.weight[rows, None])
+        losses = loss(scores, queries, Anchors(CandidateSums(*sums[3:]), document.weight))
         return losses.masked_fill(~masks.positive, 0).sum(), scores.new_zeros(())
 
     sums = [one for side in (by_query, by_document) for one in (side.log_sum, side.total, side.count)]
@@ -56,12 +58,12 @@ def sum_over_pairs(found: Contrasts, loss: PairLoss, by_query: Against, by_docum
     return total
 
 
-def pair_losses(scores: Tensor, against: Against, label_smoothing: float = 0.0) -> Tensor:
+def pair_losses(scores: Tensor, against: CandidateSums, label_smoothing: float = 0.0) -> Tensor:
     """-log of the softmax of each pair's score among itself and what stands against it, entry by entry.
 
     With label smoothing e, a share e of the target is spread evenly over the pair and all of its candidates.
 
-    >>> against = Against(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.0]))
+    >>> against = CandidateSums(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([1.0]))
     >>> pair_losses(torch.tensor([1.0]), against)  # log 2
     tensor([0.6931])
     """
@@ -95,6 +97,6 @@ def grouped_logsumexp(values: Tensor, numbers: Tensor, length: int) -> Tensor:
     return torch.where(some, torch.where(some, sums, 1).log() + highest, NOTHING)
 
 
-def _anchors(against: Against, num_pairs: Tensor) -> Anchors:
+def _anchors(against: CandidateSums, num_pairs: Tensor) -> Anchors:
     num_anchors = (num_pairs > 0).sum()
     return Anchors(against, 1 / (num_pairs.to(against.log_sum.dtype) * num_anchors).clamp(min=1))

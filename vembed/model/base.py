@@ -1,4 +1,4 @@
-"""The one base of all embedding models: named inputs in, one unit vector per row out."""
+"""The one base of all embedding models: named inputs in, one vector per row out, or one per token."""
 
 import math
 from collections.abc import Collection, Mapping

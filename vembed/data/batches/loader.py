@@ -108,7 +108,7 @@ class TrainingLoader:
         rows = self._rows(plan, start)
         places = list(start.places)
         for number, planned in enumerate(plan, start.num_batches + 1):
-            # No name is given to the rows: what it names would live on beside the next batch.
+            # Not assigned to a variable, which would keep this batch's pictures alive while the next one is loaded.
             yield (
                 self._collate(self._fill(planned, rows, places), epoch),
                 LoaderState(epoch, number, tuple(places), start.run),

@@ -29,7 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vembed.losses.contrasts import Against, Candidates, Choose, all_negatives, contrasts
+from vembed.losses.contrasts import Candidates, CandidateSums, Choose, all_negatives, contrasts
 from vembed.losses.masks import Masks, MaskStrips, document_mask_strips, mask_strips, query_mask_strips
 from vembed.losses.objective import ScoreView
 from vembed.losses.settings import InfoNCESettings
@@ -72,7 +72,7 @@ def _losses(scores: Tensor, query: Anchors, document: Anchors, settings: InfoNCE
     )
 
 
-def _within_side(view: ScoreView, masks: MaskStrips, *, totals: bool) -> Against:
+def _within_side(view: ScoreView, masks: MaskStrips, *, totals: bool) -> CandidateSums:
     """The sums over each row's negatives among the rows of its own side."""
     return contrasts(view, masks, columns=False, totals=totals).by_query
 

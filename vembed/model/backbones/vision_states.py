@@ -1,4 +1,4 @@
-"""A vision-language model that goes on from its frozen vision encoder's outputs, so that this runs once per picture.
+"""A vision-language model that goes on from its frozen vision encoder's outputs, so that this runs once in a step.
 
     take      run the vision encoder alone, and keep the hidden states that it gives in the place of the pictures
     given     run the whole model, its vision encoder giving the kept states: no picture is looked at

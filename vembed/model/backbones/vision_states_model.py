@@ -12,7 +12,7 @@ from vembed.types import Inputs
 
 
 class VisionStatesModel(BaseEmbeddingModel):
-    """A model whose vision tower, if frozen, runs once per picture. pictures: replaces its run by the kept outputs."""
+    """A model whose vision tower, if frozen, runs once in a step. pictures: replaces its run by the kept outputs."""
 
     keeps_states_of: ClassVar[Tower | None] = "vision"
     pictures: SplitAtVision

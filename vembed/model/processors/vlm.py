@@ -36,7 +36,7 @@ from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
 
 _IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
-_NOT_READ = ("attention_mask", "labels")  # `finish` makes the one anew, and nobody generates
+_NOT_READ = ("attention_mask", "labels")  # `finish` makes the mask anew; labels are for generation
 # Image processors that keep a picture's aspect ratio. The edges in their `size` are numbers of pixels, of all of it.
 _BOUNDED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
 

@@ -28,9 +28,11 @@ class ChunkReader:
         self._room = max_hidden_state_bytes
         self._kept: dict[ItemRows, Inputs] = {}
         self._num_truncated: dict[ItemRows, int] = {}
-        # What is still to be prepared of a chunk's items beside its features, which take the place of the rest.
+        # Of each chunk: its items without the texts or images whose features are kept, and those features.
         self._remaining: dict[ItemRows, tuple[Sequence[HeldItem], Mapping[str, Ragged]]] = {}
-        self._with_features: dict[int, tuple[Inputs, Inputs]] = {}  # by id of the first, which lives as long as this
+        self._with_features: dict[
+            int, tuple[Inputs, Inputs]
+        ] = {}  # by id(chunk), which the held chunk keeps from being another's
 
     def __call__(self, chunk: Side) -> Inputs:
         """The chunk's prepared inputs, on the host; with kept features, on the features' device.

@@ -19,11 +19,14 @@ MAX_NAMED = 8
 
 @dataclass(frozen=True)
 class LossCheck:
-    """Refuses a loss that is not finite. batch: this rank's, in these chunks; joined: those of all ranks as one."""
+    """Refuses a loss that is not finite.
+
+    batch: this rank's; partitions: its two sides in chunks; joined: the batches of all ranks as one.
+    """
 
     model: BaseEmbeddingModel
     batch: Batch
-    chunks: tuple[SidePartition, SidePartition]
+    partitions: tuple[SidePartition, SidePartition]
     joined: JoinedBatch
 
     def __call__(self, loss: Tensor, own: Sides, gathered: Sides) -> None:
@@ -39,9 +42,9 @@ class LossCheck:
             return None
         bad = bad_queries | _rows_naming(self.batch.targets, bad_documents)
         named = [origin for row, origin in enumerate(self.batch.origins) if bad[row]]
-        queries, documents = self.chunks
+        queries, documents = self.partitions
         chunks = [*_bad_chunks("queries", bad_queries, queries), *_bad_chunks("documents", bad_documents, documents)]
-        where = f" ({', '.join(chunks)})" if any(len(side.rows) > 1 for side in self.chunks) else ""
+        where = f" ({', '.join(chunks)})" if any(len(side.rows) > 1 for side in self.partitions) else ""
         return f": the embeddings of {name_rows(named) or 'some rows'} are not{where}"
 
     def _explain_other_ranks(self, gathered: Sides) -> str:

@@ -36,28 +36,27 @@ from vembed.utils.distributed import gather_rows, gather_rows_with_gradient, gro
 class JoinedBatch:
     """The batches of all ranks as one. `targets`: of all queries and of the documents that count.
 
-    num_queries, num_documents: of each rank, before documents of several ranks became one. columns: int64 [documents
-    that count], their numbers among the documents of all ranks, whose place in it is their column in the scores; None
-    where all of them count.
+    num_queries, num_documents: of each rank, before documents of several ranks became one. documents: int64 [columns],
+    for each column of the scores the number of its document among those of all ranks; None: each is a column.
     """
 
     targets: Targets
     num_queries: tuple[int, ...]
     num_documents: tuple[int, ...]
-    columns: Tensor | None = None
+    documents: Tensor | None = None
 
     def gather(self, own: Sides) -> Sides:
         """The embeddings of all ranks; every rank calls it alike. Gradient reaches this rank's own, times the ranks."""
         if len(self.num_queries) == 1:  # one rank: nobody to exchange with
             return own
         queries, documents = _gather(own.queries, self.num_queries), _gather(own.documents, self.num_documents)
-        return Sides(queries, documents if self.columns is None else select_rows(documents, self.columns))
+        return Sides(queries, documents if self.documents is None else select_rows(documents, self.documents))
 
     def ranks_of(self, queries: Tensor, documents: Tensor) -> list[int]:
         """The ranks that embed some of these rows: bool [queries], and bool [documents that count]."""
         every = documents
-        if self.columns is not None:  # back to all documents; a repeated one is its first rank's alone
-            every = documents.new_zeros(sum(self.num_documents)).index_copy(0, self.columns.cpu(), documents)
+        if self.documents is not None:  # back to all documents; a repeated one is its first rank's alone
+            every = documents.new_zeros(sum(self.num_documents)).index_copy(0, self.documents.cpu(), documents)
         parts = zip(
             torch.split(queries, list(self.num_queries)), torch.split(every, list(self.num_documents)), strict=True
         )
