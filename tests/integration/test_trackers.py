@@ -59,7 +59,7 @@ def points_of_lines(run):
 
 def points_of_events(run):
     """The same of event files."""
-    events = EventAccumulator(str(Path(run) / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    events = EventAccumulator(str(Path(run) / "trackers" / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     names = events.Tags()["scalars"]
     return [(name, event.step, event.value) for name in names for event in events.Scalars(name)]
 
@@ -94,7 +94,7 @@ def test_event_files_hold_the_numbers_of_every_line(tmp_path, settings):
 
 def test_without_the_key_there_are_none(tmp_path, settings):
     Trainer({**settings, "report_to": [], "max_steps": 1}).train()
-    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert not (tmp_path / "run" / "trackers").exists()
 
 
 def test_a_resumed_run_has_every_step_once(tmp_path, settings):
@@ -109,7 +109,7 @@ def test_a_resumed_run_has_every_step_once(tmp_path, settings):
     Trainer({**settings, "resume_from_checkpoint": "latest"}).train()
     assert [line["step"] for line in lines_of(run) if "eval" in line] == [3, 6]
     assert_events_are_lines(run)
-    assert len(list((run / "tensorboard").iterdir())) == 2
+    assert len(list((run / "trackers" / "tensorboard").iterdir())) == 2
     unchanged = [point for point in before if point[0] not in ("samples_per_second", "peak_memory_mib")]
     assert set(unchanged) <= set(points_of_events(run))
 
@@ -154,7 +154,7 @@ def test_the_tracker_of_the_page_runs_as_a_plugin_beside_tensorboard(tmp_path, s
 
 
 def assert_table_is_lines(run):
-    rows = [row.split(",") for row in (run / "table" / "numbers.csv").read_text().splitlines()]
+    rows = [row.split(",") for row in (run / "trackers" / "table" / "numbers.csv").read_text().splitlines()]
     table = [(name, int(step), float(np.float32(float(number)))) for step, name, number in rows]
     leave = "peak_memory_mib"
     assert [row for row in table if row[0] != leave] == [row for row in points_of_lines(run) if row[0] != leave]
@@ -211,6 +211,7 @@ def test_a_tracker_is_closed_when_the_run_fails_and_leaves_nothing_then(tmp_path
 
 def test_a_folder_that_cannot_be_written_is_told_in_plain_words(tmp_path, settings):
     Trainer({**settings, "report_to": [], "epochs": 1}).train()
-    (tmp_path / "run" / "tensorboard").write_text("no folder")
-    with pytest.raises(CheckpointError, match=r"run/tensorboard could not be written"):
+    (tmp_path / "run" / "trackers").mkdir()
+    (tmp_path / "run" / "trackers" / "tensorboard").write_text("no folder")
+    with pytest.raises(CheckpointError, match=r"run/trackers/tensorboard could not be written"):
         Trainer({**settings, "resume_from_checkpoint": "latest"}).train()

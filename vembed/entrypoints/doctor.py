@@ -19,6 +19,7 @@ from vembed.utils.memory import GIB, free_memory_bytes
 
 # What an extra brings, by a module that says whether it is there.
 _EXTRAS = {
+    "tracking": "tensorboard",
     "lightning": "pytorch_lightning",
     "export": "sentence_transformers",
     "bench": "sentence_transformers",

@@ -53,6 +53,11 @@ class FeatureCache:
         self._model = model
         check_family(model)
         self._stores = {tower: VectorStore(folder / _folder_name(model, tower)) for tower in model.model.fixed_towers()}
+        if not self._stores and model.model.freezing.towers:
+            raise ModelError(
+                "cache_frozen_features: no features of a frozen tower stay the same while the rest learns (a gem"
+                " exponent learns within them); take it out, or choose another pooling"
+            )
         if not self._stores:
             raise ModelError("nothing that is frozen can be kept of this model; `freeze` its text or vision tower")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vembed.errors import CheckpointError
 from vembed.training.loop import Callback, StepRecord
 from vembed.training.plan import Plan
 from vembed.training.run.folder import RunFolder
@@ -32,7 +33,8 @@ def open_callbacks(
     run: RunFolder, plan: Plan, device: torch.device, *, state: TrainState, trackers: Mapping[str, OpenTracker]
 ) -> Iterator[Sequence[Callback]]:
     """The callbacks of a run that goes on from `state`; those that hold files are closed when the block ends."""
-    lines = truncate_metrics(run.metrics, state.num_metrics_lines)
+    kept = truncate_metrics(run.metrics, state.num_metrics_lines)
+    lines = _parsed(run.metrics, kept) if trackers else []
     with ExitStack() as stack:
         opened = [
             stack.enter_context(open_tracker(TrackedRun(run.tracker(name), plan, device, state.step, lines)))
@@ -90,14 +92,27 @@ def evaluation_line(metrics: Metrics, state: TrainState) -> Line:
     return {"step": state.step, "eval": metrics}
 
 
-def truncate_metrics(file: Path, num_lines: int) -> list[Line]:
+def truncate_metrics(file: Path, num_lines: int) -> list[str]:
     """Cut metrics.jsonl to its first `num_lines` lines and return them: those that a resumed checkpoint knows of."""
     if not file.exists():
         return []
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     if len(lines) > num_lines:
         file.write_text("".join(lines[:num_lines]), encoding="utf-8")
-    return [json.loads(line) for line in lines[:num_lines]]
+    return lines[:num_lines]
+
+
+def _parsed(file: Path, lines: Sequence[str]) -> list[Line]:
+    """The lines of metrics.jsonl. Raises CheckpointError for one that is damaged."""
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            parsed.append(json.loads(line))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{file}:{number} is damaged, and trackers get its figures again; take report_to out, or mend the line"
+            ) from error
+    return parsed
 
 
 class LogLines:

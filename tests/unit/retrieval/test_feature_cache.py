@@ -163,3 +163,10 @@ def test_a_model_without_a_frozen_tower_is_refused(composed, tmp_path):
     for settings in ({}, {"freeze_layers": {"text": 1}}):
         with pytest.raises(ModelError, match="nothing that is frozen can be kept"):
             FeatureCache(composed(**settings), tmp_path)
+
+
+def test_a_frozen_tower_with_an_exponent_that_learns_is_refused_by_its_reason(composed, tmp_path):
+    model = composed(freeze=("vision",))
+    model.model.vision_tower.exponent = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(ModelError, match="a gem exponent learns within them"):
+        FeatureCache(model, tmp_path)

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,10 @@ from rich.text import Text
 
 from vembed.errors import CheckpointError
 from vembed.training import callbacks
-from vembed.training.callbacks import LogLines, MetricsFile, progress_display, truncate_metrics
+from vembed.training.callbacks import LogLines, MetricsFile, open_callbacks, progress_display, truncate_metrics
 from vembed.training.loop import StepRecord
 from vembed.training.plan import Plan
+from vembed.training.run.folder import RunFolder
 from vembed.training.state import LogWindow, TrainState
 
 CPU = torch.device("cpu")
@@ -78,6 +80,19 @@ def test_lines_after_the_resumed_step_are_cut(tmp_path):
     assert file.read_text() == "1\n2\n"
     truncate_metrics(file, 5)
     assert file.read_text() == "1\n2\n"
+
+
+def test_trackers_are_not_given_a_damaged_line_and_without_them_it_is_not_read(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"step": 1}\n{"step": 2, "lo\n')
+    state = TrainState(step=2, num_metrics_lines=2)
+    with (
+        pytest.raises(CheckpointError, match=r"metrics\.jsonl:2 is damaged, and trackers get its figures again"),
+        open_callbacks(run, PLAN, CPU, state=state, trackers={"any": nullcontext}),
+    ):
+        pass
+    with open_callbacks(run, PLAN, CPU, state=state, trackers={}) as callbacks:
+        assert len(callbacks) == 2
 
 
 def test_a_file_that_cannot_be_written_is_told_in_plain_words(tmp_path):

@@ -44,11 +44,6 @@ class PictureParts:
         self._in_float = False  # what `_is_exact` tries; one picture may be laid out in another way than several
         self._in_float = not all(self._is_exact(some) for some in (pictures[:1], pictures))
 
-    @property
-    def in_uint8(self) -> bool:
-        """Whether pixels are read as uint8 and finished on the device."""
-        return not self._in_float
-
     def read(self, pictures: Sequence[PIL.Image.Image]) -> dict[str, Tensor]:
         """The image processor's outputs for one item's RGB pictures, and how many these are."""
         outputs = self._run(pictures, normalize=self._in_float)

@@ -38,6 +38,7 @@ _MAY_CHANGE = frozenset(
         "gallery_size",
         "report",
         "feature_cache_dir",
+        "gradient_cache_states_gib",
     }
 )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
-from vembed.training.trackers.registry import CallbackRegistry
 from vembed.utils.files import atomic_file, is_leftover, recover
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -54,9 +53,13 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / "report"
 
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers"
+
     def tracker(self, name: str) -> Path:
         """The folder of the tracker of this name."""
-        return self.path / name
+        return self.trackers / name
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of `step`, which need not exist."""
@@ -74,7 +77,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         files = (self.config, self.record, self.metrics, self.split, self.bad_samples)
-        known = {*files, self.best, self.final, self.report, *map(self.tracker, CallbackRegistry.list())}
+        known = {*files, self.best, self.final, self.report, self.trackers}
         return [
             path
             for path in sorted(self.path.iterdir())

@@ -189,5 +189,5 @@ def _budget_bytes(settings: GradCacheSettings, parts: StepParts) -> int:
     else:
         share = _CPU_SHARE if parts.device.type == "cpu" else _ACCELERATOR_SHARE
         budget_bytes = round(share * free_memory_bytes(parts.device))
-    kept = min(round(settings.gradient_cache_states_gib * GIB), budget_bytes // 2) if keeps_states(parts.model) else 0
+    kept = min(max_hidden_state_bytes(settings), budget_bytes // 2) if keeps_states(parts.model) else 0
     return budget_bytes - kept

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class TrackedRun:
     """The run that a tracker is opened for.
 
-    folder: `output_dir`/<the tracker's name>, its own, which need not exist; overwrite_output_dir deletes it. step: the
-    number of finished steps, 0 in a new run. lines: those of metrics.jsonl so far. A resumed run may have come further
-    before it died: lines that a tracker was given then and that are not in `lines` come again, or never.
+    folder: `output_dir`/trackers/<the tracker's name>, its own, which need not exist; overwrite_output_dir deletes it.
+    step: the number of finished steps, 0 in a new run. lines: those of metrics.jsonl so far. A resumed run may have got
+    further before it died: lines that a tracker was given then and that are not in `lines` come again, or never.
     """
 
     folder: Path

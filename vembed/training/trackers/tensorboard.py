@@ -1,4 +1,4 @@
-"""TensorBoard: every number of metrics.jsonl as a scalar, in `<output_dir>/tensorboard`.
+"""TensorBoard: every number of metrics.jsonl as a scalar, in `<output_dir>/trackers/tensorboard`.
 
 tensorboard --logdir output
 """

@@ -144,3 +144,14 @@ def test_a_further_stage_may_adapt_an_adapted_model(fresh, items_for, tmp_path):
     model.save_pretrained(tmp_path)
     stage = VisualRetrievalModel.from_pretrained(str(tmp_path), ModelSettings(use_lora=True))
     assert torch.allclose(stage.encode(items_for(model)).vectors, model.encode(items_for(model)).vectors, atol=1e-5)
+
+
+def test_layers_without_an_adapter_do_not_learn_and_keep_their_dropout(fresh):
+    """Until `freeze_layers` takes it off."""
+    model = fresh("bert", use_lora=True, lora_target_modules=["layer.1.attention.self.query"]).model
+    model.train()
+    (below,) = (module for name, module in model.named_modules() if name.endswith("layer.0.output.dropout"))
+    assert below.training
+    learning = [info.name for info in parameter_infos(model) if info.parameter.requires_grad and info.part == "text"]
+    assert learning
+    assert all("layer.1." in name for name in learning)

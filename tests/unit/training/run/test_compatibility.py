@@ -20,7 +20,14 @@ def test_the_same_settings_go_on():
 
 @pytest.mark.parametrize(
     "change",
-    [{"max_steps": 9}, {"epochs": 4}, {"output_dir": "b"}, {"logging_steps": 1}, {"image_host_cache": "encoded"}],
+    [
+        {"max_steps": 9},
+        {"epochs": 4},
+        {"output_dir": "b"},
+        {"logging_steps": 1},
+        {"image_host_cache": "encoded"},
+        {"gradient_cache_states_gib": 4.0},  # it decides what is computed twice
+    ],
 )
 def test_what_does_not_change_the_training_may_change(change):
     check(**change)
