@@ -10,7 +10,6 @@ from vembed.config import load_config
 from vembed.errors import ConfigError, UsageError
 from vembed.training.run.folder import RunFolder, check_output_dir, open_run_folder, write_json
 from vembed.training.settings import TrainingSettings
-from vembed.training.trackers.registry import CallbackRegistry
 
 
 def test_a_list_is_given_in_yaml_and_by_flag(tmp_path):
@@ -49,13 +48,14 @@ def test_an_unknown_name_is_told_without_torch():
     assert result.stdout == "command line: report_to[0]: there is no tracker 'wandb'. Known: tensorboard set()\n"
 
 
-def test_a_trackers_folder_is_part_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(CallbackRegistry, "_components", {"mine": None})
+def test_the_trackers_folders_are_part_of_the_run_and_others_of_their_names_are_not(tmp_path):
     run = RunFolder(tmp_path)
-    for name in ("mine", "tensorboard", "notes"):
-        run.tracker(name).mkdir()
-    with pytest.raises(UsageError, match=r"already holds a run \(mine, tensorboard\)"):
+    (tmp_path / "tensorboard").mkdir()
+    check_output_dir(TrainingSettings(output_dir=str(tmp_path)))
+    for name in ("mine", "report"):
+        run.tracker(name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"already holds a run \(trackers\)"):
         check_output_dir(TrainingSettings(output_dir=str(tmp_path)))
     write_json(run.record, {})
     open_run_folder(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
