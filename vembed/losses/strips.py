@@ -73,6 +73,16 @@ def strip_rows(view: ScoreView) -> int:
     return max(1, min(max(_STRIP_ROWS * documents, FEWEST_SCORES), MOST_SCORES) // documents)
 
 
+def most_scores(num_queries: int, num_documents: int, device_type: str) -> int:
+    """The most scores of a batch that exist at once: all of a small one, else those of a strip.
+
+    >>> most_scores(512, 512, "cpu"), most_scores(32_768, 32_768, "cpu")
+    (262144, 1048576)
+    """
+    strip = max(MOST_SCORES if device_type == "cpu" else _ACCELERATOR_SCORES, num_documents)
+    return min(num_queries * num_documents, max(strip, _DENSE_FACTOR * DENSE_SCORES))
+
+
 def masked_real(masks: Masks, view: ScoreView) -> Masks:
     """The masks without scores that say nothing because a side has no real token."""
     if view.queries.mask is None and view.documents.mask is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from vembed.grad_cache.cachex.functional import num_retained
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
 from vembed.losses.class_weights import ClassWeights
-from vembed.losses.strips import MOST_SCORES
+from vembed.losses.strips import MOST_SCORES, most_scores
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
@@ -245,9 +245,10 @@ def _training_mode(model: BaseEmbeddingModel) -> Iterator[None]:
 
 
 def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
-    """Bytes of the float32 embeddings with their gradients, and of the score matrices."""
+    """Bytes of the float32 embeddings with their gradients, and of the scores that exist at once."""
     queries, documents = batch.queries.num_rows, batch.documents.num_rows
-    return 4 * (2 * (queries + documents) * model.dim + _NUM_SCORE_MATRICES * queries * documents)
+    scores = most_scores(queries, documents, model.logit_scale.device.type)
+    return 4 * (2 * (queries + documents) * model.dim + _NUM_SCORE_MATRICES * scores)
 
 
 def _class_scores_bytes(batch: Batch, class_weights: Sequence[Tensor]) -> int:

@@ -1,5 +1,7 @@
 """The parts of the memory estimate against what torch itself keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -114,3 +116,16 @@ def test_weights_count_in_the_dtype_that_they_are_held_in(clip_folder, batch_of)
     (whole, moments), (half, same_moments) = weights(), weights(torch_dtype="bfloat16")
     assert whole / 2 < half < 0.8 * whole  # adapters, and projections that learn, are float32 in both
     assert moments > 0.9 * same_moments > 0
+
+
+def test_of_a_large_batch_no_more_scores_are_counted_than_exist_at_once(batch_of, bert_folder, vit_folder):
+    settings = ModelSettings(text_model_name=bert_folder, image_model_name=vit_folder)
+    model = VisualRetrievalModel.from_pretrained(None, settings)
+    batch = batch_of(model)
+    times = 256
+    many = [replace(side, items=side.items * times) for side in (batch.queries, batch.documents)]
+    large = replace(batch, queries=many[0], documents=many[1])
+    embeddings = 4 * 2 * sum(side.num_rows for side in many) * model.model.dim
+    scores = estimate(model, large)["embeddings and scores"] - embeddings
+    assert many[0].num_rows * many[1].num_rows > 8 * 2**20
+    assert scores == 4 * 6 * 2**20  # six matrices of a strip, which the losses make of a million scores at most
