@@ -18,7 +18,7 @@ from torch import Tensor
 from vembed.grad_cache.cachex.functional import num_retained
 from vembed.grad_cache.cachex.tree_utils import list_tensors, move, select_rows, take_rows
 from vembed.losses.class_weights import ClassWeights
-from vembed.losses.strips import MOST_SCORES, most_scores
+from vembed.losses.strips import most_scores
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.freezing import keeps_states, with_fixed_features
 from vembed.training.dpo import Reference
@@ -254,9 +254,7 @@ def _scores_bytes(model: BaseEmbeddingModel, batch: Batch) -> int:
 def _class_scores_bytes(batch: Batch, class_weights: Sequence[Tensor]) -> int:
     """Bytes of the class weights at length 1 with their gradient, and of a strip of their scores."""
     rows = batch.queries.num_rows + batch.documents.num_rows
-    strips = [
-        4 * _NUM_SCORE_MATRICES * min(rows * len(weight), max(MOST_SCORES, len(weight))) for weight in class_weights
-    ]
+    strips = [4 * _NUM_SCORE_MATRICES * most_scores(rows, len(weight), weight.device.type) for weight in class_weights]
     return 2 * _num_bytes(class_weights) + sum(strips)
 
 
