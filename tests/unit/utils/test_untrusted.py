@@ -1,0 +1,66 @@
+"""The guard around foreign bytes: every exception of a library becomes ours, and only regular files are read."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vembed.errors import DataError, ModelError
+from vembed.utils.untrusted import library_errors, library_message, printable, read_regular_file
+
+
+class PanicException(BaseException):
+    """Of this name, and no Exception, as libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad page"), RecursionError("bad page"), PanicException("bad page"), MemoryError("bad page")]
+)
+def test_whatever_a_library_raises_becomes_our_error_with_its_place(error: BaseException) -> None:
+    with (
+        pytest.raises(DataError, match=r"^a\.parquet: a damaged page: bad page$") as caught,
+        library_errors(DataError, "a.parquet: a damaged page"),
+    ):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ModelError("ours")])
+def test_interrupts_exits_and_our_own_errors_pass_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, library_errors(DataError, "a.parquet"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_librarys_message_is_one_short_printable_line() -> None:
+    assert library_message(ValueError("\n" + "x" * 1000 + "\nmore")) == "x" * 300
+    assert library_message(ValueError("a\x1b[2Jb")) == "a\\x1b[2Jb"
+    assert library_message(KeyError()) == "KeyError"
+
+
+def test_only_regular_files_are_read_and_only_up_to_the_limit(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"12345")
+    (tmp_path / "link.png").symlink_to(file)
+    assert read_regular_file(file, max_bytes=5) == read_regular_file(tmp_path / "link.png", max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="over 4 bytes"):
+        read_regular_file(file, max_bytes=4)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match="it is a pipe"):
+        read_regular_file(tmp_path / "pipe.png", max_bytes=5)
+    with pytest.raises(OSError, match="it is a device"):
+        read_regular_file("/dev/zero", max_bytes=5)
+    with pytest.raises(OSError, match=r"folder|directory"):
+        read_regular_file(tmp_path, max_bytes=5)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.png"))
+        with pytest.raises(OSError):  # noqa: PT011 (the system's own words)
+            read_regular_file(tmp_path / "socket.png", max_bytes=5)
+
+
+def test_a_terminal_gets_no_control_characters_and_every_language() -> None:
+    assert printable("größe 靴 👩‍👧 می‌خواهم\n\t") == "größe 靴 👩‍👧 می‌خواهم\n\t"
+    assert printable("\x1b]0;title\x07\r\x9b2J\u202eabc\u2066\u2028\x7f\ud800") == (
+        "\\x1b]0;title\\x07\\r\\x9b2J\\u202eabc\\u2066\\u2028\\x7f\\ud800"
+    )

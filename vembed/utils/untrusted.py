@@ -1,0 +1,100 @@
+"""The guard around what is read from outside: data, pictures, model folders, run folders, caches.
+
+A library that reads foreign bytes may raise anything at all. It is called inside `library_errors`, which makes an error
+of ours of it, with the place that the bytes came from; nothing else in the package catches a library's exceptions one
+by one. Files are opened by `read_regular_file`, which neither waits for a pipe nor reads a device to its end.
+"""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vembed.errors import VembedError
+
+_MESSAGE_LENGTH = 300
+_LEAVING = (KeyboardInterrupt, SystemExit, GeneratorExit, VembedError)
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (direction marks), surrogates, line separators
+_KEPT = frozenset("\n\t\u200c\u200d")  # the two joiners are part of words and of emoji
+
+
+@contextmanager
+def library_errors(error_type: type[VembedError], what: str) -> Iterator[None]:
+    """Turns whatever a library raises in this block into an `error_type` that reads `{what}: {the library's words}`.
+
+    what: the place and what cannot be done there, such as "train.jsonl:17: the image is cut off or broken". Errors of
+    ours, interrupts and exits pass as they are. A panic of a library written in Rust is no `Exception`, and is caught
+    all the same.
+
+    >>> with library_errors(VembedError, "x.json: is no JSON"):
+    ...     int("9" * 5000)
+    Traceback (most recent call last):
+    vembed.errors.VembedError: x.json: is no JSON: Exceeds the limit (4300 digits) for integer string conversion: ...
+    """
+    try:
+        yield
+    except _LEAVING:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise error_type(f"{what}: {library_message(error)}") from error
+
+
+def library_message(error: BaseException) -> str:
+    """What a library says, short and printable: its first line, or the kind of the error where it says nothing.
+
+    >>> library_message(ValueError("no such page\\nat 0x7f")), library_message(MemoryError())
+    ('no such page', 'MemoryError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0][:_MESSAGE_LENGTH]) if lines else type(error).__name__
+
+
+def read_regular_file(path: str | Path, *, max_bytes: int) -> bytes:
+    """The bytes of a regular file. What is asked is the open file, so that it cannot be exchanged in between.
+
+    Raises OSError when it is missing, a folder, a pipe, a socket or a device, or holds more than `max_bytes`;
+    ValueError for a name that no file can have.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"it is {_kind(status.st_mode)}, not a regular file")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(f"it holds over {max_bytes:,} bytes, more than is read of one file")
+    return data
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: what would move the cursor, ring, or turn the direction is written escaped.
+
+    >>> printable("red\\x1b[31m shoe\\u202e")
+    'red\\\\x1b[31m shoe\\\\u202e'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(sign) if _is_control(sign) else sign for sign in text)
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) in _CONTROLS and sign not in _KEPT
+
+
+def _escaped(sign: str) -> str:
+    return sign.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something special")
