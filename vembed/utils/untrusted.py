@@ -15,6 +15,7 @@ from pathlib import Path
 from vembed.errors import VembedError
 
 _MESSAGE_LENGTH = 300
+_READ_SIZE = 1 << 20
 _LEAVING = (KeyboardInterrupt, SystemExit, GeneratorExit, VembedError)
 _CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, format (direction marks), surrogates, line separators
 _KEPT = frozenset("\n\t\u200c\u200d")  # the two joiners are part of words and of emoji
@@ -60,14 +61,28 @@ def read_regular_file(path: str | Path, *, max_bytes: int) -> bytes:
     ValueError for a name that no file can have.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"it is {_kind(status.st_mode)}, not a regular file")
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
+        # Asked before anything is read, and again after: a file may grow, and those of /proc say 0.
+        data = b"" if status.st_size > max_bytes else _read_at_most(descriptor, max_bytes + 1, status.st_size + 1)
+    finally:
+        os.close(descriptor)
+    if max(status.st_size, len(data)) > max_bytes:
         raise OSError(f"it holds over {max_bytes:,} bytes, more than is read of one file")
     return data
+
+
+def _read_at_most(descriptor: int, limit: int, expected: int) -> bytes:
+    """All that the file holds up to `limit` bytes; at first `expected` of them are asked for."""
+    parts: list[bytes] = []
+    asked = min(expected, limit)
+    while asked and (part := os.read(descriptor, asked)):
+        parts.append(part)
+        limit -= len(part)
+        asked = min(_READ_SIZE, limit)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def printable(text: str) -> str:

@@ -64,3 +64,18 @@ def test_a_terminal_gets_no_control_characters_and_every_language() -> None:
     assert printable("\x1b]0;title\x07\r\x9b2J\u202eabc\u2066\u2028\x7f\ud800") == (
         "\\x1b]0;title\\x07\\r\\x9b2J\\u202eabc\\u2066\\u2028\\x7f\\ud800"
     )
+
+
+def test_a_folder_that_is_refused_is_closed_and_a_file_of_an_unknown_size_is_read_whole(tmp_path: Path) -> None:
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"folder|directory"):
+            read_regular_file(tmp_path, max_bytes=5)
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 (names alone)
+    with pytest.raises(OSError, match=r"folder|directory"):
+        read_regular_file(tmp_path, max_bytes=5)
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (as above)
+    assert b"Name:" in read_regular_file("/proc/self/status", max_bytes=1 << 20)  # its size reads 0
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="over 1,048,576 bytes"):
+        read_regular_file(tmp_path / "sparse.png", max_bytes=1 << 20)
