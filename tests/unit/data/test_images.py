@@ -1,15 +1,20 @@
 """Every kind of picture as what a person sees, and the refusal of everything that is none."""
 
 import io
+import os
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from tests.pictures import make_picture, write_picture
-from vembed.data.images import check_file, read_image
+from vembed.data.hashing import image_hash
+from vembed.data.images import check_file, read_bytes, read_image
 from vembed.errors import DataError
 from vembed.types import ImageSource
 
@@ -186,3 +191,122 @@ def test_pillows_own_limit_neither_decides_nor_is_changed(monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)
     assert _read(_encoded(PIL.Image.new("L", (20, 10)))).size == (20, 10)
     assert PIL.Image.MAX_IMAGE_PIXELS == 50
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def _other_formats():
+    """Files of formats that Pillow opens and that are not read here, by the name of its decoder."""
+    picture = make_picture(1)
+    files = {kind: _encoded(picture, kind) for kind in ("ICO", "PCX", "TGA", "SGI", "ICNS", "DDS")}
+    wmf = b"\xd7\xcd\xc6\x9a\0\0\0\0\0\0\x28\0\x28\0\x60\0\0\0\0\0\0\0\x01\0\x09\0" + bytes(40)
+    grib = b"GRIB" + bytes(3) + b"\x01" + bytes(40)
+    return {**files, "EPS": EPS, "WMF": wmf, "GRIB": grib, "PDF": _encoded(picture, "PDF")}
+
+
+@pytest.mark.parametrize("kind", sorted(_other_formats()))
+def test_a_format_that_nobody_asked_for_is_no_image_and_starts_no_program(kind, tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    data = _other_formats()[kind]
+    with pytest.raises(DataError, match=r"train\.jsonl:17: positive: not an image"):
+        _read(data)
+    (tmp_path / "x.png").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.png: not an image"):
+        read_image(ImageSource(path=str(tmp_path / "x.png")), max_pixels=LIMIT)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "GRIB"])
+def test_a_picture_that_was_opened_from_such_a_file_is_refused_until_it_is_a_copy(kind):
+    with pytest.raises(DataError, match=f"opened from a file of format {kind}"):
+        read_image(ImageSource(pil=PIL.Image.open(io.BytesIO(_other_formats()[kind]))), max_pixels=LIMIT)
+    with pytest.raises(DataError, match=f"opened from a file of format {kind}"):
+        read_bytes(ImageSource(pil=PIL.Image.open(io.BytesIO(_other_formats()[kind]))))
+    icon = PIL.Image.open(io.BytesIO(_other_formats()["ICO"])).copy()
+    assert read_image(ImageSource(pil=icon), max_pixels=LIMIT).size == icon.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "MPO"])
+def test_every_format_that_pictures_come_in_is_read_from_file_bytes_and_pillow(kind, tmp_path):
+    options = {"save_all": True, "append_images": [make_picture(2)]} if kind == "MPO" else {}
+    data = _encoded(make_picture(1), kind, **options)
+    (tmp_path / "a.bin").write_bytes(data)
+    sources = [ImageSource(data=data), ImageSource(path=str(tmp_path / "a.bin"))]
+    sources.append(ImageSource(pil=PIL.Image.open(io.BytesIO(data))))
+    first, *others = (_pixels(read_image(source, max_pixels=LIMIT)) for source in sources)
+    assert np.abs(first - _pixels(make_picture(1))).mean() < 12
+    assert all(np.array_equal(first, other) for other in others)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(1 << 41)
+    for name in ("pipe.png", "link.png", "zero.png", "folder.png", "loop.png", "huge.png"):
+        source = ImageSource(path=str(tmp_path / name), origin="train.jsonl:17: positive")
+        message = rf"train\.jsonl:17: positive: .*{name}: the image file cannot be read"
+        with pytest.raises(DataError, match=message):
+            read_image(source, max_pixels=LIMIT)
+        with pytest.raises(DataError, match=message):
+            image_hash(source)
+        if name != "huge.png":  # its size is asked where it is read
+            with pytest.raises(DataError, match=message):
+                check_file(source)
+
+
+@pytest.mark.parametrize(
+    "path", ["a" * 256, "x" * 100_000, "a\0b.png", "\ud800.png", "a.png/b.png", "/proc/self/mem", "a" * 200 + "\n" * 99]
+)
+def test_a_name_that_no_picture_can_have_is_a_data_error_of_one_short_line(path, tmp_path):
+    write_picture(tmp_path / "a.png", 1)
+    source = ImageSource(path=str(tmp_path / path), origin="train.jsonl:17: positive")
+    for read in (lambda: read_image(source, max_pixels=LIMIT), lambda: image_hash(source)):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert str(caught.value).startswith("train.jsonl:17: positive: ")
+        assert len(str(caught.value)) < 1000
+    if not path.startswith("/proc"):
+        with pytest.raises(DataError, match=r"train\.jsonl:17: positive: "):
+            check_file(source)
+
+
+def _with_broken_exif():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\xff\0\0\xff\xff\xff\x7f\0\0\0\0"
+    return _encoded(make_picture(1), "JPEG", exif=exif)
+
+
+def test_what_pillow_warns_of_is_shown_and_does_not_raise_where_warnings_are_errors(recwarn):
+    warnings.simplefilter("error")
+    before = list(warnings.filters)
+    assert _read(_with_broken_exif()).size == (40, 30)
+    assert warnings.filters == before
+    assert any("EXIF" in str(one.message) or "Tag" in str(one.message) for one in recwarn)
+    with pytest.raises(UserWarning, match="of others"):
+        warnings.warn("of others", UserWarning, stacklevel=1)
+
+
+def test_threads_that_read_at_once_leave_the_filters_as_they_were():
+    data, before = _with_broken_exif(), list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads, pytest.warns(UserWarning, match="EXIF|Tag"):
+        pictures = list(threads.map(_read, [data] * 64))
+    assert {picture.size for picture in pictures} == {(40, 30)}
+    assert warnings.filters == before
+
+
+def test_a_text_chunk_that_unpacks_to_too_much_is_refused():
+    notes = PIL.PngImagePlugin.PngInfo()
+    notes.add_text("a", "x" * (1 << 24), zip=True)
+    with pytest.raises(DataError, match="the image is cut off or broken"):
+        _read(_encoded(make_picture(1), pnginfo=notes))
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(DataError, match="it has 0 x 5 pixels"):
+        read_image(ImageSource(pil=PIL.Image.new("RGB", (0, 5))), max_pixels=LIMIT)

@@ -17,6 +17,7 @@ from vembed.types import ImageSource
 _URL = re.compile(r"[a-z][a-z0-9+.-]{1,9}://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _MIN_BASE64_LENGTH = 44
+_SHOWN_LENGTH = 300  # of a path
 # How encoded PNG, JPEG, GIF, WebP (RIFF), BMP, TIFF (both orders) and AVIF/HEIC files start.
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
@@ -48,8 +49,10 @@ class ImageCellParser:
 
     def _from_feature(self, cell: Mapping[str, Any], where: str) -> ImageSource:
         data, path = cell.get("bytes"), cell.get("path")
-        if data:
+        if isinstance(data, bytes | bytearray | memoryview) and len(data):
             return ImageSource(data=bytes(data), origin=where)
+        if not is_absent(data) and not isinstance(data, bytes | bytearray | memoryview):
+            raise DataError(f"{where}: the image's `bytes` should be bytes, but are {describe_cell(data)}")
         if not isinstance(path, str) or not path:
             raise DataError(f"{where}: the image has neither bytes nor a path")
         return self._from_path(path, where)
@@ -66,7 +69,7 @@ class ImageCellParser:
         full = os.path.join(self.folder, path)  # noqa: PTH118 (this runs once per row, and pathlib is slow)
         if self.confined and not _is_inside(full, self.folder):
             raise DataError(
-                f"{where}: {path} leads out of image_root ({self.folder});"
+                f"{where}: {path[:_SHOWN_LENGTH]} leads out of image_root ({self.folder});"
                 " allow_paths_outside_image_root: true allows it"
             )
         return ImageSource(path=full, origin=where)
@@ -76,7 +79,7 @@ def _is_inside(path: str, folder: str) -> bool:
     """True if `path` is below `folder` once links and `..` are followed."""
     try:
         real = os.path.realpath(path)
-    except ValueError:
+    except (OSError, ValueError):  # no file can have this name
         return False
     root = os.path.realpath(folder)
     return real == root or real.startswith(root.rstrip(os.sep) + os.sep)

@@ -89,7 +89,13 @@ def test_urls_are_refused(url):
 
 
 @pytest.mark.parametrize(
-    "cell", [None, "", "  ", [], float("nan"), 3, True, {"bytes": None, "path": None}, {"a": 1}, {}]
+    "cell",
+    [
+        *(None, "", "  ", [], float("nan"), 3, True, {"bytes": None, "path": None}, {"a": 1}, {}, object()),
+        *([["a.png"]], ["a.png"], [make_picture(1)], (make_picture(1),), np.zeros((4, 4, 3)), {"image": "a.png"}),
+        *({"path": {"path": "a.png"}}, {"path": ["a.png"]}, {"bytes": {"bytes": b"a"}}, {"bytes": "iVBORw0KGgo="}),
+        *({"bytes": 10**15}, {"bytes": 5}, {"bytes": [1, 2, 300]}, {"bytes": ["a"]}, {"bytes": 1.5, "path": "a.png"}),
+    ],
 )
 def test_what_is_no_image_is_refused(cell):
     with pytest.raises(DataError, match=r"train\.jsonl:17: positive: "):
@@ -126,3 +132,21 @@ def test_a_null_byte_in_a_path_is_a_data_error():
         ImageCellParser("/tmp", confined=True)("a\0b.png", WHERE)
     with pytest.raises(DataError):
         read_image(ImageCellParser("/tmp")("a\0b.png", WHERE), max_pixels=10)
+
+
+def test_a_long_name_is_confined_like_every_other():
+    with pytest.raises(DataError, match=r"train\.jsonl:17: positive: .*leads out of image_root") as caught:
+        ImageCellParser("/tmp", confined=True)("../" + "a" * 100_000, WHERE)
+    assert len(str(caught.value)) < 600
+    long = ImageCellParser("/tmp", confined=True)("a" * 100_000, WHERE)
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:17: positive: .*the image file cannot be read: File name too long"
+    ):
+        read_image(long, max_pixels=10)
+
+
+@pytest.mark.parametrize("start", [b"\x89PMG", b"%PDF", b"\0\0"])
+def test_base64_with_a_broken_start_is_a_bad_row(picture_file, start):
+    text = base64.b64encode(start + picture_file.read_bytes()[4:]).decode()
+    with pytest.raises(DataError, match=r"train\.jsonl:17: positive: "):
+        read_image(ImageCellParser(str(picture_file.parent))(text, WHERE), max_pixels=10_000)
