@@ -94,6 +94,8 @@ def test_paths_out_of_image_root_are_refused_only_when_it_was_set(tmp_path):
     assert allowed[0].positives[0].images[0].path.endswith("images/../b.png")
     with pytest.raises(DataError, match="image_root: there is no folder"):
         _load(path, image_root=str(tmp_path / "no"))
+    with pytest.raises(DataError, match="image_root: there is no folder"):
+        _load(path, image_root="n" * 5000)
 
 
 def test_data_without_a_required_column_are_refused_at_once(tmp_path):

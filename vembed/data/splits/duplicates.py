@@ -4,6 +4,7 @@ Files of a size of their own are not read at all; of the rest first the two ends
 """
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -46,10 +47,12 @@ def _with_equal(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[li
 
 
 def _size_key(path: str) -> Hashable:
+    """The file's size, by which it may be compared; what is no regular file is like no other, and is not opened."""
     try:
-        return Path(path).stat().st_size
+        status = Path(path).stat()
     except (OSError, ValueError):
         return path
+    return status.st_size if stat.S_ISREG(status.st_mode) else path
 
 
 def _ends_key(path: str) -> Hashable:

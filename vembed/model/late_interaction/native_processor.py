@@ -26,6 +26,7 @@ from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, Inputs, LoadedItem, Ragged, Side
 
 NUM_AUGMENTATION_TOKENS = 10  # as in each of the three processors
+_MOST_AROUND_PICTURE = 64  # tokens of the format that surely no architecture exceeds
 
 
 class _Reader(ABC):
@@ -159,6 +160,14 @@ class LateRetrievalProcessor(ItemProcessor):
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """uint8 `pixel_values` [slices, ...], and the architecture's further tensors of a picture."""
         return self._reader.read(picture)
+
+    def check_loaded(self, item: LoadedItem) -> None:
+        """Raise DataError for a picture of more tokens than max_length."""
+        limit, token = self.spec.max_length, self._reader.processor.image_token
+        if limit is not None and any(
+            self._reader.picture(image).count(token) + _MOST_AROUND_PICTURE > limit for image in item.images
+        ):
+            self.prepare([item], "document")
 
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: a sequence for the text, one for each image, all padded to the longest."""

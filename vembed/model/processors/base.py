@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from vembed.data.hashing import content_hash
-from vembed.data.images import read_image
+from vembed.data.images import place_of, read_image
 from vembed.errors import DataError, ModelError
 from vembed.model.folder.find import ModelFolders
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import AnyItem, EncodedItem, HeldItem, ImageTransform, Inputs, Item, LoadedItem, Side
+from vembed.types import AnyItem, EncodedItem, HeldItem, ImageSource, ImageTransform, Inputs, Item, LoadedItem, Side
+from vembed.utils.untrusted import library_errors
 
 MAX_IMAGE_PIXELS = 100_000_000
 MAX_THREADS = 8  # that decode pictures
@@ -30,13 +31,15 @@ Self = TypeVar("Self", bound="ItemProcessor")
 class ItemProcessor(ABC):
     """Turns items into a model's inputs, in three steps that can run in three places (`vembed.types.Processor`).
 
-    A family overrides `from_folders`, `read_picture`, `prepare`, `finish` and `save`; it may override `load`,
-    `counts_tokens`, `num_tokens`, `count_tokens` and `is_read_alike_elsewhere`. token_masks: names of the masks [texts,
-    tokens] that `prepare` pads along with `input_ids`; with them, many texts are tokenised at once, and embedded in
-    batches of about one length.
+    A family overrides `from_folders`, `read_picture` (or `read_pictures`), `prepare`, `finish` and `save`; it may
+    override `check`, `check_loaded`, `counts_tokens`, `num_tokens`, `count_tokens` and `is_read_alike_elsewhere`.
+    token_masks: names of the masks [texts, tokens] that `prepare` pads along with `input_ids`; then many texts are
+    tokenised at once, and embedded in batches of about one length. reads_pictures_together: all pictures of an item are
+    one entry of what `load` gives.
     """
 
     token_masks: tuple[str, ...] = ()
+    reads_pictures_together = False
 
     def __init__(self, spec: ModelSpec, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.spec = spec
@@ -47,9 +50,16 @@ class ItemProcessor(ABC):
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "ItemProcessor":
         """The processor that the folders hold. Raises ModelError when its files are missing."""
 
-    @abstractmethod
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """The tensors of one RGB picture, by name, at the model's size and in uint8."""
+        return self.read_pictures([picture])
+
+    def read_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Mapping[str, Tensor]:
+        """The tensors of one entry: all pictures of an item with `reads_pictures_together`, else a single one."""
+        if self.reads_pictures_together:
+            raise NotImplementedError(f"{type(self).__name__} overrides neither read_picture nor read_pictures")
+        (picture,) = pictures
+        return self.read_picture(picture)
 
     @abstractmethod
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
@@ -127,9 +137,12 @@ class ItemProcessor(ABC):
 
         Raises DataError for an image that cannot be read, ModelError for an item that the model cannot read.
         """
-        self._check(item)
-        images = tuple(self._read(item, index, transform) for index in range(len(item.images)))
-        return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
+        self.check(item)
+        together = [item.images] if self.reads_pictures_together else [(source,) for source in item.images]
+        images = tuple(self._read(sources, transform) for sources in together if sources)
+        loaded = LoadedItem(item.text, images, content_hash(item), draw, item.origin)
+        self.check_loaded(loaded)
+        return loaded
 
     def load_all(self, items: Sequence[AnyItem]) -> list[LoadedItem]:
         """The items, loaded; encoded images are decoded in threads."""
@@ -145,11 +158,18 @@ class ItemProcessor(ABC):
             return self.load(item)
         return self.load(item.item, item.transform, item.draw)
 
-    def _read(self, item: Item, index: int, transform: ImageTransform | None) -> Mapping[str, Tensor]:
-        picture = read_image(item.images[index], max_pixels=self.max_image_pixels)
-        return self.read_picture(picture if transform is None else transform(picture))
+    def _read(self, sources: Sequence[ImageSource], transform: ImageTransform | None) -> Mapping[str, Tensor]:
+        """Tensors of one entry: of a picture, or of all of an item's where the model reads them together.
 
-    def _check(self, item: Item) -> None:
+        What the libraries that resize and cut them raise is a DataError, as there are shapes that they refuse.
+        """
+        pictures = [read_image(source, max_pixels=self.max_image_pixels) for source in sources]
+        with library_errors(DataError, f"{_place_of_all(sources)}an image cannot be read by this model"):
+            pictures = pictures if transform is None else [transform(picture) for picture in pictures]
+            return self.read_pictures(pictures)
+
+    def check(self, item: Item) -> None:
+        """Raise DataError or ModelError for an item that no model, or not this one, can read by what it says."""
         where = f"{item.origin}: " if item.origin else ""
         if item.text is None and not item.images:
             raise DataError(f"{where}an item needs a text, an image, or both")
@@ -159,6 +179,17 @@ class ItemProcessor(ABC):
         if (item.text is not None and not spec.supports(["text"])) or (item.images and not spec.supports(["image"])):
             given = "a text" if not spec.supports(["text"]) else "an image"
             raise ModelError(f"{where}a {spec.family} model reads {spec.reads()}; it was given {given}")
+
+    def check_loaded(self, item: LoadedItem) -> None:  # noqa: B027 (most models have no more to check)
+        """Raise DataError for pictures that this model cannot read together, such as more tokens than max_length.
+
+        `prepare` refuses them too, but only when the item is in a batch with others. To be overridden.
+        """
+
+
+def _place_of_all(sources: Sequence[ImageSource]) -> str:
+    others = f"or another of the item's {len(sources)} images: " if len(sources) > 1 else ""
+    return f"{place_of(sources[0])}{others}"
 
 
 def _windows(items: Sequence[HeldItem]) -> list[list[int]]:

@@ -14,6 +14,9 @@ from torchvision.transforms.v2 import functional
 
 from vembed.errors import ModelError
 
+_MOST_SCALED_PIXELS = 100_000_000
+_CONVNEXT_SQUARE_PIXELS = 384  # its processor cuts out the middle below
+
 
 class ImageReader(Protocol):
     """An image processor in two halves: resizing (host, per picture) and normalisation (device, per chunk).
@@ -41,9 +44,12 @@ class TransformersImages:
         if processor.do_resize is False or (shortest and not _crops(processor)):
             raise ModelError("this model's image processor keeps the shape of a picture; set image_size")
         self._processor = processor
+        self._scaled_edge = _scaled_edge(processor)
 
     def read(self, image: PIL.Image.Image) -> Mapping[str, Tensor]:
         """RGB picture -> uint8 `pixel_values` [3, height, width]."""
+        if self._scaled_edge is not None:
+            _refuse_elongated(image, self._scaled_edge)
         output = self._processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels: Tensor = output["pixel_values"][0]
         assert pixels.dtype == torch.uint8
@@ -80,6 +86,8 @@ class TimmImages:
     def read(self, image: PIL.Image.Image) -> Mapping[str, Tensor]:
         """RGB picture -> uint8 `pixel_values` [3, height, width]."""
         for step in self._steps:
+            if isinstance(size := getattr(step, "size", None), int):  # of the shorter edge; of both, it is a pair
+                _refuse_elongated(image, size)
             image = step(image)
         return {"pixel_values": torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()}
 
@@ -121,6 +129,26 @@ def _set_size(processor: Any, image_size: int) -> None:
     else:
         processor.size = type(processor.size)(**square)
         processor.do_center_crop = False
+
+
+def _scaled_edge(processor: Any) -> int | None:  # Any: transformers is untyped here
+    """Pixels of a picture's shorter edge before its middle is cut out; None where pictures are scaled to a square."""
+    edge: int | None = dict(processor.size).get("shortest_edge")
+    is_square = edge is not None and _is_convnext(processor) and edge >= _CONVNEXT_SQUARE_PIXELS
+    return None if is_square else edge
+
+
+def _refuse_elongated(image: PIL.Image.Image, shortest_edge: int) -> None:
+    """Raise ValueError for a picture that is enlarged too much before its middle is cut out, such as one of 1 x 60,000.
+
+    By its proportions alone: it may be of few pixels itself, and would take gigabytes.
+    """
+    scaled = shortest_edge**2 * max(image.size) // min(image.size)
+    if scaled > _MOST_SCALED_PIXELS:
+        raise ValueError(
+            f"of {image.width} x {image.height}, it would have {scaled:,} pixels when its shorter edge is scaled to"
+            f" {shortest_edge}; at most {_MOST_SCALED_PIXELS:,} are made"
+        )
 
 
 def _is_convnext(processor: Any) -> bool:

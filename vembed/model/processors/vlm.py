@@ -13,7 +13,7 @@ which a row owns some: a picture, a crop or a patch, by architecture.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import PIL.Image
 import torch
@@ -21,19 +21,18 @@ import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vembed.data.hashing import content_hash
-from vembed.data.images import read_image
 from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor, refuse_own_code
 from vembed.model.backbones.vlm_generic import IMAGE_TOKENS
 from vembed.model.folder.find import ModelFolders
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.conversation import Conversation, common_ending
+from vembed.model.processors.picture_lengths import PictureLengths
 from vembed.model.processors.picture_parts import PictureParts
 from vembed.model.processors.texts import forget_last_call
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
-from vembed.types import AnyItem, ImageTransform, Inputs, Item, LoadedItem, Ragged, Side
+from vembed.types import AnyItem, Inputs, Item, LoadedItem, Ragged, Side
 
 _IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
 _NOT_READ = ("attention_mask", "labels")  # `finish` makes the mask anew; labels are for generation
@@ -64,6 +63,8 @@ class VlmProcessor(ItemProcessor):
     `token_tensor_names`.
     """
 
+    reads_pictures_together = True
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -88,6 +89,7 @@ class VlmProcessor(ItemProcessor):
         blank = self._pictures.read([PIL.Image.new("RGB", (32, 32))])
         probe = self._pictures.call(blank, **self._text_arguments(self._render("query", "a", 1)))
         length = probe["input_ids"].shape[1]
+        self._lengths = PictureLengths(self._num_tokens_of)
         self._token_names = [
             name for name, value in probe.items() if value.shape == (1, length) and name not in _NOT_READ
         ]
@@ -114,31 +116,34 @@ class VlmProcessor(ItemProcessor):
         """The tokenizer of the processor."""
         return self._tokenizer
 
-    def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
-        """The image processor's tensors of one picture."""
-        return self._pictures.read([picture])
+    def read_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Mapping[str, Tensor]:
+        """The image processor's tensors of all pictures of an item."""
+        return self._pictures.read(pictures)
 
-    def load(self, item: Item, transform: ImageTransform | None = None, draw: int = 0) -> LoadedItem:
-        """Decode and transform an item's images, and make of them what the model reads: one entry for all of them.
+    def check(self, item: Item) -> None:
+        """As of every model; raises DataError also for a text with the token that stands for a picture, read as one."""
+        super().check(item)
+        tokens = {str(self._processor.image_token), *self._tokenizer.convert_ids_to_tokens(self._image_ids)}
+        found = sorted(token for token in tokens if item.text is not None and token in item.text)
+        if found:
+            raise DataError(f"{_where(item)}the text holds {found[0]!r}, which stands for an image in this model")
 
-        Raises DataError for an image that cannot be read, ModelError for an item that the model cannot read.
-        """
-        self._check(item)
-        self._refuse_placeholders(item)
-        pictures = [read_image(source, max_pixels=self.max_image_pixels) for source in item.images]
-        if transform is not None:
-            pictures = [transform(picture) for picture in pictures]
-        try:
-            images = (self._pictures.read(pictures),) if pictures else ()
-        except ValueError as error:  # a shape that the image processor refuses
-            raise DataError(f"{_where(item)}an image cannot be read by this model: {error}") from error
-        return LoadedItem(item.text, images, content_hash(item), draw, item.origin)
+    def check_loaded(self, item: LoadedItem) -> None:
+        """Raise DataError for pictures that leave no room for a text on either side."""
+        limit = self.spec.max_length
+        if limit is None or not item.images or self._lengths.fits(item.images[0], limit):
+            return
+        refusals = []
+        for side in get_args(Side):
+            try:
+                self.tokenize_rows([item], side)
+            except DataError as error:
+                refusals.append(error)
+        if len(refusals) == len(get_args(Side)):
+            raise refusals[0]
 
     def prepare(self, items: Sequence[AnyItem], side: Side) -> Inputs:
         """Inputs of these rows: `input_ids` and what else there is per token, and the tensors of images."""
-        for item in items:
-            if isinstance(item, Item):
-                self._refuse_placeholders(item)
         rows = self.tokenize_rows(self.load_all(items), side)
         if not rows:
             return Inputs(0, {})
@@ -227,6 +232,11 @@ class VlmProcessor(ItemProcessor):
         images = {name: self._pictures.by_slice(value) for name, value in output.items() if name not in _NOT_READ}
         return self._cut(VlmRow(self.mark_tokens(tokens, item), images), item)
 
+    def _num_tokens_of(self, read: Mapping[str, Tensor]) -> int:
+        """Tokens of pictures without a text, on the side of more of them."""
+        texts = [self._render(side, None, int(read["num_images"])) for side in get_args(Side)]
+        return max(self._pictures.call(read, **self._text_arguments(text))["input_ids"].shape[1] for text in texts)
+
     def _cut(self, row: VlmRow, item: LoadedItem) -> VlmRow:
         """The row with its text cut to the length limit; what follows the text, and the image tokens, stay.
 
@@ -286,13 +296,6 @@ class VlmProcessor(ItemProcessor):
     def _padding_token(self) -> int:
         own = self._tokenizer.pad_token_id
         return int(own if own is not None else self._tokenizer.eos_token_id or 0)
-
-    def _refuse_placeholders(self, item: Item) -> None:
-        """Raise DataError for a text that holds the token which stands for a picture: it would be read as one."""
-        tokens = {str(self._processor.image_token), *self._tokenizer.convert_ids_to_tokens(self._image_ids)}
-        found = sorted(token for token in tokens if item.text is not None and token in item.text)
-        if found:
-            raise DataError(f"{_where(item)}the text holds {found[0]!r}, which stands for an image in this model")
 
 
 def _joined(values: Sequence[Tensor | None]) -> Ragged:

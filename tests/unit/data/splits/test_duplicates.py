@@ -1,5 +1,6 @@
 """Equal files by reading little."""
 
+import os
 from pathlib import Path
 
 from vembed.data.splits import duplicates
@@ -55,3 +56,14 @@ def test_files_of_a_size_of_their_own_are_not_read(tmp_path, monkeypatch):
 def test_a_missing_file_has_a_key_of_its_own(tmp_path):
     keys = file_content_keys([str(tmp_path / "no"), str(tmp_path / "nor this"), str(tmp_path)])
     assert len(set(keys.values())) == 3
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    """Two pipes have one size; to open one would wait for a writer for ever."""
+    names = [tmp_path / name for name in ("a.png", "b.png", "zero.png", "null.png")]
+    for pipe in names[:2]:
+        os.mkfifo(pipe)
+    names[2].symlink_to("/dev/zero")
+    names[3].symlink_to("/dev/null")
+    keys = file_content_keys([*map(str, names), "x" * 300, "y\0", "\ud800"])
+    assert len(set(keys.values())) == 7
