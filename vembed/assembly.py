@@ -162,7 +162,8 @@ def validation_function(config: Config, loaded: Loaded) -> Callable[[], Metrics]
     """A function that measures the model on the validation sets, or None without any."""
     if not loaded.data.validation:
         return None
-    sets = [retrieval_set(dataset, config.data) for dataset in loaded.data.validation]
+    read = loaded.model.processor.load
+    sets = [retrieval_set(dataset, config.data, read) for dataset in loaded.data.validation]
     evaluator = Evaluator(sets, config.evaluation)
     return lambda: evaluator.measure(loaded.model).metrics
 

@@ -134,6 +134,7 @@ class LoadedExample:
     """An Example with its items in memory, decoded or as the bytes of their files.
 
     ignored: content hashes. query_image: the query's pictures alone, where they are to be one more negative.
+    left_out: why documents that the row names are not among its own.
     """
 
     query: HeldItem
@@ -145,6 +146,7 @@ class LoadedExample:
     scores: tuple[float, ...] = ()
     query_image: HeldItem | None = None
     embeddings: RowEmbeddings | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

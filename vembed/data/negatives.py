@@ -30,16 +30,25 @@ def choose_negatives(
 
 def with_chosen_negatives(row: Row, num_chosen: int | None, *, seed: int, epoch: int) -> Row:
     """The row with at most `num_chosen` of its negatives, and their scores and embeddings if it has any."""
-    first: int = len(row.positives)
     numbers: Sequence[int] = range(len(row.negatives))
     chosen: tuple[int, ...] = choose_negatives(numbers, num_chosen, seed=seed, epoch=epoch, row=row_name(row.origin))
-    scores = (*row.scores[:first], *(row.scores[first + number] for number in chosen)) if row.scores else ()
+    return with_documents(row, range(len(row.positives)), chosen)
+
+
+def with_documents(row: Row, positives: Sequence[int], negatives: Sequence[int]) -> Row:
+    """The row with its positives and negatives of these numbers, and their scores and embeddings if it has any."""
+    first: int = len(row.positives)
+    kept = [*positives, *(first + number for number in negatives)]
+    scores = tuple(row.scores[number] for number in kept) if row.scores else ()
     embeddings = row.embeddings
     if embeddings is not None:
-        kept = [*range(first), *(first + number for number in chosen)]
         embeddings = replace(embeddings, documents=embeddings.documents[kept])
     return replace(
-        row, negatives=tuple(row.negatives[number] for number in chosen), scores=scores, embeddings=embeddings
+        row,
+        positives=tuple(row.positives[number] for number in positives),
+        negatives=tuple(row.negatives[number] for number in negatives),
+        scores=scores,
+        embeddings=embeddings,
     )
 
 

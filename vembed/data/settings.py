@@ -67,13 +67,13 @@ class DataSettings(Section):
     )
     allow_paths_outside_image_root: bool = Field(False, description="Accept image paths that lead out of image_root.")
     on_bad_sample: Literal["raise", "skip"] = Field(
-        "raise", description="A row that cannot be used stops the run, or is skipped and listed."
+        "raise", description="A row or document that cannot be used stops the run, or is skipped and listed."
     )
     max_bad_fraction: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="The run stops above this share of bad rows.",
+        description="The run stops above this share of rows that are bad or lack documents.",
         json_schema_extra=only_with("on_bad_sample", "skip"),
     )
     max_image_pixels: int = Field(

@@ -1,7 +1,7 @@
 """Rows that cannot be used: found before training where that is cheap, counted and listed while training."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,21 +38,25 @@ def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tu
 class BadSamples:
     """Counts bad rows, each once, and lists them in `folder`/bad_samples.jsonl; what is listed there already counts.
 
-    With on_bad_sample: raise, the first one raises; with skip, the one that exceeds max_bad_fraction of the rows. Of
-    several processes one gets the folder.
+    A row that is used without some of its documents counts as well, and each of those is listed by itself, with
+    "left_out": "document". With on_bad_sample: raise, the first one raises; with skip, the one that exceeds
+    max_bad_fraction of the rows. Of several processes one gets the folder.
     """
 
     def __init__(self, settings: DataSettings, folder: str | Path | None = None) -> None:
         self._policy: Literal["raise", "skip"] = settings.on_bad_sample
         self._max_fraction = settings.max_bad_fraction
         self._path = None if folder is None else Path(folder) / "bad_samples.jsonl"
-        self._origins = set(self._listed_origins())
+        self._origins: set[str] = set()
+        self._documents: dict[tuple[str, str], None] = {}  # origin and reason
+        for line in self._listed():
+            self._note(line)
         self._num_rows: int | None = None
 
     @property
     def num_bad(self) -> int:
-        """Bad rows so far, each counted once."""
-        return len(self._origins)
+        """Bad rows so far, each counted once; among them those that lack documents."""
+        return len(self._origins | {origin for origin, _ in self._documents})
 
     def set_num_rows(self, num_rows: int) -> None:
         """Set the number of rows in all, of which max_bad_fraction is a share."""
@@ -62,29 +66,45 @@ class BadSamples:
         """Note a bad row. Raises DataError when that is one too many."""
         if self._policy == "raise":
             raise DataError(f"{reason} (on_bad_sample: skip passes over such rows)")
-        if origin in self._origins:
-            return
-        self._origins.add(origin)
-        self._write(origin, reason)
+        if origin not in self._origins:
+            self._add({"origin": origin, "reason": reason})
+
+    def add_documents(self, origin: str, reasons: Sequence[str]) -> None:
+        """Note the documents that a row is used without. Raises DataError when that row is one too many."""
+        for reason in reasons:
+            if (origin, reason) not in self._documents:
+                self._add({"origin": origin, "reason": reason, "left_out": "document"})
+
+    def _add(self, line: Mapping[str, str]) -> None:
+        self._note(line)
+        self._write(line)
         if self._num_rows is not None and self.num_bad > self._max_fraction * self._num_rows:
+            some = ", or not with all of their documents" if self._documents else ""
             raise DataError(
-                f"{self.num_bad} of {self._num_rows} rows cannot be used, over max_bad_fraction = {self._max_fraction};"
-                f" the last: {reason}{f' (all are listed in {self._path})' if self._path else ''}"
+                f"{self.num_bad} of {self._num_rows} rows cannot be used{some}, over"
+                f" max_bad_fraction = {self._max_fraction}; the last: {line['reason']}"
+                f"{f' (all are listed in {self._path})' if self._path else ''}"
             )
 
-    def _write(self, origin: str, reason: str) -> None:
+    def _note(self, line: Mapping[str, str]) -> None:
+        if line.get("left_out") == "document":
+            self._documents[line["origin"], line["reason"]] = None
+        else:
+            self._origins.add(line["origin"])
+
+    def _write(self, line: Mapping[str, str]) -> None:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"origin": origin, "reason": reason}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _listed_origins(self) -> Iterator[str]:
+    def _listed(self) -> Iterator[Mapping[str, str]]:
         if self._path is None or not self._path.exists():
             return
-        for line in self._path.read_text(encoding="utf-8").split("\n"):
-            if line.endswith("}"):  # a run that was killed may have left half a line
-                yield json.loads(line)["origin"]
+        for text in self._path.read_text(encoding="utf-8").split("\n"):
+            if text.endswith("}"):  # a run that was killed may have left half a line
+                yield json.loads(text)
 
 
 def _bad_rows(dataset: VisualRetrievalDataset) -> Iterator[BadRow]:

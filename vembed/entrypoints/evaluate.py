@@ -14,12 +14,19 @@ from vembed.configuration.layers import Overrides
 from vembed.entrypoints.evaluation_target import EvaluationTarget, resolve_target
 from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols, model_protocols
-from vembed.evaluation.relevance import retrieval_set
 from vembed.evaluation.rendering.sentences import headline_sentence, reading_notes
 from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, text_table
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
+from vembed.model.processors.loading import load_processor
 from vembed.training.run.facts import setting_lines
-from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, model_title, report_run
+from vembed.training.run.report import (
+    ReportSettings,
+    held_out_data,
+    load_untuned,
+    model_title,
+    readable_sets,
+    report_run,
+)
 
 MODEL = "model"
 
@@ -70,7 +77,7 @@ def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None =
 def _evaluate_untuned(target: EvaluationTarget, settings: ReportSettings, folder: Path | None) -> Evaluation:
     config = target.config
     held_out = held_out_data(config.data, seed=config.training.seed, needs=settings.needs)
-    sets = [retrieval_set(dataset, config.data) for dataset in held_out.datasets]
+    sets = readable_sets(held_out, config.data, lambda: load_processor(None, config.model))
     label, protocol = (BASE, base_protocols) if target.is_base else (MODEL, model_protocols)
     comparison = measure_models(
         sets, [ModelToMeasure(label, lambda: load_untuned(settings), protocol)], config.evaluation

@@ -13,20 +13,23 @@ A query that is left without a relevant document (its only positive is itself, o
 counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.documents import read_what_can_be
 from vembed.data.hashing import content_hash, image_hash
 from vembed.data.images import read_image
+from vembed.data.negatives import with_documents
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadRow, BadSamples
 from vembed.errors import DataError
-from vembed.types import Example, Item, Ragged
+from vembed.types import Example, Item, Ragged, RowNeeds
 
 Keys = NDArray[np.int64]
 
@@ -38,6 +41,7 @@ class RetrievalSet:
     query_keys [queries] and document_keys [documents] are content hashes. relevant, excluded, query_images: document
     numbers per query. groups [queries]: queries that are not independent of each other (of one group, or about one
     picture) have the same number. num_unmeasured: queries that were left out. skipped: rows that could not be used.
+    left_out: documents that could not be, of other rows.
     """
 
     name: str
@@ -53,6 +57,7 @@ class RetrievalSet:
     num_rows: int
     num_unmeasured: int = 0
     skipped: tuple[BadRow, ...] = ()
+    left_out: tuple[BadRow, ...] = ()
 
     @property
     def holds_query_images(self) -> bool:
@@ -70,26 +75,53 @@ class RetrievalSet:
         return len(np.unique(self.groups))
 
 
-def retrieval_set(dataset: VisualRetrievalDataset, settings: DataSettings) -> RetrievalSet:
+def retrieval_set(
+    dataset: VisualRetrievalDataset, settings: DataSettings, read: Callable[[Item], object] | None = None
+) -> RetrievalSet:
     """The retrieval set of a data set's rows.
 
-    Raises DataError for rows that cannot be used, as `on_bad_sample` and `max_bad_fraction` say, and when no query is
-    left to measure. To skip rows with broken pictures, every picture is decoded once here.
+    read: how the measured model reads an item; default: its pictures are decoded. Raises DataError for rows that cannot
+    be used, as `on_bad_sample` and `max_bad_fraction` say, and when no query is left to measure. To skip what cannot be
+    read, every picture is read once here; a document that cannot be is left out where the row has another positive.
     """
     builder = _RetrievalSetBuilder()
-    skipped = []
+    reader = _ReadableRows(read or partial(_decode, max_pixels=settings.max_image_pixels), dataset.reader.needs)
+    skipped: list[BadRow] = []
+    left_out: list[BadRow] = []
     bad_samples = BadSamples(settings)
     bad_samples.set_num_rows(len(dataset))
     for index in range(len(dataset)):
+        origin = dataset.origin(index)
+        reasons: tuple[str, ...] = ()
         try:
             example = dataset[index]
             if settings.on_bad_sample == "skip":
-                _decode(example, settings.max_image_pixels)
+                example, reasons = reader.readable(example)
             builder.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
         except DataError as error:
-            bad_samples.add(dataset.origin(index), str(error))
-            skipped.append(BadRow(dataset.origin(index), str(error)))
-    return builder.build(dataset, tuple(skipped))
+            bad_samples.add(origin, str(error))
+            skipped.append(BadRow(origin, str(error)))
+            continue
+        bad_samples.add_documents(origin, reasons)
+        left_out += [BadRow(origin, reason) for reason in reasons]
+    return builder.build(dataset, tuple(skipped), tuple(left_out))
+
+
+@dataclass(frozen=True)
+class _ReadableRows:
+    """Rows without the documents that `read` refuses."""
+
+    read: Callable[[Item], object]
+    needs: RowNeeds
+
+    def readable(self, example: Example) -> tuple[Example, tuple[str, ...]]:
+        """The row as it can be used, and why documents were left out. Raises DataError when it cannot be used."""
+        self._read(example.query, 0)
+        found = read_what_can_be(example, range(len(example.negatives)), self._read, needs=self.needs)
+        return with_documents(example, list(found.positives), list(found.negatives)), found.left_out
+
+    def _read(self, item: Item, _slot: int) -> None:
+        self.read(item)
 
 
 @dataclass
@@ -132,7 +164,9 @@ class _RetrievalSetBuilder:
             query.groups.add(example.group)
             self.group_documents.setdefault(example.group, set()).update(positives)
 
-    def build(self, dataset: VisualRetrievalDataset, skipped: tuple[BadRow, ...]) -> RetrievalSet:
+    def build(
+        self, dataset: VisualRetrievalDataset, skipped: tuple[BadRow, ...], left_out: tuple[BadRow, ...]
+    ) -> RetrievalSet:
         """The set, without queries that have no relevant document."""
         relevant = {key: self._relevant(key) for key in self.queries}
         kept = {key: query for key, query in self.queries.items() if relevant[key]}
@@ -152,6 +186,7 @@ class _RetrievalSetBuilder:
             num_rows=len(dataset) - len(skipped),
             num_unmeasured=len(self.queries) - len(kept),
             skipped=skipped,
+            left_out=left_out,
         )
 
     def _number(self, key: int, item: Item) -> int:
@@ -201,10 +236,9 @@ def independent_groups(groups: Sequence[Iterable[int]]) -> Keys:
     return np.array([numbers[node] for node in roots], dtype=np.int64)
 
 
-def _decode(example: Example, max_pixels: int) -> None:
-    for item in (example.query, *example.positives, *example.negatives):
-        for source in item.images:
-            read_image(source, max_pixels=max_pixels)
+def _decode(item: Item, *, max_pixels: int) -> None:
+    for source in item.images:
+        read_image(source, max_pixels=max_pixels)
 
 
 def _ragged(rows: Iterable[Sequence[int]]) -> Ragged:

@@ -109,6 +109,7 @@ def metrics_record(content: ReportContent) -> dict[str, object]:
             "groups": one.retrieval_set.num_groups,
             "unmeasured_queries": one.retrieval_set.num_unmeasured,
             "skipped_rows": len(one.retrieval_set.skipped),
+            "left_out_documents": len(one.retrieval_set.left_out),
             "measured_on": dict(zip(comparison.labels, [result.measured_on for result in one.results], strict=True)),
         }
         for one in comparison.sets

@@ -16,7 +16,6 @@ from vembed.model.checkpoint import (
     adapter_bases,
     find_folders,
     load_layer_states,
-    processor_folders,
     write_checkpoint,
 )
 from vembed.model.detect import detect
@@ -29,7 +28,7 @@ from vembed.model.learning.lora import has_adapters
 from vembed.model.learning.scale import set_temperature
 from vembed.model.learning.set_up import set_up_learning
 from vembed.model.processors.base import ItemProcessor
-from vembed.model.processors.registry import ProcessorRegistry
+from vembed.model.processors.loading import processor_in
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Item, Side
@@ -71,8 +70,7 @@ class VisualRetrievalModel:
         name = name if name is not None else settings.model_name
         detected = detect(name, settings)
         folders = find_folders(name, settings, detected.spec)
-        processor_class = ProcessorRegistry.get(detected.spec.family)
-        processor = processor_class.from_folders(detected.spec, processor_folders(folders, settings), settings)
+        processor = processor_in(folders, detected.spec, settings)
         model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
         load_or_create_heads(model, folders.root, seed)
         if temperature is not None:

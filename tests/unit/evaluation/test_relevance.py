@@ -235,3 +235,38 @@ def test_a_teachers_scores_say_nothing_of_relevance(tmp_path):
     one = build(tmp_path, rows, needs=RowNeeds(scores_say_relevance=False))
     assert relevant_texts(one) == {"cat": {"meow", "purr"}, "dog": {"woof"}}
     assert one.num_unmeasured == 0
+
+
+def test_a_document_that_cannot_be_read_is_left_out_beside_others(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
+    rows = [
+        {"query": "a", "positive": ["0.png", "cut.png"], "negatives": ["1.png", "gone.png"]},
+        {"query": "b", "positive": ["cut.png"]},
+        {"query": "c", "positive": "2.png"},
+    ]
+    one = build(tmp_path, rows, "t2i", on_bad_sample="skip", max_bad_fraction=0.7)
+    assert [query.text for query in one.queries] == ["a", "c"]
+    assert len(one.documents) == 3
+    assert one.num_rows == 2
+    assert [row.origin.rpartition(":")[2] for row in one.skipped] == ["2"]
+    assert [row.origin.rpartition(":")[2] for row in one.left_out] == ["1", "1"]
+    with pytest.raises(DataError, match="2 of 3 rows cannot be used, or not with all of their documents"):
+        build(tmp_path, rows, "t2i", on_bad_sample="skip", max_bad_fraction=0.5)
+
+
+def test_what_the_model_cannot_read_is_left_out_too(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", number)
+    rows = [{"query": "a", "positive": ["0.png", "1.png"]}, {"query": "b", "positive": "1.png"}]
+    data = DataSettings(retrieval_mode="t2i", on_bad_sample="skip", max_bad_fraction=1)
+    (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), data)
+
+    def read(item):
+        if any("1.png" in str(source.path) for source in item.images):
+            raise DataError(f"{item.images[0].path}: too wide for this model")
+
+    one = retrieval_set(dataset, data, read)
+    assert [query.text for query in one.queries] == ["a"]
+    assert (len(one.skipped), len(one.left_out), len(one.documents)) == (1, 1, 1)

@@ -10,12 +10,15 @@ import torch
 
 from vembed.data.batches.augment import image_transform
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.documents import ReadDocuments, other_negatives, read_all, read_what_can_be
 from vembed.data.hashing import content_hash, mixed_hash, row_name
 from vembed.data.images import encoded_image
-from vembed.data.negatives import check_negatives, with_chosen_negatives
+from vembed.data.negatives import check_negatives, choose_negatives, with_documents
 from vembed.data.validation import BadRow
 from vembed.errors import DataError
-from vembed.types import EncodedItem, Example, HeldItem, ImageTransform, Item, LoadedExample, Processor
+from vembed.types import EncodedItem, Example, HeldItem, ImageTransform, Item, LoadedExample, Processor, RowNeeds
+
+_NO_NEEDS = RowNeeds()
 
 
 @dataclass(frozen=True)
@@ -41,34 +44,64 @@ class BlockLoader:
     num_hard_negatives: int | None = None
     query_image_as_negative: bool = False
     image_host_cache: Literal["uint8", "encoded"] = "uint8"
+    on_bad_sample: Literal["raise", "skip"] = "raise"
 
     def load(self, block: Block) -> list[LoadedRow]:
         """Each row of the block, loaded, or why it cannot be."""
         return [self._load_row(self.datasets[block.dataset], row, block.epoch) for row in block.rows]
 
-    def load_example(self, example: Example, epoch: int) -> LoadedExample:
+    def load_example(self, example: Example, epoch: int, needs: RowNeeds = _NO_NEEDS) -> LoadedExample:
         """The example with its pictures decoded and changed (or their files' bytes held), and its negatives chosen.
 
+        With on_bad_sample: skip, without the documents that cannot be read, as long as it has those of `needs`.
         Raises DataError.
         """
         row = row_name(example.origin)
-        example = with_chosen_negatives(example, self.num_hard_negatives, seed=self.seed, epoch=epoch)
-        items = (example.query, *example.positives, *example.negatives)
-        loaded = [self._load_item(item, epoch, slot, row) for slot, item in enumerate(items)]
-        first_negative = 1 + len(example.positives)
+        numbers: Sequence[int] = range(len(example.negatives))
+        chosen = choose_negatives(numbers, self.num_hard_negatives, seed=self.seed, epoch=epoch, row=row)
+        query = self._load_item(example.query, epoch, 0, row)
+        loaded = self._documents(example, chosen, epoch, needs)
+        ignored, unknown = self._ignored(example)
+        kept = with_documents(example, list(loaded.positives), list(loaded.negatives))
         result = LoadedExample(
-            query=loaded[0],
-            positives=tuple(loaded[1:first_negative]),
-            negatives=tuple(loaded[first_negative:]),
+            query=query,
+            positives=tuple(loaded.positives.values()),
+            negatives=tuple(loaded.negatives.values()),
             group=example.group,
             origin=example.origin,
-            ignored=tuple(content_hash(item) for item in example.ignored),
-            scores=example.scores,
-            embeddings=example.embeddings,
-            query_image=self._query_image(example.query, epoch, len(items), row),
+            ignored=ignored,
+            scores=kept.scores,
+            embeddings=kept.embeddings,
+            query_image=self._query_image(example.query, epoch, 1 + len(example.positives) + len(chosen), row),
+            left_out=(*loaded.left_out, *unknown),
         )
         check_negatives(result)
         return result
+
+    def _documents(
+        self, example: Example, chosen: Sequence[int], epoch: int, needs: RowNeeds
+    ) -> ReadDocuments[HeldItem]:
+        row = row_name(example.origin)
+
+        def load(item: Item, slot: int) -> HeldItem:
+            return self._load_item(item, epoch, slot, row)
+
+        if self.on_bad_sample == "raise":
+            return read_all(example, chosen, load)
+        others = other_negatives(example, chosen, seed=self.seed, epoch=epoch)
+        return read_what_can_be(example, chosen, load, needs=needs, others=others)
+
+    def _ignored(self, example: Example) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The content hashes of ignored documents, and why others have none: nothing is compared with those."""
+        hashes, unknown = [], []
+        for item in example.ignored:
+            try:
+                hashes.append(content_hash(item))
+            except DataError as error:
+                if self.on_bad_sample == "raise":
+                    raise
+                unknown.append(str(error))
+        return tuple(hashes), tuple(unknown)
 
     def _query_image(self, query: Item, epoch: int, slot: int, row: str) -> HeldItem | None:
         """The pictures of a query that has a text too, as a document."""
@@ -78,7 +111,7 @@ class BlockLoader:
 
     def _load_row(self, dataset: VisualRetrievalDataset, row: int, epoch: int) -> LoadedRow:
         try:
-            return self.load_example(dataset[row], epoch)
+            return self.load_example(dataset[row], epoch, dataset.reader.needs)
         except DataError as error:
             return BadRow(dataset.origin(row), str(error))
 

@@ -2,6 +2,8 @@
 
     plan of batches -> rows in order -> loaded, here or in workers -> bad rows passed over -> collated
 
+A document that cannot be read beside others of its row is left out of the row, which counts as used.
+
 Workers load ahead, but a row counts as used only when its batch is given out; so the state is one place per data set,
 whatever the number of workers. After a bad row the next of its data set's endless order is taken: every batch has its
 planned size, and all processes have the same number of batches without asking each other.
@@ -85,6 +87,7 @@ class TrainingLoader:
             settings.num_hard_negatives,
             settings.query_image_as_negative,
             settings.image_host_cache,
+            settings.on_bad_sample,
         )
         make_collator = CollatorRegistry.get("default")
         self._collate = make_collator(num_hard_negatives=settings.num_hard_negatives, seed=seed)
@@ -155,6 +158,7 @@ class TrainingLoader:
                 num_bad += 1
                 self._refuse_unusable(planned.dataset, num_bad, row)
                 continue
+            self._bad_samples.add_documents(row.origin, row.left_out)
             examples.append(row)
         return examples
 

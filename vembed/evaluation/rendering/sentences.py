@@ -41,6 +41,8 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
             )
         if one.retrieval_set.skipped:
             yield f"{name}: {len(one.retrieval_set.skipped)} rows were left out because they cannot be used."
+        if one.retrieval_set.left_out:
+            yield f"{name}: {len(one.retrieval_set.left_out)} documents of other rows cannot be read and were left out."
         if one.results[-1].num_truncated:
             yield f"{name}: {one.results[-1].num_truncated} texts are longer than the model reads; their ends are cut."
 

@@ -56,8 +56,7 @@ class ItemProcessor(ABC):
 
     def read_pictures(self, pictures: Sequence[PIL.Image.Image]) -> Mapping[str, Tensor]:
         """The tensors of one entry: all pictures of an item with `reads_pictures_together`, else a single one."""
-        if self.reads_pictures_together:
-            raise NotImplementedError(f"{type(self).__name__} overrides neither read_picture nor read_pictures")
+        assert not self.reads_pictures_together, f"{type(self).__name__} does not override read_pictures"
         (picture,) = pictures
         return self.read_picture(picture)
 

@@ -161,7 +161,7 @@ class VlmProcessor(ItemProcessor):
         lengths = counts.tolist()
         real = Ragged(torch.ones_like(tensors["input_ids"].values), counts)  # [tokens of all rows]
         for name, flat in [("attention_mask", real), *((name, tensors[name]) for name in self.token_tensor_names())]:
-            padding = self._padding_token() if name == "input_ids" else 0
+            padding = _padding_token(self._tokenizer) if name == "input_ids" else 0
             rows = torch.split(flat.values, lengths)
             padded = pad_sequence(list(rows), True, padding, self.spec.padding_side)  # batch first
             # So far a slice was a token; from here on it is a row of the model's input: one per row.
@@ -293,9 +293,10 @@ class VlmProcessor(ItemProcessor):
         """The names of tensors with an entry per token, which `finish` pads; to be extended with `mark_tokens`."""
         return [*self._token_names, IMAGE_TOKENS]
 
-    def _padding_token(self) -> int:
-        own = self._tokenizer.pad_token_id
-        return int(own if own is not None else self._tokenizer.eos_token_id or 0)
+
+def _padding_token(tokenizer: Any) -> int:  # Any: transformers is untyped here
+    own = tokenizer.pad_token_id
+    return int(own if own is not None else tokenizer.eos_token_id or 0)
 
 
 def _joined(values: Sequence[Tensor | None]) -> Ragged:

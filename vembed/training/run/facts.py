@@ -33,7 +33,7 @@ def read_run_facts(run: RunFolder) -> RunFacts:
         record = json.loads(run.record.read_text(encoding="utf-8"))
         saved = json.loads((run.final / "vembed_config.json").read_text(encoding="utf-8"))
         history = _json_lines(run.metrics)
-        num_bad = len(_json_lines(run.bad_samples))
+        bad = _json_lines(run.bad_samples)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run.path} is not the folder of a finished run: {error}") from error
     steps = [line for line in history if "loss" in line]
@@ -41,7 +41,7 @@ def read_run_facts(run: RunFolder) -> RunFacts:
         FactTable(
             "Data", list(_data_rows(record)), ("set", "role", "kind", "rows", "groups", "characters: median, most")
         ),
-        FactTable("Run", list(_run_rows(record, saved, steps, num_bad))),
+        FactTable("Run", list(_run_rows(record, saved, steps, bad))),
         FactTable("What learned", list(_group_rows(record)), ("part", "parameters", "learning rate", "weight decay")),
         FactTable("Made with", list(record["versions"].items())),
     )
@@ -93,7 +93,7 @@ def _data_rows(record: Record) -> Iterator[tuple[str, ...]]:
             )
 
 
-def _run_rows(record: Record, saved: Record, steps: Sequence[Line], num_bad: int) -> Iterator[tuple[str, str]]:
+def _run_rows(record: Record, saved: Record, steps: Sequence[Line], bad: Sequence[Line]) -> Iterator[tuple[str, str]]:
     plan, last = record["plan"], steps[-1] if steps else {}
     yield "started", record["started"]
     yield "steps", f"{plan['num_steps']:,} of {plan['batch_size']:,} rows ({plan['steps_per_epoch']:,} per epoch)"
@@ -111,7 +111,10 @@ def _run_rows(record: Record, saved: Record, steps: Sequence[Line], num_bad: int
     if last:
         yield "peak memory", f"{last['peak_memory_mib']:,.0f} MiB"
         yield "texts cut to the model's limit", f"{last['truncated_texts']:,} of all that were read in training"
-    yield "rows skipped as unusable", f"{num_bad:,}"
+    num_documents = sum("left_out" in line for line in bad)
+    yield "rows skipped as unusable", f"{len(bad) - num_documents:,}"
+    if num_documents:
+        yield "documents left out of other rows", f"{num_documents:,}"
 
 
 def _training_time(steps: Sequence[Line]) -> str:

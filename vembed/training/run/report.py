@@ -3,7 +3,7 @@
 Everything is read from the run's folder and its settings, so that a report can be written again at any time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from vembed.evaluation.relevance import RetrievalSet, retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
+from vembed.model.processors.base import ItemProcessor
+from vembed.model.processors.loading import load_processor
 from vembed.model.settings import ModelSettings
 from vembed.training.frozen_features import FrozenFeatures, items_of_sets
 from vembed.training.run.facts import read_run_facts, setting_lines
@@ -71,7 +73,8 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
             " resume_from_checkpoint: latest, or evaluate one of its checkpoints with test_data_path"
         )
     held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
-    sets = [retrieval_set(dataset, settings.data) for dataset in held_out.datasets]
+    tuned = settings.model.for_opening()
+    sets = readable_sets(held_out, settings.data, lambda: load_processor(str(run.final), tuned))
     candidates = (
         ModelToMeasure(BASE, lambda: _with_features(load_untuned(settings), settings, sets), base_protocols),
         ModelToMeasure(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
@@ -97,6 +100,14 @@ def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_s
     if saved_split is not None and saved_split.exists():
         return HeldOut("validation", load_split(saved_split, everything).validation)
     return HeldOut("validation", split_validation(everything, settings.val_fraction, seed).validation)
+
+
+def readable_sets(held_out: HeldOut, data: DataSettings, processor: Callable[[], ItemProcessor]) -> list[RetrievalSet]:
+    """The retrieval sets. With on_bad_sample: skip, without what the model's processor, loaded for it, cannot read."""
+    read = None
+    if data.on_bad_sample == "skip":
+        read = processor().with_image_limit(data.max_image_pixels).load
+    return [retrieval_set(dataset, data, read) for dataset in held_out.datasets]
 
 
 def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
