@@ -41,7 +41,7 @@ def load_rows(entry: DataEntry) -> Rows:
         return _open_file(entry)
     if not may_be_hub_name(entry.path):
         raise DataError(f"{entry.path}: there is no such file or folder{_near_file(path)}")
-    from vembed.data.readers.table_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
+    from vembed.data.readers.datasets_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
 
     return open_hub(entry.path, entry.subset, entry.split)
 
@@ -67,14 +67,14 @@ def _open_file(entry: DataEntry) -> Rows:
     if suffix in DELIMITERS:
         return open_csv(entry.path, DELIMITERS[suffix])
     if suffix in PARQUET_ENDINGS:
-        from vembed.data.readers.table_rows import open_parquet  # noqa: PLC0415 (as above)
+        from vembed.data.readers.parquet_rows import open_parquet  # noqa: PLC0415 (as above)
 
         return open_parquet(entry.path)
     raise DataError(f"{entry.path}: data of kind {suffix or '(no ending)'} is not known; known: {_KNOWN}")
 
 
 def _open_folder(entry: DataEntry) -> Rows:
-    from vembed.data.readers.table_rows import is_saved_folder, open_saved  # noqa: PLC0415 (as above)
+    from vembed.data.readers.datasets_rows import is_saved_folder, open_saved  # noqa: PLC0415 (as above)
 
     if is_saved_folder(entry.path):
         return open_saved(entry.path, entry.split)

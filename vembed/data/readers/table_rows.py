@@ -1,94 +1,105 @@
-"""Rows of an Arrow table on disk: Parquet files, `save_to_disk` folders and hub data sets, through `datasets`.
+"""Rows of an Arrow table: where it comes from is the business of `parquet_rows` and `datasets_rows`.
 
-The table stays memory-mapped. Image cells stay encoded ({"bytes", "path"}): decoding is the loader's business.
+A cell is decoded when it is asked for: what is not read costs nothing, and cannot be broken. Image cells stay encoded
+({"bytes", "path"}): decoding is the loader's business.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow
-import pyarrow.parquet
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from vembed.errors import DataError
+from vembed.utils.untrusted import library_errors
 
-Row = Mapping[str, Any]  # Any: a cell holds whatever the table holds
+Cell = Any  # Any: whatever the table holds
+
+
+class Cells(Protocol):
+    """Some rows of all columns: an Arrow table or record batch."""
+
+    def column(self, number: int, /) -> Any: ...  # Any: pyarrow's arrays have no types of their own
+
+
+class Table(Protocol):
+    """Columns, and where in them a row lies."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def locate(self, index: int) -> tuple[Cells, int]:
+        """Cells that hold the row, and the row's number in them."""
+        ...
 
 
 class TableRows:
-    """`len`, `[i] -> row`, `origin(i) -> "train.parquet:17"` (the row number from 1). Class labels give their names."""
+    """`len`, `[i] -> row`, `origin(i) -> "train.parquet:17"` (the row number from 1). Of equal column names the first
+    counts. labels: column -> the names of its classes, which stand in place of their numbers.
+    """
 
     lists_in_text = False
 
-    def __init__(self, table: datasets.Dataset, path: str) -> None:
-        self.columns = tuple(table.column_names)
+    def __init__(self, table: Table, path: str, labels: Mapping[str, Sequence[str]]) -> None:
+        self.columns = tuple(dict.fromkeys(table.columns))
         self._path = path
-        self._table = table.with_format("arrow")
-        self._labels = {
-            name: feature for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)
-        }
+        self._table = table
+        self._labels = labels
+        self._numbers = {name: table.columns.index(name) for name in self.columns}
 
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Row:
-        row: dict[str, Any] = self._table[index].to_pylist()[0]
-        for name, labels in self._labels.items():
-            row[name] = labels.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
-        return row
+    def __getitem__(self, index: int) -> "TableRow":
+        origin = self.origin(index)
+        with library_errors(DataError, f"{origin}: the row cannot be read"):
+            cells, number = self._table.locate(index)
+        return TableRow(cells, number, self._numbers, self._labels, origin)
 
     def origin(self, index: int) -> str:
         """Source and row number from 1, as in "train.parquet:17"."""
         return f"{self._path}:{index + 1}"
 
 
-def open_parquet(path: str) -> TableRows:
-    """The rows of a Parquet file. Raises DataError when it is none or has no rows."""
-    try:
-        num_rows = pyarrow.parquet.ParquetFile(path).metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from error
-    if num_rows == 0:
-        raise DataError(f"{path}: the file is empty")
-    return TableRows(datasets.Dataset.from_parquet(path), path)
+class TableRow(Mapping[str, Cell]):
+    """A row by column name. Raises DataError, with the row and the column, for a cell that cannot be decoded."""
+
+    def __init__(
+        self,
+        cells: Cells,
+        number: int,
+        column_numbers: Mapping[str, int],
+        labels: Mapping[str, Sequence[str]],
+        origin: str,
+    ) -> None:
+        self._cells = cells
+        self._number = number
+        self._column_numbers = column_numbers
+        self._labels = labels
+        self._origin = origin
+
+    def __getitem__(self, name: str) -> Cell:
+        column = self._column_numbers[name]
+        with library_errors(DataError, f"{self._origin}: column {name!r} cannot be decoded"):
+            cell = self._cells.column(column)[self._number].as_py()
+        return _class_name(cell, self._labels[name], f"{self._origin}: {name}") if name in self._labels else cell
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._column_numbers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column_numbers)
+
+    def __len__(self) -> int:
+        return len(self._column_numbers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
-def open_saved(path: str, split: str | None) -> TableRows:
-    """The rows of a folder written by `save_to_disk`; of a DatasetDict the split, by default "train"."""
-    try:
-        loaded = datasets.load_from_disk(path)
-    except (OSError, ValueError, LookupError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: not a folder written by datasets' save_to_disk, or it is empty: {error!r}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        loaded = _split_of(loaded, split, path)
-    elif split is not None:
-        raise DataError(f"{path}: split is {split!r}, but the folder holds one data set without splits")
-    if len(loaded) == 0:
-        raise DataError(f"{path}: the data set is empty")
-    return TableRows(loaded, path)
-
-
-def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
-    """The rows of a hub data set's split, by default "train"."""
-    try:
-        loaded = datasets.load_dataset(name, subset, split=split or "train")
-    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:
-        raise DataError(
-            f"{name}: there is no such file or folder, and it could not be loaded from the Hugging Face hub: {error}"
-        ) from error
-    if len(loaded) == 0:
-        raise DataError(f"{name}: the data set is empty")
-    return TableRows(loaded, name)
-
-
-def is_saved_folder(path: str) -> bool:
-    """True if the folder looks like the work of `save_to_disk`."""
-    return any((Path(path) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
-
-
-def _split_of(splits: datasets.DatasetDict, split: str | None, path: str) -> datasets.Dataset:
-    wanted = split or "train"
-    if wanted not in splits:
-        raise DataError(f"{path}: there is no split {wanted!r}; set split to one of: {', '.join(splits)}")
-    return splits[wanted]
+def _class_name(cell: Cell, names: Sequence[str], where: str) -> Cell:
+    """The name of a class's number; a number below 0 means none, and what is no number is a name already."""
+    if not isinstance(cell, int):
+        return cell
+    if cell >= len(names):
+        raise DataError(f"{where}: there is no class {cell}; the data names {len(names)} classes, from 0")
+    return names[cell] if cell >= 0 else None
