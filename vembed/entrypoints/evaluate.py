@@ -19,14 +19,8 @@ from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, t
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.model.processors.loading import load_processor
 from vembed.training.run.facts import setting_lines
-from vembed.training.run.report import (
-    ReportSettings,
-    held_out_data,
-    load_untuned,
-    model_title,
-    readable_sets,
-    report_run,
-)
+from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, readable_sets, report_run
+from vembed.training.run.titles import model_title
 
 MODEL = "model"
 

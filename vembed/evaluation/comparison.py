@@ -11,6 +11,7 @@ from vembed.evaluation.bootstrap import Interval, intervals
 from vembed.evaluation.evaluator import EvaluationResult, Evaluator, SetResult
 from vembed.evaluation.protocols import ProtocolRule, model_protocols
 from vembed.evaluation.relevance import RetrievalSet
+from vembed.evaluation.rendering.formatting import points
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.evaluation.truncation import count_truncated
 from vembed.model.modeling import VisualRetrievalModel
@@ -37,11 +38,16 @@ class MetricComparison:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "unclear" when the interval of the difference holds zero, "" when there is none."""
+        """ "better", "worse", "unclear" when the interval of the difference holds zero, "" when there is none.
+
+        "equal" for a difference that is sure but rounds to 0.0 points, which is how it is shown.
+        """
         if self.delta_interval is None:
             return ""
         if self.delta_interval.contains_zero:
             return "unclear"
+        if points(self.delta) == points(0):
+            return "equal"
         return "better" if self.delta > 0 else "worse"
 
 

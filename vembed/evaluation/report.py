@@ -12,7 +12,14 @@ from vembed.errors import VembedError
 from vembed.evaluation.comparison import Comparison, SetComparison
 from vembed.evaluation.protocols import MODEL_EMBEDDINGS, query_part_label
 from vembed.evaluation.rendering.charts import Chart, Line, loss_chart, metric_chart
-from vembed.evaluation.rendering.formatting import interval_text, metric_label, mode_label, percent, points
+from vembed.evaluation.rendering.formatting import (
+    VERDICT_MARKS,
+    interval_text,
+    metric_label,
+    mode_label,
+    percent,
+    points,
+)
 from vembed.evaluation.rendering.sentences import distinct_figures, headline_sentence, reading_notes
 from vembed.evaluation.rendering.shown_queries import choose_shown_queries
 from vembed.evaluation.rendering.tables import (
@@ -152,6 +159,7 @@ def html_text(content: ReportContent) -> str:
         "percent": percent,
         "points": points,
         "interval": interval_text,
+        "mark": lambda verdict: VERDICT_MARKS[verdict],
         "metric_label": metric_label,
         "mode_label": mode_label,
         "drawing": _drawing,

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.unit.evaluation.made import make_comparison, make_result, make_set
-from vembed.evaluation.bootstrap import intervals
-from vembed.evaluation.comparison import ModelToMeasure, compare, measure_models
+from vembed.evaluation.bootstrap import Interval, intervals
+from vembed.evaluation.comparison import MetricComparison, ModelToMeasure, compare, measure_models
 from vembed.evaluation.protocols import base_protocols
+from vembed.evaluation.rendering.formatting import VERDICT_MARKS
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
 
@@ -35,6 +36,16 @@ def test_verdicts():
     lost = make_comparison([one], 0.2, 3.0).sets[0].figure("mrr")
     same = make_comparison([one], 1.0, 1.0).sets[0].figure("mrr")
     assert (gained.verdict, lost.verdict, same.verdict) == ("better", "worse", "unclear")
+
+
+@pytest.mark.parametrize("delta", [-0.0004, 0.0004])
+def test_a_change_that_is_shown_as_none_is_neither_better_nor_worse(delta):
+    """Sure as it is, an arrow beside 0.0 would say something else than the figure."""
+    interval = Interval(delta - 0.0001, delta + 0.0001)
+    figure = MetricComparison("mrr", (0.5, 0.5 + delta), (None, None), interval)
+    assert (figure.verdict, VERDICT_MARKS[figure.verdict]) == ("equal", "")
+    more = MetricComparison("mrr", (0.5, 0.5 + 2 * delta), (None, None), interval)
+    assert more.verdict == ("better" if delta > 0 else "worse")
 
 
 def test_without_resamplings_there_are_no_intervals_and_no_verdicts():

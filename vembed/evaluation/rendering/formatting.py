@@ -3,6 +3,7 @@
 from vembed.evaluation.bootstrap import Interval
 
 _METRICS = {"ndcg": "nDCG", "hit_rate": "Hit rate", "recall": "Recall", "mrr": "MRR", "map": "MAP"}
+VERDICT_MARKS = {"better": "↑", "worse": "↓", "unclear": "≈", "equal": "", "": ""}
 _SIDES = {"t": "text", "i": "image", "m": "text + image"}
 
 

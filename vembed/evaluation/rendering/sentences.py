@@ -86,6 +86,11 @@ def _tally(figures: Sequence[MetricComparison]) -> str:
         return ""
     if set(verdicts) == {"better"}:
         return f" All {len(figures)} sets gained."
-    words = {"better": "gained", "worse": "lost", "unclear": "changed by no more than chance may"}
+    words = {
+        "better": "gained",
+        "worse": "lost",
+        "equal": "stayed as they were",
+        "unclear": "changed by no more than chance may",
+    }
     counts = [f"{verdicts.count(verdict)} {text}" for verdict, text in words.items() if verdict in verdicts]
     return f" Of the {len(figures)} sets, {', '.join(counts)}."

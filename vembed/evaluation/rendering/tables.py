@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vembed.evaluation.comparison import Comparison, MetricComparison, SetComparison
 from vembed.evaluation.protocols import query_part_label
-from vembed.evaluation.rendering.formatting import interval_text, percent, points
+from vembed.evaluation.rendering.formatting import VERDICT_MARKS, interval_text, percent, points
 from vembed.evaluation.rendering.sentences import distinct_figures
 
 Row = tuple[str, ...]
@@ -92,8 +92,7 @@ def markdown_text(text: str) -> str:
 
 
 def _change(figure: MetricComparison) -> Row:
-    mark = {"unclear": "≈", "worse": "↓", "better": "↑", "": ""}[figure.verdict]
-    return points(figure.delta), interval_text(figure.delta_interval), mark
+    return points(figure.delta), interval_text(figure.delta_interval), VERDICT_MARKS[figure.verdict]
 
 
 def _align(column: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from vembed.model.settings import ModelSettings
 from vembed.training.frozen_features import FrozenFeatures, items_of_sets
 from vembed.training.run.facts import read_run_facts, setting_lines
 from vembed.training.run.folder import RunFolder
+from vembed.training.run.titles import model_title, tuned_before
 from vembed.types import RowNeeds
 
 
@@ -124,16 +125,6 @@ def for_inference(model: VisualRetrievalModel, settings: ReportSettings) -> Visu
     return model.with_image_limit(settings.data.max_image_pixels)
 
 
-def model_title(settings: ModelSettings) -> str:
-    """A model's title: its name, or those of its towers, without the folders they lie in.
-
-    >>> model_title(ModelSettings(text_model_name="org/MiniLM", image_model_name="/tmp"))
-    'org/MiniLM + tmp'
-    """
-    names = (settings.model_name, settings.text_model_name, settings.image_model_name)
-    return " + ".join(Path(name).name if Path(name).exists() else name for name in names if name)
-
-
 def _load_final(run: RunFolder, settings: ReportSettings) -> VisualRetrievalModel:
     return for_inference(VisualRetrievalModel.from_pretrained(str(run.final), settings.model.for_opening()), settings)
 
@@ -147,6 +138,7 @@ def _with_features(
 
 def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:
     facts = read_run_facts(run)
+    before = tuned_before(settings.model)
     return ReportContent(
         title=f"{model_title(settings.model)}, tuned",
         subtitle=facts.summary,
@@ -156,6 +148,7 @@ def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Co
         facts=facts.tables,
         history=facts.history,
         config=setting_lines(settings.config_text),
+        notes=[] if before is None else [f"{before}."],
         gallery_size=settings.evaluation.gallery_size,
-        meta={"run": str(run.path), **facts.meta},
+        meta={"run": str(run.path), "base": model_title(settings.model), **facts.meta},
     )

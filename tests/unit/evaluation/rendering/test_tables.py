@@ -1,9 +1,13 @@
 """Tables for the terminal and for Markdown."""
 
+from dataclasses import replace
+
 from tests.unit.evaluation.made import make_comparison, make_composed, make_result, make_set
-from vembed.evaluation.comparison import compare
+from vembed.evaluation.bootstrap import Interval
+from vembed.evaluation.comparison import MetricComparison, compare
 from vembed.evaluation.rendering.formatting import points
 from vembed.evaluation.rendering.tables import comparison_rows, markdown_table, markdown_text, protocol_rows, text_table
+from vembed.evaluation.report import ReportContent, html_text
 
 
 def test_rows_hold_figures_in_percent_and_changes_in_points():
@@ -20,6 +24,17 @@ def test_rows_hold_figures_in_percent_and_changes_in_points():
 def test_a_change_that_may_be_chance_is_marked():
     rows = comparison_rows(make_comparison([make_set(100)], 1.0, 1.0))
     assert {row[6] for row in rows[1:]} == {"≈"}
+
+
+def test_a_change_of_nothing_has_no_arrow():
+    comparison = make_comparison([make_set(20)], 3.0, 0.2)
+    one = comparison.sets[0]
+    tiny = MetricComparison("mrr", (0.5, 0.4997), (None, None), Interval(-0.0004, -0.0002))
+    same = replace(comparison, sets=(replace(one, figures=(tiny,)),))
+    assert comparison_rows(same)[1] == ("t2t", "mrr", "50.0", "50.0", "0.0", "0.0 … 0.0", "")
+    page = html_text(ReportContent("title", same, "mrr"))
+    assert page.count(">0.0 </span>") == 2
+    assert not [sign for sign in ("↓", "↑", "−0.0") if sign in page]
 
 
 def test_one_model_has_no_change():
