@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.hashing import image_hash, mixed_hash, text_hash
-from vembed.data.splits.duplicates import file_content_keys
+from vembed.data.splits.duplicates import file_content_keys, file_sizes
 from vembed.errors import DataError
 from vembed.types import Example, Item
 
@@ -20,11 +20,13 @@ class Components:
     """Rows are numbered through all data sets.
 
     labels: int64 [rows], the component of each row, -1 for a row that cannot be read. keys: int64 [components], the
-    smallest content key in it, which does not depend on the order of rows or data sets.
+    smallest content key in it, which does not depend on the order of rows or data sets. one_kind: bool [components],
+    True where all rows share one key (their group, one text or picture), so that all is relevant to all.
     """
 
     labels: NDArray[np.int64]
     keys: NDArray[np.int64]
+    one_kind: NDArray[np.bool_]
 
 
 def find_components(datasets: Sequence[VisualRetrievalDataset]) -> Components:
@@ -43,11 +45,28 @@ def find_components(datasets: Sequence[VisualRetrievalDataset]) -> Components:
     found, labels = np.unique(roots[readable], return_inverse=True)
     all_labels = np.full(num_rows, _MISSING, np.int64)
     all_labels[readable] = labels
-    return Components(all_labels, smallest[found])
+    return Components(all_labels, smallest[found], _of_one_kind(rows, keys, all_labels, len(found)))
+
+
+def _of_one_kind(
+    rows: NDArray[np.int64], keys: NDArray[np.int64], labels: NDArray[np.int64], num_components: int
+) -> NDArray[np.bool_]:
+    """Bool [components]: some key is in every row of it. rows, keys: [pairs], sorted by key, equal ones by row."""
+    first = np.ones(len(keys), bool)  # of the same row and key
+    first[1:] = (keys[1:] != keys[:-1]) | (rows[1:] != rows[:-1])
+    rows, keys = rows[first], keys[first]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    num_rows = np.diff(np.append(starts, len(keys)))  # [different keys]
+    most = np.zeros(num_components, np.int64)
+    np.maximum.at(most, labels[rows[starts]], num_rows)
+    return np.asarray(most == np.bincount(labels[labels >= 0], minlength=num_components))
 
 
 def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row numbers and content keys, int64 [pairs] each, sorted by key."""
+    """Row numbers and content keys, int64 [pairs] each, sorted by key, equal ones by row.
+
+    A row without a key names a file that is missing or empty: it cannot be trained on, and nothing else of it counts.
+    """
     rows: list[int] = []
     keys: list[int] = []
     file_rows: list[int] = []
@@ -59,11 +78,14 @@ def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.in
         for path in _image_files(example):
             file_rows.append(row)
             files.append(path)
-    key_of = file_content_keys(files)
+    sizes = file_sizes(files)
+    key_of = file_content_keys(files, sizes)
     all_rows = np.array(rows + file_rows, np.int64)
     all_keys = np.array(keys + [mixed_hash("image", key_of[path]) for path in files], np.int64)
-    order = np.argsort(all_keys, kind="stable")
-    return all_rows[order], all_keys[order]
+    broken = [row for row, path in zip(file_rows, files, strict=True) if not sizes[path]]
+    usable = ~np.isin(all_rows, broken)
+    order = np.lexsort((all_rows[usable], all_keys[usable]))
+    return all_rows[usable][order], all_keys[usable][order]
 
 
 def readable_examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[int, Example]]:

@@ -6,7 +6,7 @@ Files of a size of their own are not read at all; of the rest first the two ends
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vembed.data.hashing import bytes_hash, image_hash, text_hash
@@ -16,13 +16,20 @@ from vembed.types import ImageSource
 _END_BYTES = 4096
 
 
-def file_content_keys(paths: Iterable[str]) -> dict[str, int]:
+def file_sizes(paths: Iterable[str]) -> dict[str, int | None]:
+    """The bytes of each file; None for what is no file."""
+    return {path: _size(path) for path in dict.fromkeys(paths)}
+
+
+def file_content_keys(paths: Iterable[str], sizes: Mapping[str, int | None] | None = None) -> dict[str, int]:
     """A key per path, equal exactly for files of equal content. A file that cannot be read has a key of its own.
 
     Keys do not change when all the files move together: what is not read is known by its place below their folder.
+    sizes: what `file_sizes` gave, where that is known.
     """
     keys = {path: text_hash(place) for path, place in _relative_paths(list(paths)).items()}
-    for same_size in _with_equal(list(keys), _size_key):
+    known = file_sizes(keys) if sizes is None else sizes
+    for same_size in _with_equal([path for path in keys if known[path] is not None], lambda path: known[path]):
         for same_ends in _with_equal(same_size, _ends_key):
             keys.update((path, _content_key(path)) for path in same_ends)
     return keys
@@ -46,13 +53,12 @@ def _with_equal(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[li
     return [same for same in found.values() if len(same) > 1]
 
 
-def _size_key(path: str) -> Hashable:
-    """The file's size, by which it may be compared; what is no regular file is like no other, and is not opened."""
+def _size(path: str) -> int | None:
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
-        return path
-    return status.st_size if stat.S_ISREG(status.st_mode) else path
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _ends_key(path: str) -> Hashable:

@@ -1,25 +1,26 @@
 """A validation set split off the training data, such that nothing it shows was trained on.
 
-Whole components of rows are taken (`components`), in the order of their content hashed with the seed, each if it brings
-the validation set closer to the wanted size: the same data and seed give the same split, also after rows were
-reordered. The split is saved as row numbers in the run.
+Whole components of rows are taken (`components`), in the order of their content hashed with the seed, such that their
+rows can be ranked (`choice`): the same data and seed give the same split, also after rows were reordered. The split is
+saved as row numbers in the run.
 """
 
 import json
-from collections import Counter
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
-from vembed.data.hashing import mixed_hash
-from vembed.data.splits.components import Components, find_components
+from vembed.data.splits.choice import choose_validation_rows
+from vembed.data.splits.components import find_components
 from vembed.errors import DataError
 from vembed.utils.files import atomic_file
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,33 @@ class Split:
 
 
 def split_validation(datasets: Sequence[VisualRetrievalDataset], fraction: float, seed: int) -> Split:
-    """About `fraction` of all rows for validation, at least one component; 0 splits nothing off.
+    """About `fraction` of all rows for validation; 0 splits nothing off.
 
-    Raises DataError when the rows cannot be parted.
+    Raises DataError when the rows cannot be parted so that both sides have documents to tell apart; warns where the
+    wanted size is missed by far.
     """
     if fraction == 0:
         return Split(list(datasets), [], {})
     components = find_components(datasets)
     dataset_numbers = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
-    chosen = _choose_validation_rows(components, dataset_numbers, fraction, seed)
+    chosen = choose_validation_rows(components, dataset_numbers, fraction, seed)
+    _warn_of_size(int(chosen.sum()), int((components.labels >= 0).sum()), fraction, len(components.keys))
     rows = {
         dataset.name: np.flatnonzero(chosen[dataset_numbers == number]).tolist()
         for number, dataset in enumerate(datasets)
     }
     return _apply(datasets, rows, {"fraction": fraction, "seed": seed, "num_components": len(components.keys)})
+
+
+def _warn_of_size(num_chosen: int, num_rows: int, fraction: float, num_parts: int) -> None:
+    wanted = fraction * num_rows
+    if wanted / 2 <= num_chosen <= max(2 * wanted, 2):
+        return
+    _log.warning(
+        "validation has %d of the %d rows, where val_fraction: %g asks for %.0f: rows that share a group, a text or a"
+        " picture stay together, in %d parts; val_data_path names rows of your own",
+        num_chosen, num_rows, fraction, wanted, num_parts,
+    )  # fmt: skip
 
 
 def save_split(split: Split, path: str | Path) -> None:
@@ -85,57 +99,6 @@ def _apply(
             validation.append(dataset.select(chosen))
     parts = {dataset.name: {"num_rows": len(dataset), "validation": rows[dataset.name]} for dataset in datasets}
     return Split(train, validation, {**facts, "datasets": parts})
-
-
-def _choose_validation_rows(
-    components: Components, dataset_numbers: NDArray[np.int64], fraction: float, seed: int
-) -> NDArray[np.bool_]:
-    """Bool [rows]: True for the rows of the validation set."""
-    component_rows = _rows_by_component(components)
-    order = sorted(range(len(component_rows)), key=lambda number: mixed_hash(seed, int(components.keys[number])))
-    wanted = fraction * sum(len(rows) for rows in component_rows)
-    left = Counter(dataset_numbers.tolist())
-    chosen, num_chosen = np.zeros(len(dataset_numbers), bool), 0
-    for number in order:
-        rows = component_rows[number]
-        closer = abs(num_chosen + len(rows) - wanted) <= abs(num_chosen - wanted)
-        if closer and _leaves_rows_in_all(left, dataset_numbers[rows]):
-            chosen[rows] = True
-            num_chosen += len(rows)
-            left.subtract(dataset_numbers[rows].tolist())
-        if num_chosen >= wanted:
-            break
-    return chosen if num_chosen else _smallest_component(component_rows, order, dataset_numbers)
-
-
-def _smallest_component(
-    component_rows: Sequence[NDArray[np.int64]], order: Sequence[int], dataset_numbers: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Bool [rows]: True for the rows of the smallest component that can be spared."""
-    left = Counter(dataset_numbers.tolist())
-    for number in sorted(order, key=lambda number: len(component_rows[number])):
-        if _leaves_rows_in_all(left, dataset_numbers[component_rows[number]]):
-            chosen = np.zeros(len(dataset_numbers), bool)
-            chosen[component_rows[number]] = True
-            return chosen
-    raise DataError(
-        f"no validation set can be split off: the {len(dataset_numbers)} rows share groups, texts or pictures, in"
-        f" {len(component_rows)} connected part{'s' * (len(component_rows) != 1)}; pass val_data_path, or val_fraction:"
-        " 0 to train without one"
-    )
-
-
-def _rows_by_component(components: Components) -> list[NDArray[np.int64]]:
-    """The row numbers of each component, int64 [its rows]."""
-    order = np.argsort(components.labels, kind="stable")
-    labels = components.labels[order]
-    starts = np.searchsorted(labels, np.arange(len(components.keys)))
-    return np.split(order[starts[0] :], starts[1:] - starts[0]) if len(starts) else []
-
-
-def _leaves_rows_in_all(left: Mapping[int, int], dataset_numbers: NDArray[np.int64]) -> bool:
-    """True if each data set keeps rows when these are taken. left: data set -> rows that it still has."""
-    return all(left[number] > count for number, count in Counter(dataset_numbers.tolist()).items())
 
 
 def _sizes_text(sizes: Mapping[str, int]) -> str:

@@ -65,10 +65,38 @@ def test_the_same_data_in_another_folder_is_split_in_the_same_way(tmp_path):
     assert lines[0] == lines[1]
 
 
-def test_at_least_one_component_is_split_off(tmp_path):
-    data = _load(write_pairs(tmp_path, 3, "t2t"))
-    split = split_validation(data, 0.05, seed=0)
-    assert (len(split.train[0]), len(split.validation[0])) == (2, 1)
+def test_at_least_two_components_are_split_off(tmp_path):
+    """One row, or one class, is a set in which everything that is found is right."""
+    split = split_validation(_load(write_pairs(tmp_path, 6, "t2t")), 0.05, seed=0)
+    assert (len(split.train[0]), len(split.validation[0])) == (4, 2)
+    tens = _load(write_pairs(tmp_path / "tens", 200, "t2t", groups=10))
+    for seed in range(5):
+        split = split_validation(tens, 0.05, seed=seed)
+        assert (len(_groups(split.validation)), len(split.validation[0])) == (2, 40)
+
+
+def test_a_component_that_is_not_all_alike_is_enough(tmp_path):
+    """Ten queries that lead to one another by a chain of documents, each relevant to two of them."""
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "group": i % 2} for i in range(90)]
+    chain = [{"query": f"c{i}", "positive": [f"d{i}", f"d{i + 1}"]} for i in range(10)]
+    split = split_validation(_load(write_jsonl(tmp_path / "d.jsonl", [*rows, *chain])), 0.1, seed=0)
+    assert {split.validation[0][index].group for index in range(10)} == {None}
+    alike = [{"query": f"c{i}", "positive": ["d", f"d{i + 1}"]} for i in range(10)]  # d is relevant to all of them
+    with pytest.raises(DataError, match="3 connected parts of 45, 45, 10 rows"):
+        split_validation(_load(write_jsonl(tmp_path / "e.jsonl", [*rows, *alike])), 0.1, seed=0)
+
+
+def test_a_size_that_is_far_from_the_wanted_one_is_told(tmp_path, caplog):
+    split_validation(_load(write_pairs(tmp_path, 200, "t2t", groups=40)), 0.05, seed=0)
+    assert not caplog.records
+    split_validation(_load(write_pairs(tmp_path / "tens", 200, "t2t", groups=10)), 0.05, seed=0)
+    assert "validation has 40 of the 200 rows, where val_fraction: 0.05 asks for 10" in caplog.text
+    caplog.clear()
+    chain = [{"query": f"q{i}", "positive": [f"p{i}", f"p{i + 1}"]} for i in range(97)]
+    rows = [*chain, *({"query": f"alone {i}", "positive": f"p alone {i}"} for i in range(3))]
+    split = split_validation(_load(write_jsonl(tmp_path / "d.jsonl", rows)), 0.1, seed=0)
+    assert len(split.validation[0]) == 3
+    assert "validation has 3 of the 100 rows" in caplog.text
 
 
 def test_a_huge_component_stays_in_train(tmp_path):
@@ -78,10 +106,61 @@ def test_a_huge_component_stays_in_train(tmp_path):
         assert len(split_validation(data, 0.05, seed=seed).validation[0]) == 5
 
 
-def test_when_all_components_are_large_the_smallest_is_taken(tmp_path):
-    rows = [{"query": f"q{i}", "positive": f"p{i}", "group": "a" if i < 70 else "b"} for i in range(100)]
+@pytest.mark.parametrize("sizes", [(50, 50), (70, 30), (34, 33, 33), (20,) * 5, (90, 5, 5), (96, 4)])
+def test_components_too_large_to_part_are_refused_with_their_sizes(tmp_path, sizes):
+    """Never most of the rows, nor a single class, on either side."""
+    classes = [name for name, size in enumerate(sizes) for _ in range(size)]
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "group": name} for i, name in enumerate(classes)]
     data = _load(write_jsonl(tmp_path / "d.jsonl", rows))
-    assert [len(split_validation(data, 0.05, seed=seed).validation[0]) for seed in range(5)] == [30] * 5
+    with pytest.raises(DataError, match=f"100 rows .* in {len(sizes)} connected parts of {', '.join(map(str, sizes))}"):
+        split_validation(data, 0.05, seed=0)
+
+
+def test_the_fraction_that_would_do_is_named(tmp_path):
+    data = _load(write_pairs(tmp_path, 100, "t2t", groups=5))
+    with pytest.raises(DataError, match=r"val_fraction: 0\.40 if so many may go"):
+        split_validation(data, 0.05, seed=0)
+    assert len(_groups(split_validation(data, 0.4, seed=0).validation)) == 2
+
+
+@pytest.mark.parametrize("bad", ["{broken", '{"query": "", "positive": "p"}', '{"query": "q"}'])
+def test_rows_that_cannot_be_read_are_no_training_rows(tmp_path, bad):
+    rows = [{"query": f"item {i % 40}", "positive": f"county {i % 7}"} for i in range(300)]
+    data = _load(write_jsonl(tmp_path / "d.jsonl", [*rows, bad, bad]))
+    with pytest.raises(DataError, match=r"the 300 rows share .* in 1 connected part; pass val_data_path"):
+        split_validation(data, 0.05, seed=0)
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_rows_whose_picture_is_no_file_are_no_training_rows(tmp_path, content):
+    folder = tmp_path / "data"
+    write_pairs(folder, 20, "t2i", groups=1)
+    if content is not None:
+        (folder / "none.png").write_bytes(content)
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    bad = [{"query": f"alone {i}", "positive": "none.png" if i else "folder.png"} for i in range(2)]
+    (folder / "folder.png").mkdir()
+    entry = {"path": write_jsonl(folder / "more.jsonl", [*lines, *bad]), "retrieval_mode": "t2i"}
+    with pytest.raises(DataError, match=r"the 20 rows share .* in 1 connected part"):
+        split_validation(_load(entry), 0.05, seed=0)
+
+
+def test_two_components_of_one_data_set_are_split_off(tmp_path):
+    """One of each set would be two sets of one kind each."""
+    write_pairs(tmp_path / "a", 10, "t2t")
+    write_pairs(tmp_path / "b", 10, "t2t", seed=1000)
+    data = _load(*(str(tmp_path / name / "pairs.jsonl") for name in "ab"))
+    for seed in range(10):
+        split = split_validation(data, 0.05, seed=seed)
+        assert [len(one) for one in split.validation] == [2]
+
+
+def test_a_small_data_set_keeps_half_of_its_rows(tmp_path):
+    write_pairs(tmp_path / "a", 400, "t2t")
+    write_pairs(tmp_path / "b", 3, "t2t", seed=1000)
+    data = _load(*(str(tmp_path / name / "pairs.jsonl") for name in "ab"))
+    for seed in range(20):
+        assert len(split_validation(data, 0.3, seed=seed).train[1]) >= 2
 
 
 def test_rows_that_all_hang_together_are_refused_with_the_way_out(tmp_path):
@@ -90,6 +169,8 @@ def test_rows_that_all_hang_together_are_refused_with_the_way_out(tmp_path):
         split_validation(data, 0.05, seed=0)
     with pytest.raises(DataError, match="pass val_data_path"):
         split_validation(_load(write_pairs(tmp_path / "one", 1, "t2t")), 0.5, seed=0)
+    with pytest.raises(DataError, match="the 3 rows"):
+        split_validation(_load(write_pairs(tmp_path / "three", 3, "t2t")), 0.5, seed=0)
 
 
 def test_no_fraction_is_no_split(classes):
