@@ -21,6 +21,7 @@ from vembed.registry import no_such
 from vembed.training.settings import TrainingSettings
 from vembed.training.trackers.registry import CallbackRegistry
 from vembed.utils.settings import Section
+from vembed.utils.untrusted import is_folder, is_there
 
 _METRIC = re.compile(r"(?:recall|hit_rate|ndcg)@(?P<k>\d+)|mrr|map")
 
@@ -83,12 +84,12 @@ def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
 
 def _missing_folder(location: Location, folder: str | None) -> Iterator[Finding]:
     """A folder that is named and not there."""
-    if folder is not None and not Path(folder).is_dir():
+    if folder is not None and not is_folder(folder):
         yield location, f"there is no folder {folder} (looked in {Path.cwd()})"
 
 
 def _missing_path(location: Location, path: str | None) -> Iterator[Finding]:
-    if path is not None and not may_be_hub_name(path) and not Path(path).exists():
+    if path is not None and not may_be_hub_name(path) and not is_there(path):
         yield location, f"there is no file or folder {path} (looked in {Path.cwd()})"
 
 
@@ -128,7 +129,7 @@ def _model_findings(model: ModelSettings) -> Iterator[Finding]:
     if len(absent) == 1:
         present = next(name for name in towers if name not in absent)
         yield (present,), f"needs {absent[0]} too; a composed model has both towers"
-    if model.revision is not None and model.model_name is not None and Path(model.model_name).is_dir():
+    if model.revision is not None and model.model_name is not None and is_folder(model.model_name):
         yield ("revision",), f"model_name {model.model_name} is a local folder, which has no revisions; take it out"
     for tower in model.freeze_layers:
         if tower in model.freeze:

@@ -19,6 +19,7 @@ from vembed.utils.settings import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 
+_INT_LIMIT = 2**63
 _WORDS = {str: "text", int: "int", float: "float", bool: "true or false"}
 _LIMITS: tuple[tuple[Any, str, str], ...] = (  # Any: the limits are types of several shapes
     (annotated_types.Ge, "ge", "at least"),
@@ -159,11 +160,17 @@ def faults_of(settings: type[Section], values: Mapping[str, object]) -> list[Fau
     faults: list[Fault] = []
     for name, value in values.items():
         key = Key(name, "", settings.model_fields[name])
+        if isinstance(value, int) and abs(value) >= _INT_LIMIT:
+            faults.append(
+                Fault((name,), f"expected {key.expected}; got a number of {len(f'{value:x}')} hexadecimal digits")
+            )
+            continue
         try:
             settings.model_validate_json(json.dumps({name: value}), strict=True)
         except ValidationError as error:
-            faults += _faults(key, value, [detail for detail in error.errors() if detail["loc"][0] == name])
-        except (TypeError, ValueError):
+            details = [detail for detail in error.errors() if detail["loc"][:1] == (name,)]
+            faults += _faults(key, value, details or error.errors())  # of what is no JSON the place is not told
+        except (TypeError, ValueError, RecursionError):
             faults.append(Fault((name,), f"expected {key.expected}; got {format_value(value)}"))
     return faults
 

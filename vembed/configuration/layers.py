@@ -12,6 +12,7 @@ from vembed.configuration.sections import every_key
 from vembed.configuration.yaml_text import Location, YamlMapping, parse_value, read_yaml
 from vembed.errors import ConfigError, UsageError
 from vembed.registry import nearest_names
+from vembed.utils.untrusted import library_errors
 
 PRESETS = Path(__file__).parents[1] / "configs"
 WITH_LORA = "with_lora"
@@ -66,7 +67,8 @@ def user_settings(path: str | Path | None, overrides: Overrides, origin: str) ->
     document = YamlMapping({}) if path is None else read_yaml(path)
     settings = {key: Setting(value, document.origin((key,)), document) for key, value in document.values.items()}
     if isinstance(overrides, Mapping):
-        given = {key: Setting(as_plain_value(value), origin) for key, value in overrides.items()}
+        with library_errors(ConfigError, f"{origin}: cannot be read"):
+            given = {str(key): Setting(as_plain_value(value), origin) for key, value in overrides.items()}
         import_plugins({**settings, **given})
         return {**settings, **given}
     texts = _texts(split_arguments(overrides, flags_of(every_key().values())))

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from vembed.configuration.keys import build, faults_of
 from vembed.configuration.layers import Problem, Setting, read_preset
@@ -15,6 +14,7 @@ from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.detect import detect
 from vembed.model.settings import ModelSettings
+from vembed.utils.untrusted import is_folder
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _detect_preset(user: Mapping[str, Setting]) -> tuple[str | None, list[Proble
     )
     name, towers = model.model_name, (model.text_model_name, model.image_model_name)
     whole = all(towers) if name is None else not any(towers)
-    known = "preset" in user and not all(Path(one).is_dir() for one in (name, *towers) if one is not None)
+    known = "preset" in user and not all(is_folder(one) for one in (name, *towers) if one is not None)
     if known or not whole:
         return None, []
     try:

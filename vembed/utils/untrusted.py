@@ -8,7 +8,7 @@ by one. Files are opened by `read_regular_file`, which neither waits for a pipe 
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +85,16 @@ def _read_at_most(descriptor: int, limit: int, expected: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def is_folder(name: str) -> bool:
+    """True for the name of a folder. False for a text that no folder can be named: one too long, or with a NUL."""
+    return _mode(name, stat.S_ISDIR)
+
+
+def is_there(name: str) -> bool:
+    """True for the name of anything in the file system; False for what cannot be a name there."""
+    return _mode(name, lambda _: True)
+
+
 def printable(text: str) -> str:
     """The text as a terminal may show it: what would move the cursor, ring, or turn the direction is written escaped.
 
@@ -94,6 +104,13 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(sign) if _is_control(sign) else sign for sign in text)
+
+
+def _mode(name: str, holds: Callable[[int], bool]) -> bool:
+    try:
+        return holds(Path(name).stat().st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_control(sign: str) -> bool:

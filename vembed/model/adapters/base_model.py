@@ -6,6 +6,7 @@ A folder that peft wrote has no such file; its adapter_config.json names the bas
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, read_adapter_con
 from vembed.model.folder.fingerprint import fingerprint
 from vembed.model.folder.sentence_transformers import model_path
 from vembed.model.settings import ModelSettings
+from vembed.utils.untrusted import is_folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def new_adapter_base(name: str, folder: Path, settings: ModelSettings, subfolder
     A local folder is named by its absolute path, a hub model by its id and the commit that was loaded.
     """
     weights = fingerprint(folder)
-    if Path(name).expanduser().is_dir():
+    if is_folder(os.path.expanduser(name)):  # noqa: PTH111 (Path's raises for ~nobody)
         return AdapterBase(str(folder.resolve()), weights=weights, quantization=settings.quantization)
     commits = [one.name for one in (folder, *folder.parents) if one.parent.name == "snapshots"]
     revision = commits[0] if commits else settings.revision

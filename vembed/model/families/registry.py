@@ -1,7 +1,5 @@
 """All families by name: those of the package, and those that plugins add. Imports neither torch nor transformers."""
 
-from pathlib import Path
-
 from vembed.errors import ConfigError, ModelError
 from vembed.model.families.composed import COMPOSED
 from vembed.model.families.dual import CLIP, SIGLIP
@@ -12,6 +10,7 @@ from vembed.model.families.vision import VISION
 from vembed.model.families.vlm import QWEN3_VL, VLM_GENERIC
 from vembed.model.folder.facts import ModelFacts
 from vembed.registry import nearest_names
+from vembed.utils.untrusted import is_folder
 
 _FAMILIES: dict[str, Family] = {}
 _NAMES: dict[str, str] = {}  # name or alias -> name
@@ -86,7 +85,7 @@ def _own_code_hint(facts: ModelFacts) -> str:
 
 def hub_id(name: str) -> str:
     """The hub id of a short name ("clip"); other names and folders as they are."""
-    if Path(name).is_dir():
+    if is_folder(name):
         return name
     return next((family.model_names[name] for family in _FAMILIES.values() if name in family.model_names), name)
 

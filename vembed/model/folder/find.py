@@ -1,12 +1,14 @@
 """Find a model's files: a local folder, or a hub repository in the local cache or downloaded. Imports no torch."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.settings import ModelSettings
+from vembed.utils.untrusted import is_folder, is_there
 
 Json = dict[str, Any]  # Any: JSON
 JsonFiles = dict[str, Any]  # path inside the folder -> JSON
@@ -81,10 +83,10 @@ def read_json(path: Path) -> Any | None:  # Any: JSON
 
 
 def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    folder = os.path.expanduser(name)  # noqa: PTH111 (Path's raises for ~nobody)
+    if is_folder(folder):
+        return Path(folder)
+    if is_there(folder):
         raise ModelError(f"model {name!r} is a file; give the folder that holds it")
     if _looks_like_path(name):
         raise ModelError(f"there is no model folder {name!r}")
