@@ -1,8 +1,11 @@
 """Every problem of a config is found, all at once, with the place where it was set and what would be right."""
 
+import re
+
 import pytest
 
 from vembed.config import TRAIN, Purpose, load_config
+from vembed.configuration.foreign_keys import RENAMED, TRANSLATED
 from vembed.configuration.sections import every_key
 from vembed.errors import ConfigError
 
@@ -40,6 +43,92 @@ def test_all_problems_of_a_file_come_at_once_with_file_and_line(tmp_path, monkey
         "my.yaml:5: lora_r: has an effect only with use_lora: true; set that, or take lora_r out",
         "command line: global_batch_size: takes the place of batch_size (command line); keep one of the two",
     ]
+
+
+LONG = "7" * 5000
+
+
+WORDS = (
+    f"epochs={LONG}",
+    "epochs=1e300",
+    "learning_rate=!!float abc",
+    "use_lora=!!bool maybe",
+    "learning_rates=" + "[" * 3000,
+    f"learning_rates={{vision: {LONG}}}",
+    "eval_k=!!set {1}",
+    "batch_size=%TAG",
+    f"model_name={LONG}",
+    "model_name=~nobody",
+    "model_name=a\0b",
+    "model_name=\udcff",
+    f"image_root={LONG}",
+    f"data_path=./{LONG}",
+)
+
+
+@pytest.mark.parametrize("word", WORDS, ids=[str(number) for number in range(len(WORDS))])
+def test_a_value_that_yaml_or_the_file_system_chokes_on_is_a_problem_of_its_key(word):
+    (problem,) = problems_of(overrides=[word])
+    assert word.split("=")[0] in problem
+    assert problem.startswith("command line: ")
+
+
+def test_deep_and_large_values_of_a_call_are_problems_too():
+    deep = {}
+    for _ in range(2000):
+        deep = {"vision": deep}
+    with pytest.raises(ConfigError, match="argument: cannot be read: "):
+        load_config(overrides={"learning_rates": deep}, origin="argument")
+    for setting in ({"epochs": 2**63}, {"seed": 10**300}, {"model_name": "\ud800"}):
+        (problem,) = problems_of(overrides=setting, origin="argument")
+        assert f"argument: {next(iter(setting))}: expected " in problem
+
+
+def test_every_hint_for_another_trainers_name_leads_to_a_key_of_ours():
+    ours = every_key().keys()
+    assert len(RENAMED) + len(TRANSLATED) > 200
+    assert not ours & (RENAMED.keys() | TRANSLATED.keys())
+    assert not RENAMED.keys() & TRANSLATED.keys()
+    assert {key for keys in RENAMED.values() for key in keys} <= ours
+    for name, text in TRANSLATED.items():
+        named = set(re.findall(r"\b(?:[a-z0-9]+_)+[a-z0-9]+\b", text)) - {name, "amp_bf16", "flash_attention_2"}
+        assert named <= ours, name
+        assert not (name in text and ": true is" in text) or set(re.findall(r"is ([a-z_]+): ", text)) <= ours, name
+
+
+def test_every_value_that_a_hint_names_is_one_that_our_key_takes():
+    written = [
+        pair for text in TRANSLATED.values() for pair in re.findall(r"(?:is|with|freezes?) ([a-z_]+: [^ ,]+)", text)
+    ]
+    assert len(written) > 20
+    for pair in written:
+        key, value = pair.split(": ")
+        assert key in every_key(), pair
+        text = problems_of(overrides=[f"{key}={value}", "batch_size=0"])
+        assert not any(f"{key}: expected" in line or "unknown" in line for line in text), pair
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lr", "did you mean learning_rate?"),
+        ("num_train_epochs", "did you mean epochs?"),
+        ("per_device_train_batch_size", "did you mean batch_size?"),
+        ("per_device_eval_batch_size", "did you mean eval_batch_size?"),
+        ("perDeviceTrainBatchSize", "did you mean batch_size?"),
+        ("train-data", "did you mean data_path?"),
+        ("fp16", "fp16: true is mixed_precision: fp16 here"),
+        ("mini_batch_size", "did you mean gradient_cache_chunk_size?"),
+        ("max_seq_length", "did you mean max_length?"),
+        ("lr_scheduler_type", "did you mean lr_scheduler?"),
+        ("target_modules", "did you mean lora_target_modules?"),
+        ("scale", "scale is one over the temperature: scale: 20 is temperature: 0.05 here"),
+        ("evaluation_strategy", "validation follows eval_steps; leave it out to validate once an epoch"),
+    ],
+)
+def test_a_name_of_another_trainer_gets_our_name_for_it(name, text, tmp_path):
+    (tmp_path / "my.yaml").write_text(f"{name}: 1\n")
+    assert problems_of(tmp_path / "my.yaml") == [f"{tmp_path}/my.yaml:1: {name}: unknown key; {text}"]
 
 
 @pytest.mark.parametrize(

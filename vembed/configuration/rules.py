@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from vembed.configuration.foreign_keys import foreign_key
 from vembed.configuration.keys import Key, faults_of, unknown_key
 from vembed.configuration.layers import Problem, Setting
 from vembed.configuration.sections import Catalogue
@@ -18,7 +19,7 @@ def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Ite
                 f"only loss_type: {losses} has this key; take it out, or choose that",
             )
         elif name not in catalogue.keys:
-            yield Problem(setting.origin_at((name,)), (name,), unknown_key(name, [*catalogue.keys, *catalogue.idle]))
+            yield Problem(setting.origin_at((name,)), (name,), _unknown(name, catalogue))
         else:
             section = catalogue.sections[catalogue.keys[name].section]
             for fault in faults_of(section, {name: setting.value}):
@@ -42,6 +43,12 @@ def combination_problems(
             yield Problem(
                 setting.origin_at((name,)), (name,), f"has an effect only with {unmet}; set that, or take {name} out"
             )
+
+
+def _unknown(name: str, catalogue: Catalogue) -> str:
+    """The message for a key that does not exist, with ours for another trainer's, else with the nearest one."""
+    hint = foreign_key(name)
+    return unknown_key(name, [*catalogue.keys, *catalogue.idle]) if hint is None else f"unknown key; {hint}"
 
 
 def unmet_condition(key: Key, values: Mapping[str, object]) -> str | None:

@@ -211,6 +211,8 @@ a key that has no effect beside the others (`lora_r` without `use_lora: true`) a
 and line. What a preset says and your own keys rule out is left away, and `vembed config show` lists it.
 
 A preset's `with_lora` block holds when `use_lora` is true. YAML is read as YAML 1.2: `2e-5` is a number, `no` is text,
-and a key may appear only once. `plugins: [my_module]` imports your modules first (from the current folder too); they
-may register losses with settings of their own, whose keys then work like the others.
+and a key may appear only once. Anchors and aliases may repeat a part; no tags but those of plain values are read, and a
+file may have a megabyte, 50,000 values and 50 levels. A key that another trainer calls otherwise (`lr`, `fp16`,
+`per_device_train_batch_size`) is an error that names ours. `plugins: [my_module]` imports your modules first (from the
+current folder too); they may register losses with settings of their own, whose keys then work like the others.
 """
