@@ -2,14 +2,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
-from vembed.utils.files import atomic_file, is_leftover, recover
+from vembed.utils.files import atomic_file, leftover_of, recover, remove
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
@@ -81,13 +80,13 @@ class RunFolder:
         return [
             path
             for path in sorted(self.path.iterdir())
-            if path in known or _CHECKPOINT.fullmatch(path.name) or is_leftover(path)
+            if path in known or _CHECKPOINT.fullmatch(path.name) or leftover_of(path) is not None
         ]
 
     def clear(self) -> None:
         """Delete what a run wrote, and nothing else."""
         for path in self.contents():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -186,5 +185,5 @@ def write_json(file: Path, value: Mapping[str, object]) -> None:
 
 def _interrupted_checkpoints(run: RunFolder) -> list[Path]:
     """Checkpoints of which a dead process left a temporary folder."""
-    leftovers = [path for path in run.path.iterdir() if is_leftover(path)]
-    return [path.with_name(path.stem[1:]) for path in leftovers if _CHECKPOINT.fullmatch(path.stem[1:])]
+    names = {leftover_of(path) for path in run.path.iterdir()}
+    return [run.path / name for name in names if name is not None and _CHECKPOINT.fullmatch(name)]
