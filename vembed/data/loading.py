@@ -27,6 +27,10 @@ class Rows(Protocol):
 
     def origin(self, index: int) -> str: ...
 
+    def number(self, index: int) -> int:
+        """The number in the row's origin: its line, or its number where rows have no lines of their own."""
+        ...
+
 
 def load_rows(entry: DataEntry) -> Rows:
     """The rows at `entry.path`: JSONL, JSON, CSV, TSV, Parquet, `save_to_disk` folder, or hub name (in that order).
@@ -62,10 +66,12 @@ def _open_file(entry: DataEntry) -> Rows:
     suffix = Path(entry.path).suffix.lower()
     if entry.split is not None or entry.subset is not None:
         raise DataError(f"{entry.path}: split and subset are for hub data sets and save_to_disk folders, not for files")
+    if suffix in DELIMITERS:
+        return open_csv(entry.path, DELIMITERS[suffix], entry.quoting)
+    if entry.quoting is not None:
+        raise DataError(f"{entry.path}: quoting is for CSV and TSV files, not for {suffix or 'this one'}")
     if suffix in JSON_ENDINGS:
         return open_json(entry.path)
-    if suffix in DELIMITERS:
-        return open_csv(entry.path, DELIMITERS[suffix])
     if suffix in PARQUET_ENDINGS:
         from vembed.data.readers.parquet_rows import open_parquet  # noqa: PLC0415 (as above)
 

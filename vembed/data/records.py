@@ -17,9 +17,10 @@ that names the row, the field, and what would be right. An optional field that i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
-from vembed.data.fields.cells import describe_cell, is_absent, parse_list
+from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent, parse_list
 from vembed.data.fields.embeddings import read_embeddings
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.fields.scores import read_scores, refuse_unread
@@ -158,7 +159,7 @@ class RowReader:
         text, image = _text_and_image(cell, kind, where)
         self._refuse_extra(text, image, kind, where)
         return Item(
-            text=_checked_text(text, where) if kind != "i" else None,
+            text=checked_text(text, where) if kind != "i" else None,
             images=self._images(image, where) if kind != "t" else (),
             origin=origin,
         )
@@ -190,12 +191,12 @@ class RowReader:
             value = row.get("class")
         if is_absent(value):
             return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a table column of whole numbers with gaps is read as floats
-        if not isinstance(value, str | int | float):
-            raise DataError(
-                f"{origin}: {self._label('group')}: a group is a text or a number, not {describe_cell(value)}"
-            )
+        where = f"{origin}: {self._label('group')}"
+        if isinstance(value, float | Decimal):
+            number = checked_number(value, where)
+            value = int(value) if value == int(number) else value  # whole numbers with gaps are read as floats
+        if not isinstance(value, str | int | float | Decimal):
+            raise DataError(f"{where}: a group is a text or a number, not {describe_cell(value)}")
         return text_hash(str(value))
 
     def _label(self, field_name: str) -> str:
@@ -238,14 +239,6 @@ def _text_and_image(cell: Any, kind: str, where: str) -> tuple[Any, Any]:
     if kind == "m":
         raise DataError(f'{where}: needs text and image: {{"text": ..., "image": ...}}, or an image column beside it')
     return (cell, None) if kind == "t" else (None, cell)
-
-
-def _checked_text(cell: Any, where: str) -> str:
-    if not isinstance(cell, str):
-        raise DataError(f"{where}: should be a text, but is {describe_cell(cell)}")
-    if not cell.strip():
-        raise DataError(f"{where}: the text is empty")
-    return cell
 
 
 def _kind_with_article(kind: str) -> str:

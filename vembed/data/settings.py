@@ -25,6 +25,11 @@ class DataEntry(Section):
     image_root: str | None = Field(None, description="Folder that image paths are relative to.")
     split: str | None = Field(None, description="Split of a hub data set or DatasetDict.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    quoting: Literal["standard", "none"] | None = Field(
+        None,
+        description="Quotes of a CSV or TSV file: standard ones around cells, or none (plain text); default: CSV has"
+        " standard ones, TSV where they match.",
+    )
 
 
 DataSource = Path | Annotated[tuple[DataEntry | Path, ...], Field(min_length=1)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vembed.data.fields.cells import describe_cell, is_absent
+from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
@@ -68,16 +68,26 @@ def _items_of_table(path: Path) -> Iterator[NamedItem]:
     image_parser = ImageCellParser(str(path.parent))
     for index in range(len(rows)):
         row, origin = rows[index], rows.origin(index)
-        name = row.get("id")
-        yield NamedItem(origin.rpartition(":")[2] if name is None else str(name), _item(row, origin, image_parser))
+        name = _name(row.get("id"), origin)
+        yield NamedItem(str(rows.number(index)) if name is None else name, _item(row, origin, image_parser))
+
+
+def _name(cell: Any, origin: str) -> str | None:  # Any: as above
+    """The id that a row gives, None where it gives none."""
+    if is_absent(cell):
+        return None
+    if isinstance(cell, str):
+        return checked_text(cell, f"{origin}: id")
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        raise DataError(f"{origin}: id: is a text or a number, not {describe_cell(cell)}")
+    checked_number(cell, f"{origin}: id")
+    return str(cell)
 
 
 def _item(row: Row, origin: str, image_parser: ImageCellParser) -> Item:
     text, image = row.get("text"), row.get("image")
     if is_absent(text) and is_absent(image):
         raise DataError(f"{origin}: needs a column text or image; the row has {', '.join(row) or 'nothing'}")
-    if not is_absent(text) and not isinstance(text, str):
-        raise DataError(f"{origin}: text: should be a text, but is {describe_cell(text)}")
     cells = image if isinstance(image, list | tuple) else [] if is_absent(image) else [image]
     images = tuple(image_parser(cell, f"{origin}: image") for cell in cells)
-    return Item(text=None if is_absent(text) else text, images=images, origin=origin)
+    return Item(text=None if is_absent(text) else checked_text(text, f"{origin}: text"), images=images, origin=origin)

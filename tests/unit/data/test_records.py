@@ -1,5 +1,7 @@
 """Rows into examples: the mode decides, nothing is guessed, and a row that does not fit says why."""
 
+from decimal import Decimal
+
 import pytest
 
 from tests.pictures import make_picture
@@ -164,6 +166,19 @@ def test_groups_are_stable_keys_whatever_type_holds_them():
     assert len(set(keys)) == 3
     assert all(key >= 0 for key in keys)
     assert _refusal({"query": "a", "positive": "b", "group": ["x"]}).startswith("group: a group is a text or a number")
+
+
+@pytest.mark.parametrize("group", [float("inf"), Decimal("-inf"), Decimal("1e999")])
+def test_a_group_that_is_no_finite_number_is_refused(group):
+    assert _refusal({"query": "a", "positive": "b", "group": group}).startswith("group: should be a finite number")
+
+
+def test_groups_of_large_and_of_decimal_numbers_are_groups():
+    keys = [
+        _read({"query": "a", "positive": "b", "group": group}).group for group in (10**400, Decimal("3.00"), 3, 2.5)
+    ]
+    assert keys[1] == keys[2]
+    assert len({key for key in keys if key is not None}) == 3
 
 
 def test_class_is_a_group_and_label_only_when_mapped():

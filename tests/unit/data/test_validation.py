@@ -96,3 +96,10 @@ def test_a_resumed_run_goes_on_with_the_count(tmp_path):
     second.add("d:1", "one")
     with pytest.raises(DataError, match=r"all are listed in .*bad_samples\.jsonl"):
         second.add("d:3", "three")
+
+
+def test_a_reason_with_half_of_a_surrogate_pair_can_be_listed(tmp_path):
+    samples = BadSamples(_settings(on_bad_sample="skip", max_bad_fraction=1), tmp_path)
+    samples.add("d.jsonl:1", "the row has: \ud800")
+    assert BadSamples(_settings(on_bad_sample="skip"), tmp_path).num_bad == 1
+    assert json.loads((tmp_path / "bad_samples.jsonl").read_text())["reason"] == "the row has: \ud800"

@@ -1,4 +1,4 @@
-"""Cells of a table: whether one is empty, its kind in words, and lists that are written as text."""
+"""Cells of a table: whether one is empty, its kind in words, the text or number it is, and lists written as text."""
 
 import ast
 import io
@@ -7,11 +7,17 @@ import json
 import math
 import tokenize
 from collections.abc import Sequence
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from vembed.errors import DataError
+from vembed.utils.untrusted import library_errors
 
 Cell = Any  # Any: whatever a file holds
+_LONG_BITS = 200
 
 
 def is_absent(cell: Cell) -> bool:
@@ -30,20 +36,86 @@ def is_absent(cell: Cell) -> bool:
 def describe_cell(cell: Cell) -> str:
     """The kind of a cell, in words, for an error message.
 
-    >>> describe_cell(None), describe_cell([]), describe_cell(3)
-    ('null', 'an empty list', 'a number (3)')
+    >>> describe_cell(None), describe_cell([]), describe_cell(3), describe_cell(b"ab")
+    ('null', 'an empty list', 'a number (3)', "bytes (b'ab')")
     """
-    if cell is None:
-        return "null"
     if isinstance(cell, str):
         return "an empty text" if not cell.strip() else f"a text ({cell[:40]!r})"
     if isinstance(cell, bool):
         return f"a truth value ({cell})"
-    if isinstance(cell, int | float):
-        return f"a number ({cell})"
+    if isinstance(cell, int | float | Decimal):
+        return f"a number ({_short(cell)})"
+    if isinstance(cell, bytes):
+        return f"bytes ({cell[:20]!r})" if cell else "no bytes"
     if isinstance(cell, list | tuple):
         return f"a list of {len(cell)}" if cell else "an empty list"
-    return f"a {type(cell).__name__}"
+    return "null" if cell is None else f"a {type(cell).__name__}"
+
+
+def checked_text(cell: Cell, where: str) -> str:
+    """The text in the cell. Raises DataError when it holds none, or half of a surrogate pair, which is no character.
+
+    >>> checked_text("\\ud800", "x.jsonl:1: query")
+    Traceback (most recent call last):
+    vembed.errors.DataError: x.jsonl:1: query: the text holds half of a surrogate pair, which is no character: '\\ud800'
+    """
+    if not isinstance(cell, str):
+        hint = "; save the column as text" if isinstance(cell, bytes) else ""
+        raise DataError(f"{where}: should be a text, but is {describe_cell(cell)}{hint}")
+    if not cell.strip():
+        raise DataError(f"{where}: the text is empty")
+    if not cell.isascii():
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: the text holds half of a surrogate pair, which is no character:"
+                f" {cell[max(0, error.start - 20) : error.start + 1]!r}"
+            ) from None
+    return cell
+
+
+def checked_number(cell: Cell, where: str) -> float:
+    """The finite number in the cell; a truth value counts 1 or 0. Raises DataError for anything else.
+
+    >>> checked_number(10**400, "x.jsonl:1: score")
+    Traceback (most recent call last):
+    vembed.errors.DataError: x.jsonl:1: score: should be a finite number, not a whole number of 401 digits
+    """
+    if not isinstance(cell, int | float | Decimal | np.integer | np.floating | np.bool_):
+        raise DataError(f"{where}: should be a number, but is {describe_cell(cell)}")
+    if not is_finite(cell):
+        raise DataError(f"{where}: should be a finite number, not {_short(cell)}")
+    return float(cell)
+
+
+def is_finite(number: Cell) -> bool:
+    """True if the number is neither NaN nor beyond what a float can hold.
+
+    >>> is_finite(10**300), is_finite(10**400)
+    (True, False)
+    """
+    try:
+        return math.isfinite(number)
+    except (OverflowError, ValueError):  # too large, or a Decimal that is a signalling NaN
+        return False
+
+
+def parsed_json(text: str, where: str, wanted: str) -> Cell:
+    """What a text writes in JSON. Raises DataError that says what is wanted when it writes nothing."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise DataError(f"{where}: should be {wanted}, but is {describe_cell(text)}") from None
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        raise DataError(f"{where}: should be {wanted}, but is no JSON that can be read: {text[:40]!r}...") from None
+
+
+def _short(number: Cell) -> str:
+    """A number as it is written, unless that takes lines."""
+    if isinstance(number, int) and number.bit_length() > _LONG_BITS:
+        return f"a whole number of {int(number.bit_length() * math.log10(2)) + 1} digits"
+    return str(number)
 
 
 def parse_list(text: str, where: str) -> Sequence[str]:
@@ -66,14 +138,10 @@ def parse_list(text: str, where: str) -> Sequence[str]:
 
 
 def _parse_literal(text: str) -> Cell:
-    try:
-        return json.loads(text)
-    except ValueError:
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(DataError), library_errors(DataError, "no list"):
+            return parse(text)
+    return None
 
 
 def _has_adjacent_strings(text: str) -> bool:

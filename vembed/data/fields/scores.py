@@ -1,10 +1,9 @@
 """The scores that a row gives its documents: a number, or a list of them, the positives' first."""
 
-import json
-import math
 from collections.abc import Sequence
+from decimal import Decimal
 
-from vembed.data.fields.cells import Cell, describe_cell, is_absent
+from vembed.data.fields.cells import Cell, checked_number, is_absent, is_finite, parsed_json
 from vembed.errors import DataError
 from vembed.types import RowNeeds
 
@@ -13,7 +12,7 @@ def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> 
     """One finite number per document of the row; none where there are none and nothing needs them.
 
     Raises DataError when scores are needed and are missing, no numbers, of another number than the documents, or, for
-    labels, neither 0 nor 1.
+    labels, neither 0 nor 1; for a number that is not finite also where the loss takes scores without reading them.
 
     >>> read_scores("[1, 0.5]", 2, RowNeeds(scores="any"), ""), read_scores("b", 2, RowNeeds(), "")
     ((1.0, 0.5), ())
@@ -22,7 +21,7 @@ def read_scores(cell: Cell, num_documents: int, needs: RowNeeds, where: str) -> 
         scores = _numbers(cell, where, needs)
         _check(scores, num_documents, needs, where)
     except DataError:
-        if needs.scores in ("none", "unread"):
+        if needs.scores == "none" or (needs.scores == "unread" and not _any_infinite(cell)):
             return ()
         raise
     return scores
@@ -57,21 +56,12 @@ def _numbers(cell: Cell, where: str, needs: RowNeeds) -> tuple[float, ...]:
             " teacher_model_name and teacher_embeddings too)"
         )
     if isinstance(cell, str):
-        cell = _parsed(cell, where)
+        cell = parsed_json(cell, where, "a number or a list of numbers")
     cells = cell if isinstance(cell, list | tuple) else [cell]
-    return tuple(_number(one, where) for one in cells)
+    return tuple(checked_number(one, where) for one in cells)
 
 
-def _parsed(text: str, where: str) -> Cell:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise DataError(f"{where}: should be a number or a list of numbers, but is {describe_cell(text)}") from None
-
-
-def _number(cell: Cell, where: str) -> float:
-    if not isinstance(cell, int | float):
-        raise DataError(f"{where}: should be a number, but is {describe_cell(cell)}")
-    if not math.isfinite(cell):
-        raise DataError(f"{where}: should be a finite number, not {cell}")
-    return float(cell)
+def _any_infinite(cell: Cell) -> bool:
+    """True if numbers are meant and one is beyond all bounds: such a column holds no other thing of the same name."""
+    cells = cell if isinstance(cell, list | tuple) else [cell]
+    return any(isinstance(one, int | float | Decimal) and not is_absent(one) and not is_finite(one) for one in cells)

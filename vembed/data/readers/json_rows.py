@@ -8,12 +8,15 @@ import json
 import mmap
 import re
 from array import array
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vembed.data.readers.text_rows import Row, Spans, TextRows, line_ends, map_file, text_start
+from vembed.data.readers.source_file import SourceFile
+from vembed.data.readers.text_rows import Row, Spans, TextRows, line_ends, refuse_old_line_ends, row_place, text_start
 from vembed.errors import DataError
+from vembed.utils.untrusted import library_message
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _BLANK_BYTES = np.frombuffer(b" \t\r\n", np.uint8)
@@ -21,39 +24,58 @@ _BLANK_BYTES = np.frombuffer(b" \t\r\n", np.uint8)
 
 def open_json(path: str) -> TextRows:
     """The rows of a JSON file of either form. Raises DataError when it has none."""
-    mapped = map_file(path)
+    source = SourceFile(path)
+    mapped = source.map
     ends = line_ends(mapped, path)
     start = text_start(mapped)
     first = _first_character(mapped, start)
+    if first != "[":
+        refuse_old_line_ends(mapped, path)
     spans = _list_spans(mapped, start, path) if first == "[" else _line_spans(mapped, start, ends)
     if len(spans.starts) == 0:
         found = "an empty list" if first == "[" else "blank lines only"
         raise DataError(f'{path}: the file holds {found}; a row is an object like {{"query": ...}}')
-    return TextRows(path, spans, parse_object)
+    return TextRows(source, spans, parse_object)
 
 
 def has_key(rows: TextRows, name: str) -> bool:
     """True if any row can have the key, also a row far down the file."""
-    return name in rows.columns or any(
-        rows.mentions(json.dumps(name, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
-        for ascii_only in (True, False)
-    )
+    if name in rows.columns:
+        return True
+    spellings = {json.dumps(name, ensure_ascii=ascii_only) for ascii_only in (True, False)}
+    return any(rows.mentions(spelling.encode("utf-8", "surrogatepass")) for spelling in spellings)
 
 
 def parse_object(text: str, origin: str) -> Row:
-    """The row written as a JSON object. Raises DataError when it is none."""
+    """The row written as a JSON object. Raises DataError when it is none, or has a key twice."""
     try:
-        row = json.loads(text)
+        row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{origin}: broken JSON: {error.msg} (at character {error.pos + 1} of the row); a line holds one object,"
             " or the file holds one list of objects"
         ) from error
-    except RecursionError as error:
-        raise DataError(f"{origin}: broken JSON: nested too deeply") from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{origin}: broken JSON: {_fault(error)}") from error
     if not isinstance(row, dict):
         raise DataError(f'{origin}: a row is an object like {{"query": ...}}, not {type(row).__name__} {text[:40]!r}')
     return row
+
+
+def _fault(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else library_message(error)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: what JSON holds
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object; keep one")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _first_character(mapped: mmap.mmap, start: int) -> str:
@@ -81,39 +103,43 @@ def _list_spans(mapped: mmap.mmap, start: int, path: str) -> Spans:
     starts, ends = array("q"), array("q")
     position = _skip_blanks(text, _skip_blanks(text, start) + 1)
     while text[position : position + 1] != "]" or starts:
-        value, end = _decode_at(decoder, text, position, path)
+        value, end = _decode_at(decoder, text, position, len(starts), path)
         if not isinstance(value, dict):
-            raise DataError(f"{path}:{_line(text, position)}: the list holds {type(value).__name__}, not objects only")
+            place = row_place(path, len(starts), _line(text, position))
+            raise DataError(f"{place}: the list holds {type(value).__name__}, not objects only")
         starts.append(position)
         ends.append(end)
         position = _skip_blanks(text, end)
         if text[position : position + 1] != ",":
             break
         position = _skip_blanks(text, position + 1)
-    _check_list_end(text, position, path)
+    _check_list_end(text, position, path, len(starts))
     return _object_spans(mapped, starts, ends)
 
 
-def _decode_at(decoder: json.JSONDecoder, text: str, position: int, path: str) -> tuple[object, int]:
+def _decode_at(decoder: json.JSONDecoder, text: str, position: int, index: int, path: str) -> tuple[object, int]:
     try:
         return decoder.raw_decode(text, position)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{_line(text, error.pos)}: broken JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}:{_line(text, position)}: broken JSON: nested too deeply") from error
+        raise DataError(f"{row_place(path, index, _line(text, error.pos))}: broken JSON: {error.msg}") from error
+    except (RecursionError, ValueError) as error:
+        place = row_place(path, index, _line(text, position))
+        raise DataError(f"{place}: broken JSON: {_fault(error)}") from error
 
 
-def _check_list_end(text: str, position: int, path: str) -> None:
+def _check_list_end(text: str, position: int, path: str, num_rows: int) -> None:
+    place = f"{row_place(path, max(0, num_rows - 1), _line(text, position))}: broken JSON"
     if text[position : position + 1] != "]":
-        raise DataError(f"{path}:{_line(text, position)}: broken JSON: the list goes on without a comma, or has no end")
+        raise DataError(f"{place}: the list goes on without a comma, or has no end")
     if _skip_blanks(text, position + 1) != len(text):
-        raise DataError(f"{path}:{_line(text, position)}: broken JSON: something follows the end of the list")
+        raise DataError(f"{place}: something follows the end of the list")
 
 
 def _object_spans(mapped: mmap.mmap, starts: "array[int]", ends: "array[int]") -> Spans:
     first_bytes = np.frombuffer(starts, np.int64)
     newlines = np.flatnonzero(np.frombuffer(mapped, np.uint8) == ord("\n"))
-    return Spans(first_bytes, np.frombuffer(ends, np.int64), np.searchsorted(newlines, first_bytes) + 1)
+    lines = np.searchsorted(newlines, first_bytes) + 1
+    return Spans(first_bytes, np.frombuffer(ends, np.int64), lines, numbered=True)
 
 
 def _skip_blanks(text: str, position: int) -> int:

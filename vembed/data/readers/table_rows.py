@@ -59,6 +59,10 @@ class TableRows:
         """Source and row number from 1, as in "train.parquet:17"."""
         return f"{self._path}:{index + 1}"
 
+    def number(self, index: int) -> int:
+        """The row's number from 1."""
+        return index + 1
+
 
 class TableRow(Mapping[str, Cell]):
     """A row by column name. Raises DataError, with the row and the column, for a cell that cannot be decoded."""

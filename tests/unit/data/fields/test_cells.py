@@ -1,9 +1,12 @@
 """What is absent, and which texts are lists."""
 
+import datetime
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
-from vembed.data.fields.cells import describe_cell, is_absent, parse_list
+from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent, parse_list, parsed_json
 from vembed.errors import DataError
 
 
@@ -73,3 +76,51 @@ def test_cells_are_named_in_words():
         "a list of 2",
         "a dict",
     ]
+
+
+@pytest.mark.parametrize(
+    "number", [10**400, -(10**4000), Decimal("1e999"), Decimal("sNaN"), float("inf"), float("nan")]
+)
+def test_a_number_beyond_a_float_is_not_finite(number):
+    with pytest.raises(DataError, match=r"^x\.jsonl:3: score: should be a finite number, not ") as refused:
+        checked_number(number, "x.jsonl:3: score")
+    assert len(str(refused.value)) < 120
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"), [(3, 3.0), (True, 1.0), (Decimal("0.5"), 0.5), (np.float32(0.5), 0.5), (np.int64(2), 2.0)]
+)
+def test_numbers_of_every_kind_are_numbers(cell, number):
+    assert checked_number(cell, "x:1") == number
+
+
+@pytest.mark.parametrize("cell", ["1", b"1", [1], {"a": 1}, None, datetime.date(2020, 1, 1)])
+def test_what_is_no_number_is_refused(cell):
+    with pytest.raises(DataError, match=r"x:1: should be a number, but is"):
+        checked_number(cell, "x:1")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a shoe \udfff", "\ud83d and \ude00"])
+def test_half_of_a_surrogate_pair_is_no_text(text):
+    with pytest.raises(DataError, match="x:1: the text holds half of a surrogate pair") as refused:
+        checked_text(text, "x:1")
+    str(refused.value).encode()
+    assert checked_text("\U0001f600 ü", "x:1") == "\U0001f600 ü"
+
+
+def test_bytes_in_the_place_of_a_text_are_told_from_one():
+    with pytest.raises(DataError, match=r"x:1: should be a text, but is bytes \(b'abc'\); save the column as text"):
+        checked_text(b"abc", "x:1")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000 + "]" * 100_000, "[" + "7" * 5000 + "]", "[" + "(" * 5000 + "]", "[\0]"]
+)
+def test_a_list_that_cannot_be_read_is_one_text(text):
+    assert parse_list(text, "x:1") == [text]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "7" * 5000, "{", "a"])
+def test_text_that_is_no_json_is_refused_by_what_is_wanted(text):
+    with pytest.raises(DataError, match=r"x:1: should be a number, but is"):
+        parsed_json(text, "x:1", "a number")

@@ -1,5 +1,7 @@
 """Scores of a row's documents: read where a loss needs them, with an error that names the line where they are wrong."""
 
+from decimal import Decimal
+
 import pytest
 
 from tests.pictures import write_jsonl
@@ -110,3 +112,21 @@ def test_losses_that_read_no_scores_say_so():
         name: LossRegistry.get(name).needs(LossRegistry.get(name).settings()).scores for name in LossRegistry.list()
     }
     assert {name for name, scores in reading.items() if scores != "unread"} == {"cosent", "contrastive", "margin_mse"}
+
+
+@pytest.mark.parametrize("needs", [RowNeeds(scores="unread"), ANY, BINARY])
+@pytest.mark.parametrize("score", [10**400, -(10**400), [10**400], float("-inf"), Decimal("1e999")])
+def test_a_number_that_is_not_finite_is_refused_by_losses_that_read_it_and_that_do_not(needs, score):
+    with pytest.raises(DataError, match=rf"^{ORIGIN}: score: should be a finite number, not "):
+        read({"score": score}, needs)
+
+
+@pytest.mark.parametrize("score", ["7" * 5000, "[" * 100_000, "[1, " + "7" * 5000 + "]"])
+def test_a_text_that_writes_no_number_that_can_be_read_is_refused(score):
+    with pytest.raises(DataError, match=rf"^{ORIGIN}: score: should be a number or a list of numbers, but is"):
+        read({"score": score})
+    assert read({"score": score}, RowNeeds(scores="unread")).scores == ()
+
+
+def test_without_need_a_number_beyond_a_float_is_passed_over():
+    assert read({"score": 10**400}, RowNeeds()).scores == ()

@@ -1,12 +1,13 @@
 """JSON and JSONL: each row with its own line, and every broken file refused with the line that breaks it."""
 
 import json
+import os
 import pickle
 
 import pytest
 
 from tests.pictures import write_jsonl
-from vembed.data.readers import text_rows
+from vembed.data.readers import source_file, text_rows
 from vembed.data.readers.json_rows import has_key, open_json
 from vembed.errors import DataError
 
@@ -90,8 +91,6 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):
     for encoded in ('{"query": "ü"}'.encode("latin-1"), b'{"query": "\xff"}'):
         with pytest.raises(DataError, match=r"data\.jsonl:3: not UTF-8"):
             open_json(_file(tmp_path, good * 2 + encoded + b"\n" + good))
-    with pytest.raises(DataError, match=r"data\.jsonl:1: not UTF-8"):
-        open_json(_file(tmp_path, '{"query": "a"}'.encode("utf-16")))
     with pytest.raises(DataError, match=r"data\.jsonl:2: not UTF-8"):
         open_json(_file(tmp_path, good + "ü".encode()[:1]))
 
@@ -117,24 +116,28 @@ def test_a_list_of_objects_is_rows_with_the_line_where_each_starts(tmp_path, ind
     rows = open_json(path)
     assert _all(rows) == ROWS
     lines = [2, 2, 2] if indent is None else [3, 6, 13]
-    assert [rows.origin(index) for index in range(3)] == [f"{path}:{line}" for line in lines]
+    places = [f"{path}: row {index + 1} (line {line})" for index, line in enumerate(lines)]
+    assert [rows.origin(index) for index in range(3)] == places
+    assert [rows.number(index) for index in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "row", "line"),
     [
-        ('[{"query": "a"},\n {"query": "b"\n]', 3),
-        ('[{"query": "a"}\n {"query": "b"}]', 2),
-        ('[{"query": "a"},\n {"query": "b"}', 2),
-        ('[{"query": "a"},\n]', 2),
-        ('[{"query": "a"},\n 3]', 2),
-        ('[{"query": "a"}]\n{"query": "b"}', 1),
-        ("[", 1),
-        ("[,]", 1),
+        ('[{"query": "a"},\n {"query": "b"\n]', 2, 3),
+        ('[{"query": "a"}\n {"query": "b"}]', 1, 2),
+        ('[{"query": "a"},\n {"query": "b"}', 2, 2),
+        ('[{"query": "a"},\n]', 2, 2),
+        ('[{"query": "a"},\n 3]', 2, 2),
+        ('[{"query": "a"}]\n{"query": "b"}', 1, 1),
+        ('[{"query": "a"},{"query": ' + "7" * 5000 + "}]", 2, 1),
+        ('[{"query": "a"},{"query": ' + "[" * 100_000 + "}]", 2, 1),
+        ("[", 1, 1),
+        ("[,]", 1, 1),
     ],
 )
-def test_a_broken_list_is_refused_with_the_line(tmp_path, text, line):
-    with pytest.raises(DataError, match=rf"data\.json:{line}: "):
+def test_a_broken_list_is_refused_with_row_and_line(tmp_path, text, row, line):
+    with pytest.raises(DataError, match=rf"data\.json: row {row} \(line {line}\): "):
         open_json(_file(tmp_path, text, "data.json"))
 
 
@@ -160,3 +163,59 @@ def test_a_row_is_parsed_only_when_asked_for(tmp_path):
     assert len(rows) == 50_000
     with pytest.raises(DataError, match="30002"):
         rows[30_001]
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("7" * 5000, "broken JSON: Exceeds the limit"),
+        ("[" * 100_000, "broken JSON: nested too deeply"),
+        ('{"text": "a", "text": "b"}', "the key 'text' occurs twice in one object; keep one"),
+        ('"a", "query": "b"', "the key 'query' occurs twice"),
+    ],
+)
+def test_what_json_would_pass_over_or_fail_at_is_a_bad_row(tmp_path, cell, words):
+    rows = open_json(_file(tmp_path, f'{{"query": "fine"}}\n{{"query": {cell}}}\n{{"query": "fine"}}\n'))
+    assert rows[0] == rows[2] == {"query": "fine"}
+    with pytest.raises(DataError, match=rf"data\.jsonl:2: .*{words}"):
+        rows[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{"query": "a"}\n'.encode("utf-16"), "the file is UTF-16"),
+        ('{"query": "a"}\n'.encode("utf-32"), "the file is UTF-32"),
+        ('{"query": "a"}\n'.encode("utf-16-le"), "full of zero bytes, as UTF-16 without"),
+        (b"\x1f\x8b\x08\x00", r"compressed \(gzip\)"),
+        (b'{"query": "a"}\r{"query": "b"}\r', "lines end with carriage returns alone"),
+    ],
+)
+def test_a_file_of_another_encoding_is_refused_by_its_name(tmp_path, data, words):
+    with pytest.raises(DataError, match=rf"data\.jsonl: .*{words}"):
+        open_json(_file(tmp_path, data))
+
+
+def test_a_file_that_takes_the_place_of_an_open_one_changes_nothing(tmp_path):
+    rows = open_json(write_jsonl(tmp_path / "data.jsonl", ROWS))
+    packed = pickle.dumps(rows)
+    (tmp_path / "other.jsonl").write_text('{"query": "other"}\n' * 9)
+    (tmp_path / "other.jsonl").replace(tmp_path / "data.jsonl")
+    assert _all(rows) == ROWS
+    with pytest.raises(DataError, match=r"data\.jsonl: the file was replaced or written to"):
+        pickle.loads(packed)
+
+
+@pytest.mark.parametrize("content", ["", '{"query": "other"}\n' * 9])
+def test_an_open_file_that_is_written_to_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(source_file, "_SECONDS_BETWEEN_LOOKS", 0)
+    rows = open_json(write_jsonl(tmp_path / "data.jsonl", ROWS))
+    (tmp_path / "data.jsonl").write_text(content)
+    with pytest.raises(DataError, match=r"data\.jsonl: the file was replaced or written to"):
+        rows[0]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "data.jsonl")
+    with pytest.raises(DataError, match=r"data\.jsonl: is no regular file"):
+        open_json(str(tmp_path / "data.jsonl"))
