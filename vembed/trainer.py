@@ -23,7 +23,7 @@ from vembed.assembly import (
 )
 from vembed.config import TRAIN, Config, load_config
 from vembed.data.batches.workers import resolve_num_workers
-from vembed.data.settings import DataEntry
+from vembed.data.settings import DataEntry, data_entries
 from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
 from vembed.errors import DataError, UsageError
@@ -164,8 +164,7 @@ def _inputs(config: Config) -> list[str]:
     model, data = config.model, config.data
     names = [model.model_name, model.text_model_name, model.image_model_name, config.loss.teacher_model_name]
     for source in (data.data_path, data.val_data_path, data.test_data_path):
-        entries = source if isinstance(source, tuple) else (source,)
-        names += [entry.path if isinstance(entry, DataEntry) else entry for entry in entries]
+        names += [entry.path if isinstance(entry, DataEntry) else entry for entry in data_entries(source)]
     return [name for name in names if name is not None]
 
 

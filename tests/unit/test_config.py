@@ -154,6 +154,23 @@ def test_several_data_sets_keep_their_order_and_what_was_set(write_yaml):
     assert config.to_flat()["data_path"][1] == {"path": "pairs.jsonl", "retrieval_mode": "i2i", "weight": 2.0}
 
 
+@pytest.mark.parametrize("key", ["data_path", "val_data_path", "test_data_path"])
+def test_a_single_data_set_with_settings_needs_no_list(write_yaml, key):
+    entry = DataEntry(path="hub/pairs", split="dev")
+    for words in ([f"{key}={{path: hub/pairs, split: dev}}"], [f"--{key}", " {path: hub/pairs, split: dev}"]):
+        assert getattr(load_config(overrides=words).data, key) == entry
+    config = load_config(write_yaml(f"{key}: {{path: hub/pairs, split: dev}}\n"))
+    assert getattr(config.data, key) == entry
+    assert config.to_flat()[key] == {"path": "hub/pairs", "split": "dev"}
+
+
+def test_a_mistake_in_a_single_data_set_is_named_with_its_place(write_yaml):
+    with pytest.raises(ConfigError, match=r"data_path\.wieght.* unknown key; did you mean weight"):
+        load_config(write_yaml("data_path: {path: hub/pairs, wieght: 2}\n"))
+    with pytest.raises(ConfigError, match=r"data_path\.path.*is missing"):
+        load_config(overrides=["data_path={weight: 2}"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -167,6 +184,7 @@ def test_several_data_sets_keep_their_order_and_what_was_set(write_yaml):
             "--use_gradient_cache=false",
         ],
         ["on_bad_sample=skip", "max_bad_fraction=0.5", "data_path=[{path: a/b, weight: 0.5}, c/d]", "augment=none"],
+        ["data_path={path: a/b, split: dev}"],
     ],
 )
 def test_a_written_config_loads_as_an_equal_one(words, tmp_path):

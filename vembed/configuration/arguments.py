@@ -77,9 +77,10 @@ def parse_argument(key: Key, text: str | None) -> object:
     stripped = text.strip()
     if key.takes_null and stripped in ("null", "~"):
         return None
-    if key.takes_text and not (key.takes_list and stripped.startswith("[")):
+    nested = (key.takes_list and stripped.startswith("[")) or (key.takes_mapping and stripped.startswith("{"))
+    if key.takes_text and not nested:
         return text
-    if key.takes_list and not stripped.startswith("["):
+    if key.takes_list and not nested:
         return parse_value(f"[{stripped}]")
     return parse_value(stripped)
 

@@ -9,7 +9,7 @@ from vembed.configuration.keys import format_value
 from vembed.configuration.layers import Setting
 from vembed.configuration.yaml_text import Location
 from vembed.data.formats import may_be_hub_name
-from vembed.data.settings import DataEntry, DataSettings, DataSource
+from vembed.data.settings import DataEntry, DataSettings, DataSource, data_entries
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
@@ -71,15 +71,13 @@ def missing_data(key: str, data: DataSettings) -> Iterator[Finding]:
         "test_data_path": data.test_data_path,
     }
     source = sources[key]
-    if not isinstance(source, tuple):
-        yield from _missing_path((key,), source)
-        return
-    for number, entry in enumerate(source):
+    for number, entry in enumerate(data_entries(source)):
+        location: Location = (key, number) if isinstance(source, tuple) else (key,)
         if isinstance(entry, str):
-            yield from _missing_path((key, number), entry)
+            yield from _missing_path(location, entry)
         else:
-            yield from _missing_path((key, number, "path"), entry.path)
-            yield from _missing_folder((key, number, "image_root"), entry.image_root)
+            yield from _missing_path((*location, "path"), entry.path)
+            yield from _missing_folder((*location, "image_root"), entry.image_root)
 
 
 def _missing_folder(location: Location, folder: str | None) -> Iterator[Finding]:
@@ -118,7 +116,7 @@ def _measured_modes(data: DataSettings) -> set[str]:
     """The retrieval modes of validation and test sets; without any, of the training data they are split off from."""
     held_out = [source for source in (data.val_data_path, data.test_data_path) if source is not None]
     sources = held_out or [source for source in (data.data_path,) if source is not None]
-    entries = [entry for source in sources for entry in (source if isinstance(source, tuple) else [source])]
+    entries = [entry for source in sources for entry in data_entries(source)]
     named = [entry.retrieval_mode if isinstance(entry, DataEntry) else None for entry in entries]
     return {mode or data.retrieval_mode for mode in named} or {data.retrieval_mode}
 

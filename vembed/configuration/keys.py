@@ -89,6 +89,11 @@ class Key:
         return any(get_origin(_bare(option)) is tuple for option in _options(self.field.annotation))
 
     @property
+    def takes_mapping(self) -> bool:
+        """True if a mapping is a value of it."""
+        return any(get_origin(option) is dict or _is_section(option) for option in _options(self.field.annotation))
+
+    @property
     def takes_null(self) -> bool:
         """True if null is a value of it."""
         return type(None) in _options(self.field.annotation)
@@ -230,9 +235,13 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
 
 
 def _nested_names(annotation: Any) -> list[str]:  # Any: whatever may stand in an annotation
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if _is_section(annotation):
         return list(annotation.model_fields)
     return [name for option in get_args(annotation) for name in _nested_names(option)]
+
+
+def _is_section(annotation: Any) -> bool:  # Any: whatever may stand in an annotation
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:  # Any: whatever may stand in an annotation

@@ -82,7 +82,7 @@ def load_datasets(
     `default_name`. needs: what every row must have beyond query and positive. Raises DataError when data or a column
     cannot be read, ConfigError for a wrong column mapping.
     """
-    given = [source] if isinstance(source, str) else list(source)
+    given = [source] if isinstance(source, str | DataEntry) else list(source)
     if not given:
         raise ConfigError("the list of data sets is empty; name at least one file")
     entries = [DataEntry.model_validate({"path": entry}) if isinstance(entry, str) else entry for entry in given]

@@ -32,7 +32,18 @@ class DataEntry(Section):
     )
 
 
-DataSource = Path | Annotated[tuple[DataEntry | Path, ...], Field(min_length=1)]
+DataSource = Path | DataEntry | Annotated[tuple[DataEntry | Path, ...], Field(min_length=1)]
+
+
+def data_entries(source: DataSource | None) -> tuple[DataEntry | Path, ...]:
+    """The entries of a source: none, the one that it is, or those of its list.
+
+    >>> data_entries("pairs.csv")
+    ('pairs.csv',)
+    """
+    if source is None:
+        return ()
+    return source if isinstance(source, tuple) else (source,)
 
 
 class DataSettings(Section):
@@ -40,7 +51,7 @@ class DataSettings(Section):
 
     data_path: DataSource | None = Field(
         None,
-        description="Training data: a file, folder or hub name, or a list of {path, retrieval_mode, weight, ...}.",
+        description="Training data: a file, folder or hub name, one as {path, retrieval_mode, weight, ...}, or a list.",
         json_schema_extra=COMMON,
     )
     val_data_path: DataSource | None = Field(
