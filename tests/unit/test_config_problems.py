@@ -156,9 +156,9 @@ def test_a_name_of_another_trainer_gets_our_name_for_it(name, text, tmp_path):
             "learning_rates.vison: expected 'text', 'vision', 'heads' or 'scale'; got 'vison'",
         ),
         ({"learning_rates": {"text": -1}}, "learning_rates.text: expected greater than or equal to 0; got -1"),
-        ({"column_mapping": {"query": 3}}, "column_mapping.query: expected a valid string; got 3"),
+        ({"column_mapping": {"query": 3}}, "column_mapping.query: expected a valid string or a valid array; got 3"),
         ({"data_path": [{"weight": 2}]}, "data_path[0].path: is missing"),
-        ({"data_path": []}, "data_path: expected text or list of {path, ...} / text, not empty; got []"),
+        ({"data_path": []}, "data_path: expected text or {path, ...} or list of {path, ...} / text, not empty; got []"),
         ({"seed": object}, "seed: expected int, at least 0; got "),
         (
             {"loss_type": "infonse"},

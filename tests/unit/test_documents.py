@@ -46,6 +46,8 @@ EXCEPTIONS = {
     "key: mask_ratio": "a field of an MAE's config.json",
     "key: with_lora": "a block of presets",
     "module: vembed.schema.json": "a file that the reader's editor reads",
+    "name: negative_1": "a column of data that sentence-transformers wrote",
+    "name: negative_2": "a column of data that sentence-transformers wrote",
     "path: vembed/teachers": "a folder in the user's cache",
 }
 

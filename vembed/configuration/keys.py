@@ -3,7 +3,7 @@
 import json
 import os
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -196,13 +196,13 @@ def format_value(value: object) -> str:
 
 def _faults(key: Key, value: object, details: list[ErrorDetails]) -> Iterator[Fault]:
     """One fault per location: a union reports every branch, and the deepest location is where the value goes wrong."""
-    locations = {_location_in(value, detail): detail for detail in details}
-    for location, detail in locations.items():
+    locations: dict[Location, list[ErrorDetails]] = {}
+    for detail in details:
+        locations.setdefault(_location_in(value, detail), []).append(detail)
+    for location, same in locations.items():
         if not any(other[: len(location)] == location and other != location for other in locations):
             text = (
-                _nested_text(key, location, detail)
-                if location
-                else f"expected {key.expected}; got {format_value(value)}"
+                _nested_text(key, location, same) if location else f"expected {key.expected}; got {format_value(value)}"
             )
             yield Fault((key.name, *location), text)
 
@@ -220,12 +220,14 @@ def _location_in(value: object, detail: ErrorDetails) -> Location:
     return (*location, detail["loc"][-1]) if detail["type"] == "missing" else tuple(location)
 
 
-def _nested_text(key: Key, location: Location, detail: ErrorDetails) -> str:
+def _nested_text(key: Key, location: Location, same: Sequence[ErrorDetails]) -> str:
+    detail = same[-1]
     if detail["type"] == "missing":
         return "is missing"
     if detail["type"] == "extra_forbidden":
         return unknown_key(str(location[-1]), _nested_names(key.field.annotation))
-    return f"expected {detail['msg'].removeprefix('Input should be ')}; got {format_value(detail['input'])}"
+    wanted = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in same))
+    return f"expected {wanted}; got {format_value(detail['input'])}"
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:

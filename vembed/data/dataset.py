@@ -1,6 +1,5 @@
 """A named data set: rows on disk, read as examples on demand."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -9,15 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vembed.data.columns import check_columns, with_numbered_negatives
+from vembed.data.fields.columns import check_column_mapping
 from vembed.data.fields.images import ImageCellParser
-from vembed.data.loading import Rows, has_column, load_rows
-from vembed.data.records import FIELDS, RowReader, check_column_mapping
+from vembed.data.loading import Rows, load_rows
+from vembed.data.records import RowReader
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.errors import ConfigError, DataError
-from vembed.registry import nearest_names
 from vembed.types import Example, RowNeeds
-
-_log = logging.getLogger(__name__)
 
 
 class VisualRetrievalDataset:
@@ -91,12 +89,13 @@ def load_datasets(
 
 
 def _load(entry: DataEntry, name: str, settings: DataSettings, needs: RowNeeds) -> VisualRetrievalDataset:
-    columns = settings.column_mapping if entry.column_mapping is None else entry.column_mapping
-    check_column_mapping(columns)
+    mapping = settings.column_mapping if entry.column_mapping is None else entry.column_mapping
+    check_column_mapping(mapping)
     rows = load_rows(entry)
+    columns = with_numbered_negatives(mapping, rows)
     mode = entry.retrieval_mode or settings.retrieval_mode
     reader = RowReader(mode, columns, _image_parser(entry, settings), rows.lists_in_text, needs)
-    _check_columns(rows, reader, entry.path)
+    check_columns(rows, reader, entry.path)
     return VisualRetrievalDataset(name, rows, reader, weight=entry.weight)
 
 
@@ -126,30 +125,3 @@ def _free_name(wanted: str, taken: set[str | None]) -> str:
     while name in taken:
         name, number = f"{wanted}_{number}", number + 1
     return name
-
-
-def _check_columns(rows: Rows, reader: RowReader, path: str) -> None:
-    """Refuse data without a column that is mapped to or required; mention one that looks like a misspelt field."""
-    for field_name, column in reader.columns.items():
-        if not has_column(rows, column):
-            raise DataError(_no_column(rows, field_name, column, path))
-    for side in ("query", "positive"):
-        if not any(has_column(rows, reader.column(name)) for name in (side, f"{side}_image")):
-            raise DataError(_no_column(rows, side, reader.column(side), path))
-    used = {reader.column(name) for name in FIELDS}
-    for column in (str(name) for name in rows.columns if name not in used):
-        near = [name for name in nearest_names(column, FIELDS) if not has_column(rows, reader.column(name))]
-        if near:
-            _log.warning(
-                "%s: column %r is not used; if it holds %s, say column_mapping: {%s: %s}",
-                path, column, near[0], near[0], column,
-            )  # fmt: skip
-
-
-def _no_column(rows: Rows, field_name: str, column: str, path: str) -> str:
-    near = nearest_names(column, map(str, rows.columns))
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return (
-        f"{path}: {field_name}: there is no column {column!r}{hint} The data has: {', '.join(map(str, rows.columns))}"
-        f" (column_mapping: {{{field_name}: NAME}} tells which column it is)"
-    )

@@ -8,7 +8,7 @@ that names the row, the field, and what would be right. An optional field that i
 |---|---|
 | `query`, `positive` | text, an image, or {"text": ..., "image": ...}; a list of positives is several |
 | `query_image`, `positive_image` | the image, where text and image are columns of their own |
-| `negatives`, `negative_images` | a list like `positive`; optional |
+| `negatives`, `negative_images` | a list like `positive`, or in columns negative_1, negative_2, ...; optional |
 | `ignore` | a list like `negatives`: documents that are neither for this query; optional |
 | `group` (or `class`) | rows of the same group are each other's positives; optional |
 | `score` | a number, or a list with one for each positive and negative; optional unless the loss needs it |
@@ -21,28 +21,16 @@ from decimal import Decimal
 from typing import Any
 
 from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent, parse_list
+from vembed.data.fields.columns import Columns, check_column_mapping
 from vembed.data.fields.embeddings import read_embeddings
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.fields.scores import read_scores, refuse_unread
 from vembed.data.hashing import text_hash
-from vembed.errors import ConfigError, DataError
+from vembed.errors import DataError
 from vembed.registry import nearest_names
 from vembed.types import Example, ImageSource, Item, RowEmbeddings, RowNeeds
+from vembed.utils.untrusted import printable
 
-FIELDS = (
-    "query",
-    "query_image",
-    "positive",
-    "positive_image",
-    "negatives",
-    "negative_images",
-    "ignore",
-    "group",
-    "score",
-    "query_embedding",
-    "positive_embeddings",
-    "negative_embeddings",
-)
 Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds; this module is where it gets a type
 
 _KIND_NAMES = {"t": "text", "i": "image", "m": "text and image"}
@@ -50,14 +38,15 @@ _KIND_NAMES = {"t": "text", "i": "image", "m": "text and image"}
 
 @dataclass(frozen=True)
 class RowReader:
-    """Turns a row into an Example. `mode` is "t2i" and the like; `columns` maps our field to the data's column.
+    """Turns a row into an Example. `mode` is "t2i" and the like; `columns` maps our field to the data's column, or to
+    several, whose cells are joined to a list; empty ones among them are left out.
 
     `lists_in_text`: cells of `positive` and `negatives` that are written as a list are one (CSV has no lists).
     `needs`: what every row must have beyond query and positive.
     """
 
     mode: str
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     image_parser: ImageCellParser = field(default_factory=ImageCellParser)
     lists_in_text: bool = False
     needs: RowNeeds = field(default_factory=RowNeeds)
@@ -98,7 +87,7 @@ class RowReader:
 
     def _scores(self, row: Row, num_positives: int, num_documents: int, origin: str) -> tuple[float, ...]:
         where = f"{origin}: {self._label('score')}"
-        scores = read_scores(row.get(self.column("score")), num_documents, self.needs, where)
+        scores = read_scores(self._cell(row, "score", origin), num_documents, self.needs, where)
         if self.needs.scores == "unread":
             refuse_unread(scores, num_positives, where)
         return scores
@@ -107,17 +96,24 @@ class RowReader:
         if not self.needs.embeddings:
             return None
         counts = {"query_embedding": 1, "positive_embeddings": num_positives, "negative_embeddings": num_negatives}
-        cells = {name: row.get(self.column(name)) for name in counts}
+        cells = {name: self._cell(row, name, origin) for name in counts}
         return read_embeddings(cells, counts, {name: f"{origin}: {self._label(name)}" for name in counts})
 
-    def column(self, field_name: str) -> str:
-        """The data's column that holds `field_name`."""
-        return self.columns.get(field_name, field_name)
+    def columns_of(self, field_name: str) -> tuple[str, ...]:
+        """The data's columns that hold `field_name`."""
+        columns = self.columns.get(field_name, field_name)
+        return (columns,) if isinstance(columns, str) else tuple(columns)
+
+    def _cell(self, row: Row, field_name: str, origin: str) -> Any:
+        columns = self.columns_of(field_name)
+        if len(columns) == 1:
+            return row.get(columns[0])
+        return [one for column in columns for one in self._as_list(row.get(column), field_name, origin)]
 
     def _items(self, row: Row, side: str, origin: str) -> tuple[Item, ...]:
         """The items of one required side (query or positive), at least one."""
         kind = self.mode[0] if side == "query" else self.mode[2]
-        texts, images = row.get(self.column(side)), row.get(self.column(f"{side}_image"))
+        texts, images = self._cell(row, side, origin), self._cell(row, f"{side}_image", origin)
         cell = images if kind == "i" and not is_absent(images) else texts
         cells = self._as_list(cell, side, origin)
         if not cells or (len(cells) == 1 and is_absent(cells[0])):
@@ -127,7 +123,7 @@ class RowReader:
         return self._text_image_items(cells, images, side, origin)
 
     def _negatives(self, row: Row, origin: str) -> tuple[Item, ...]:
-        texts, images = row.get(self.column("negatives")), row.get(self.column("negative_images"))
+        texts, images = self._cell(row, "negatives", origin), self._cell(row, "negative_images", origin)
         kind = self.mode[2]
         cell = images if kind == "i" and not is_absent(images) else texts
         cells = self._as_list(cell, "negatives", origin)
@@ -136,7 +132,7 @@ class RowReader:
         return self._text_image_items(cells, images, "negatives", origin)
 
     def _ignored(self, row: Row, origin: str) -> tuple[Item, ...]:
-        cells = self._as_list(row.get(self.column("ignore")), "ignore", origin)
+        cells = self._as_list(self._cell(row, "ignore", origin), "ignore", origin)
         return self._read_items(cells, self.mode[2], "ignore", origin)
 
     def _text_image_items(self, texts: Sequence[Any], images: Any, side: str, origin: str) -> tuple[Item, ...]:
@@ -186,7 +182,7 @@ class RowReader:
         return cell if isinstance(cell, list | tuple) else [cell]
 
     def _group(self, row: Row, origin: str) -> int | None:
-        value = row.get(self.column("group"))
+        value = self._cell(row, "group", origin)
         if value is None and "group" not in self.columns:
             value = row.get("class")
         if is_absent(value):
@@ -200,33 +196,23 @@ class RowReader:
         return text_hash(str(value))
 
     def _label(self, field_name: str) -> str:
-        column = self.column(field_name)
-        return field_name if column == field_name else f"{field_name} (column {column!r})"
+        columns = self.columns_of(field_name)
+        if columns == (field_name,):
+            return field_name
+        return f"{field_name} (column{'s' * (len(columns) > 1)} {', '.join(map(repr, columns))})"
 
     def _missing(self, row: Row, side: str, kind: str, origin: str) -> str:
-        column = self.column(side)
-        if column in row:
-            found = f"{origin}: {self._label(side)}: is {describe_cell(row[column])}"
-            return f"{found}; retrieval_mode {self.mode} needs {_kind_with_article(kind)} here"
-        near = nearest_names(column, row)
+        columns = self.columns_of(side)
+        for column in columns:
+            if column in row:
+                found = f"{origin}: {self._label(side)}: is {describe_cell(row[column])}"
+                return f"{found}; retrieval_mode {self.mode} needs {_kind_with_article(kind)} here"
+        near = nearest_names(columns[0], row)
         hint = f"; is it {near[0]!r}?" if near else "."
-        return (
+        return printable(
             f"{origin}: {self._label(side)}: is missing{hint} The row has: {', '.join(map(str, row)) or 'nothing'}"
             f" (column_mapping: {{{side}: NAME}} tells which column it is)"
         )
-
-
-def check_column_mapping(columns: Mapping[str, str]) -> None:
-    """Raise ConfigError when a key is not one of our fields; says so when the mapping looks reversed."""
-    unknown = [name for name in columns if name not in FIELDS]
-    if not unknown:
-        return
-    if all(value in FIELDS for value in columns.values()):
-        right = ", ".join(f"{value}: {name}" for name, value in columns.items())
-        raise ConfigError(f"column_mapping is 'our field: column of the data'; this looks reversed, write {{{right}}}")
-    near = nearest_names(unknown[0], FIELDS)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ConfigError(f"column_mapping: unknown field {unknown[0]!r}{hint} Fields: {', '.join(FIELDS)}")
 
 
 def _text_and_image(cell: Any, kind: str, where: str) -> tuple[Any, Any]:

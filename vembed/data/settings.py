@@ -8,6 +8,7 @@ from vembed.utils.settings import COMMON, Section, instead_of, only_with
 
 RetrievalMode = Literal["t2i", "i2t", "i2i", "t2t", "m2i", "m2t", "t2m", "i2m", "m2m"]
 Path = str
+ColumnMapping = dict[str, str | tuple[str, ...]]
 
 
 class DataEntry(Section):
@@ -21,7 +22,7 @@ class DataEntry(Section):
     weight: float = Field(
         1.0, gt=0, description="How often the set is drawn, relative to its size: 2 means twice per epoch."
     )
-    column_mapping: dict[str, str] | None = Field(None, description="Our field -> the data's column.")
+    column_mapping: ColumnMapping | None = Field(None, description="Our field -> the data's column, or columns.")
     image_root: str | None = Field(None, description="Folder that image paths are relative to.")
     split: str | None = Field(None, description="Split of a hub data set or DatasetDict.")
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
@@ -73,9 +74,9 @@ class DataSettings(Section):
         description="What a query and a document are: t text, i image, m text and image.",
         json_schema_extra=COMMON,
     )
-    column_mapping: dict[str, str] = Field(
+    column_mapping: ColumnMapping = Field(
         default_factory=dict,
-        description="Our field (query, positive, negatives, group, ...) -> the data's column.",
+        description="Our field (query, positive, negatives, group, ...) -> the data's column, or a list of columns.",
         json_schema_extra=COMMON,
     )
     image_root: str | None = Field(

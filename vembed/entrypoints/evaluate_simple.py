@@ -20,7 +20,7 @@ def evaluate_simple(
     data_path: str | Path,
     retrieval_mode: RetrievalMode = "t2i",
     *,
-    column_mapping: Mapping[str, str] | None = None,
+    column_mapping: Mapping[str, str | tuple[str, ...]] | None = None,
     eval_k: tuple[int, ...] = (1, 5, 10),
     device: str = "auto",
     trust_remote_code: bool = False,

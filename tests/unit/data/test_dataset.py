@@ -2,6 +2,8 @@
 
 import logging
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.pictures import write_csv, write_jsonl, write_pairs
@@ -152,3 +154,128 @@ def test_lists_in_csv_cells_are_negatives(tmp_path):
 def test_an_empty_list_of_data_sets_is_refused():
     with pytest.raises(ConfigError, match="list of data sets is empty"):
         _load(())
+
+
+def _negatives(path, **settings):
+    dataset = load_datasets(path, DataSettings(retrieval_mode="t2t", **settings))[0]
+    return [[item.text for item in dataset[index].negatives] for index in range(len(dataset))]
+
+
+NTUPLES = [
+    {"query": "a", "positive": "b", "negative_1": "n1", "negative_2": "n2", "negative_10": "n10"},
+    {"query": "c", "positive": "d", "negative_1": "", "negative_2": "n2", "negative_10": None},
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_numbered_negatives_are_read_in_their_order_without_a_mapping(tmp_path, ending):
+    assert _negatives(_written(tmp_path, NTUPLES, ending)) == [["n1", "n2", "n10"], ["n2"]]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_a_field_that_is_a_list_may_have_several_columns(tmp_path, ending):
+    rows = [row | {"positive_2": "p2", "hard": "h"} for row in NTUPLES]
+    mapping = {"negatives": ("hard", "negative_2"), "positive": ("positive", "positive_2")}
+    path = _written(tmp_path, rows, ending)
+    assert _negatives(path, column_mapping=mapping) == [["h", "n2"], ["h", "n2"]]
+    dataset = load_datasets(path, DataSettings(retrieval_mode="t2t", column_mapping=mapping))[0]
+    assert [item.text for item in dataset[1].positives] == ["d", "p2"]
+
+
+def _written(folder, rows, ending):
+    path = folder / f"d.{ending}"
+    if ending == "jsonl":
+        return write_jsonl(path, rows)
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return str(path)
+    return write_csv(path, rows, {"csv": ",", "tsv": "\t"}[ending])
+
+
+def test_lists_among_several_columns_are_joined(tmp_path):
+    rows = [{"query": "a", "positive": "b", "near": ["x", "y"], "far": "z"}]
+    mapping = {"negatives": ("near", "far")}
+    assert _negatives(write_jsonl(tmp_path / "d.jsonl", rows), column_mapping=mapping) == [["x", "y", "z"]]
+    assert _negatives(write_csv(tmp_path / "d.csv", rows), column_mapping=mapping) == [["x", "y", "z"]]
+
+
+def test_several_pictures_of_one_query_come_from_several_columns(tmp_path):
+    rows = [{"query": "q", "image": "a.png", "image2": "b.png", "positive": "c.png"}]
+    settings = DataSettings(retrieval_mode="m2i", column_mapping={"query_image": ("image", "image2")})
+    query = load_datasets(write_jsonl(tmp_path / "d.jsonl", rows), settings)[0][0].query
+    assert [source.path for source in query.images] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
+def test_numbered_negatives_that_only_a_late_row_has_are_read(tmp_path):
+    rows = [{"query": "a", "positive": "b"} for _ in range(3000)]
+    rows[1234] |= {"negative_1": "n1", "negative_2": "n2"}
+    assert _negatives(write_jsonl(tmp_path / "d.jsonl", rows))[1234] == ["n1", "n2"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "told"),
+    [
+        (
+            {"negatives": "negative_1"},
+            "negatives reads negative_1, and negative_2, negative_10 beside it are not read;"
+            " column_mapping: {negatives: [negative_1, negative_2, negative_10]} reads all of them",
+        ),
+        (
+            {"negatives": ("negative_1", "negative_10")},
+            "negatives reads negative_1, negative_10, and negative_2 beside it is not read;"
+            " column_mapping: {negatives: [negative_1, negative_10, negative_2]} reads all of them",
+        ),
+    ],
+)
+def test_neighbours_of_a_column_that_is_read_are_told_with_the_mapping_that_reads_them(tmp_path, caplog, mapping, told):
+    load_datasets(
+        write_jsonl(tmp_path / "d.jsonl", NTUPLES), DataSettings(retrieval_mode="t2t", column_mapping=mapping)
+    )
+    assert told in caplog.text
+    assert caplog.text.count("WARNING") == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (
+            "positive_2",
+            "positive reads positive, and positive_2 beside it is not read; column_mapping: {positive: [positive,",
+        ),
+        ("positives", "column_mapping: {positive: [positive, positives]} reads all of them"),
+        (
+            "query2",
+            "query reads query, and query2 beside it is not read; a row has one, and column_mapping: {query: query2}",
+        ),
+    ],
+)
+def test_neighbours_of_every_field_are_told(tmp_path, caplog, column, told):
+    _load(write_jsonl(tmp_path / "d.jsonl", [{**ROW, column: "c"}]), retrieval_mode="t2t")
+    assert told in caplog.text
+
+
+def test_every_column_that_is_not_read_is_listed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = [{"query": "a", "positive": "b", "class": 1, "url": "u", "price": 3}]
+    load_datasets(write_jsonl(tmp_path / "d.jsonl", rows), DataSettings(retrieval_mode="t2t"))
+    assert "d.jsonl: columns that are not read: url, price" in caplog.text
+    assert "WARNING" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"query": ("a", "b")}, "column_mapping: query: is in one column"),
+        ({"negatives": ()}, "column_mapping: negatives: name at least one column"),
+        ({"negatives": ("n", "n")}, "column_mapping: negatives: name at least one column, and each once"),
+    ],
+)
+def test_several_columns_where_one_thing_stands_are_refused(tmp_path, mapping, words):
+    with pytest.raises(ConfigError, match=words):
+        load_datasets(write_jsonl(tmp_path / "d.jsonl", NTUPLES), DataSettings(column_mapping=mapping))
+
+
+def test_each_of_several_columns_has_to_be_there(tmp_path):
+    mapping = {"negatives": ("negative_1", "negative_3")}
+    with pytest.raises(DataError, match="negatives: there is no column 'negative_3'; did you mean 'negative_"):
+        load_datasets(write_jsonl(tmp_path / "d.jsonl", NTUPLES), DataSettings(column_mapping=mapping))

@@ -1,0 +1,115 @@
+"""Which columns of the data hold which field of a row, and what is said of columns that no field reads."""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+
+from vembed.data.fields.columns import FIELDS, LIST_FIELDS, Columns
+from vembed.data.loading import Rows, has_column
+from vembed.data.records import RowReader
+from vembed.errors import DataError
+from vembed.registry import nearest_names
+from vembed.utils.untrusted import printable
+
+_log = logging.getLogger(__name__)
+_NUMBERED = re.compile(r"(?P<stem>.*?)(?P<sign>[ _-]?)(?P<number>\d+)", re.DOTALL)
+_ALSO_READ = frozenset({"class"})
+
+
+def with_numbered_negatives(columns: Columns, rows: Rows) -> Columns:
+    """The mapping, and in it negative_1, negative_2 and so on as the negatives where there is no other column of them.
+
+    So sentence-transformers writes several negatives of a row.
+    """
+    others = ("negatives", "negative", "negative_images")
+    if any(name in columns for name in others) or any(has_column(rows, name) for name in others):
+        return columns
+    numbered = _numbered_columns(rows, "negative")
+    return {**columns, "negatives": numbered} if numbered else columns
+
+
+def check_columns(rows: Rows, reader: RowReader, path: str) -> None:
+    """Refuse data without a column that is mapped to or required; tell which ones are not read.
+
+    Raises DataError. Columns that look like what a field reads, or like a misspelt field, are told as a warning.
+    """
+    for field_name in reader.columns:
+        for column in reader.columns_of(field_name):
+            if not has_column(rows, column):
+                raise DataError(_no_column(rows, field_name, column, path))
+    for side in ("query", "positive"):
+        columns = (*reader.columns_of(side), *reader.columns_of(f"{side}_image"))
+        if not any(has_column(rows, column) for column in columns):
+            raise DataError(_no_column(rows, side, columns[0], path))
+    used = {column for name in FIELDS for column in reader.columns_of(name)} | _ALSO_READ
+    unused = [name for name in map(str, rows.columns) if name not in used]
+    neighbours = _tell_neighbours(rows, reader, unused, path)
+    _tell_misspelt(rows, reader, [name for name in unused if name not in neighbours], path)
+    if unused:
+        _log.info("%s: columns that are not read: %s", path, ", ".join(unused))
+
+
+def _numbered_columns(rows: Rows, stem: str) -> tuple[str, ...]:
+    """The columns of this name and a number, by number; also those that only rows far down the file have."""
+    found = {name: parts for name in map(str, rows.columns) if (parts := _NUMBERED.fullmatch(name))}
+    numbers = {int(parts["number"]): name for name, parts in found.items() if parts["stem"] == stem}
+    sign = next((parts["sign"] for parts in found.values() if parts["stem"] == stem), "_")
+    following = max(numbers, default=0) + 1
+    while has_column(rows, name := f"{stem}{sign}{following}"):
+        numbers[following] = name
+        following += 1
+    return tuple(numbers[number] for number in sorted(numbers))
+
+
+def _tell_neighbours(rows: Rows, reader: RowReader, unused: Sequence[str], path: str) -> set[str]:
+    """Warn of columns named like one that is read: negative_2 beside negative_1. The columns."""
+    told: set[str] = set()
+    for field_name in FIELDS:
+        read = [column for column in reader.columns_of(field_name) if has_column(rows, column)]
+        stems = {_stem(column) for column in read}
+        beside = [column for column in unused if _stem(column) in stems and column not in told]
+        if beside:
+            told.update(beside)
+            _log.warning("%s: %s", path, _beside_text(field_name, read, beside))
+    return told
+
+
+def _beside_text(field_name: str, read: Sequence[str], beside: Sequence[str]) -> str:
+    found = f"{field_name} reads {', '.join(read)}, and {', '.join(beside)} beside it {_are(beside)} not read;"
+    if field_name in LIST_FIELDS:
+        return f"{found} column_mapping: {{{field_name}: [{', '.join((*read, *beside))}]}} reads all of them"
+    return f"{found} a row has one, and column_mapping: {{{field_name}: {beside[0]}}} reads that one instead"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _stem(column: str) -> str:
+    """The name without its number and plural: alike for negative_1, negative2 and negatives."""
+    numbered = _NUMBERED.fullmatch(column)
+    return (numbered["stem"] if numbered else column).removesuffix("s").lower()
+
+
+def _tell_misspelt(rows: Rows, reader: RowReader, columns: Iterable[str], path: str) -> None:
+    """Warn of columns that look like fields that no column holds."""
+    for column in columns:
+        near = [
+            name
+            for name in nearest_names(column, FIELDS)
+            if not any(has_column(rows, one) for one in reader.columns_of(name))
+        ]
+        if near:
+            _log.warning(
+                "%s: column %r is not used; if it holds %s, say column_mapping: {%s: %s}",
+                path, column, near[0], near[0], column,
+            )  # fmt: skip
+
+
+def _no_column(rows: Rows, field_name: str, column: str, path: str) -> str:
+    near = nearest_names(column, map(str, rows.columns))
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return printable(
+        f"{path}: {field_name}: there is no column {column!r}{hint} The data has: {', '.join(map(str, rows.columns))}"
+        f" (column_mapping: {{{field_name}: NAME}} tells which column it is)"
+    )
