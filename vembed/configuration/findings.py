@@ -10,6 +10,7 @@ from vembed.configuration.layers import Setting
 from vembed.configuration.yaml_text import Location
 from vembed.data.formats import may_be_hub_name
 from vembed.data.settings import DataEntry, DataSettings, DataSource, data_entries
+from vembed.data.shards import fits_files
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.grad_cache.settings import GradCacheSettings
 from vembed.losses.registry import LossRegistry
@@ -87,7 +88,7 @@ def _missing_folder(location: Location, folder: str | None) -> Iterator[Finding]
 
 
 def _missing_path(location: Location, path: str | None) -> Iterator[Finding]:
-    if path is not None and not may_be_hub_name(path) and not is_there(path):
+    if path is not None and not may_be_hub_name(path) and not is_there(path) and not fits_files(path):
         yield location, f"there is no file or folder {path} (looked in {Path.cwd()})"
 
 

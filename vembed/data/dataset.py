@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vembed.data.columns import check_columns, with_numbered_negatives
 from vembed.data.fields.columns import check_column_mapping
 from vembed.data.fields.images import ImageCellParser
-from vembed.data.loading import Rows, load_rows
+from vembed.data.loading import Rows, data_folder, data_name, load_rows
 from vembed.data.records import RowReader
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.errors import ConfigError, DataError
@@ -102,7 +102,7 @@ def _load(entry: DataEntry, name: str, settings: DataSettings, needs: RowNeeds) 
 def _image_parser(entry: DataEntry, settings: DataSettings) -> ImageCellParser:
     root = entry.image_root or settings.image_root
     if root is None:
-        return ImageCellParser(str(Path(entry.path).parent))
+        return ImageCellParser(data_folder(entry))
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that no folder can have)
         raise DataError(f"image_root: there is no folder {root[:300]}")
     return ImageCellParser(root, confined=not settings.allow_paths_outside_image_root)
@@ -115,7 +115,7 @@ def _unique_names(entries: Sequence[DataEntry], settings: DataSettings, default_
     for entry, mode in zip(entries, modes, strict=True):
         if entry.name is not None and entry.name in names:
             raise ConfigError(f"two data sets are called {entry.name!r}; give each a name of its own")
-        wanted = entry.name or (mode if mode in alone else Path(entry.path).stem or default_name)
+        wanted = entry.name or (mode if mode in alone else data_name(entry.path) or default_name)
         names.append(_free_name(wanted, {*names, *(other.name for other in entries if other.name != wanted)}))
     return names
 

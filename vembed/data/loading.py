@@ -1,6 +1,6 @@
 """From a path to rows that know where they came from: the one place that tells file formats apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +9,11 @@ from vembed.data.readers.csv_rows import open_csv
 from vembed.data.readers.json_rows import has_key, open_json
 from vembed.data.readers.text_rows import TextRows
 from vembed.data.settings import DataEntry
+from vembed.data.shards import files_of_folder, is_pattern, is_saved_folder, matching_files
 from vembed.errors import DataError
 from vembed.registry import nearest_names
 
-_KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a save_to_disk folder or a hub name"
+_KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a folder of Parquet files or of save_to_disk, or a hub name"
 
 
 class Rows(Protocol):
@@ -33,9 +34,9 @@ class Rows(Protocol):
 
 
 def load_rows(entry: DataEntry) -> Rows:
-    """The rows at `entry.path`: JSONL, JSON, CSV, TSV, Parquet, `save_to_disk` folder, or hub name (in that order).
+    """The rows at `entry.path`: a folder that `save_to_disk` wrote or of Parquet files, a file, a pattern, a hub name.
 
-    Nothing is held in memory but where the rows are. Raises DataError when the file is missing, empty, not UTF-8, or of
+    Little is held in memory but where the rows are. Raises DataError when the file is missing, empty, not UTF-8, or of
     no known format.
     """
     path = Path(entry.path)
@@ -43,11 +44,31 @@ def load_rows(entry: DataEntry) -> Rows:
         return _open_folder(entry)
     if path.exists():
         return _open_file(entry)
+    _refuse_quoting(entry)
+    if is_pattern(entry.path):
+        return _open_shards(matching_files(entry.path, entry.split))
     if not may_be_hub_name(entry.path):
         raise DataError(f"{entry.path}: there is no such file or folder{_near_file(path)}")
     from vembed.data.readers.datasets_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
 
     return open_hub(entry.path, entry.subset, entry.split)
+
+
+def data_folder(entry: DataEntry) -> str:
+    """The folder of the file that the rows are read from, at which relative paths in them start."""
+    path = Path(entry.path)
+    if path.is_dir() and not is_saved_folder(entry.path):
+        return str(files_of_folder(entry.path, entry.subset, entry.split)[0].parent)
+    return str(path.parent)
+
+
+def data_name(path: str) -> str:
+    """What data at a path is called: by its file or folder, or by the folder of the files that a pattern names.
+
+    >>> data_name("a/pairs.csv"), data_name("shoes/*.parquet")
+    ('pairs', 'shoes')
+    """
+    return Path(path).parent.name if is_pattern(path) else Path(path).stem
 
 
 def load_data(path: str, **entry: Any) -> Rows:  # Any: the fields of DataEntry, which checks them
@@ -68,8 +89,7 @@ def _open_file(entry: DataEntry) -> Rows:
         raise DataError(f"{entry.path}: split and subset are for hub data sets and save_to_disk folders, not for files")
     if suffix in DELIMITERS:
         return open_csv(entry.path, DELIMITERS[suffix], entry.quoting)
-    if entry.quoting is not None:
-        raise DataError(f"{entry.path}: quoting is for CSV and TSV files, not for {suffix or 'this one'}")
+    _refuse_quoting(entry)
     if suffix in JSON_ENDINGS:
         return open_json(entry.path)
     if suffix in PARQUET_ENDINGS:
@@ -80,15 +100,23 @@ def _open_file(entry: DataEntry) -> Rows:
 
 
 def _open_folder(entry: DataEntry) -> Rows:
-    from vembed.data.readers.datasets_rows import is_saved_folder, open_saved  # noqa: PLC0415 (as above)
+    _refuse_quoting(entry)
+    if not is_saved_folder(entry.path):
+        return _open_shards(files_of_folder(entry.path, entry.subset, entry.split))
+    from vembed.data.readers.datasets_rows import open_saved  # noqa: PLC0415 (as above)
 
-    if is_saved_folder(entry.path):
-        return open_saved(entry.path, entry.split)
-    files = sorted(path.name for path in Path(entry.path).iterdir())[:8]
-    raise DataError(
-        f"{entry.path}: a folder must be one that datasets' save_to_disk wrote; this one holds"
-        f" {', '.join(files) or 'nothing'}. Name the file itself, or use one of: {_KNOWN}"
-    )
+    return open_saved(entry.path, entry.split)
+
+
+def _open_shards(files: Sequence[Path]) -> Rows:
+    from vembed.data.readers.joined_rows import open_parquet_files  # noqa: PLC0415 (as above)
+
+    return open_parquet_files([str(file) for file in files])
+
+
+def _refuse_quoting(entry: DataEntry) -> None:
+    if entry.quoting is not None:
+        raise DataError(f"{entry.path}: quoting is for CSV and TSV files")
 
 
 def _near_file(path: Path) -> str:

@@ -14,7 +14,7 @@ ColumnMapping = dict[str, str | tuple[str, ...]]
 class DataEntry(Section):
     """One data set of a list of several. Keys left out take the run's value."""
 
-    path: Path = Field(description="File, `save_to_disk` folder or hub name.")
+    path: Path = Field(description="File, folder, pattern of Parquet files, or hub name.")
     name: str | None = Field(
         None, description="What reports call it; default: its retrieval mode if unique, else the file's stem."
     )
@@ -24,8 +24,8 @@ class DataEntry(Section):
     )
     column_mapping: ColumnMapping | None = Field(None, description="Our field -> the data's column, or columns.")
     image_root: str | None = Field(None, description="Folder that image paths are relative to.")
-    split: str | None = Field(None, description="Split of a hub data set or DatasetDict.")
-    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    split: str | None = Field(None, description="Split of a hub data set, a DatasetDict or a folder of Parquet files.")
+    subset: str | None = Field(None, description="Configuration name of a hub data set, or folder of Parquet files.")
     quoting: Literal["standard", "none"] | None = Field(
         None,
         description="Quotes of a CSV or TSV file: standard ones around cells, or none (plain text); default: CSV has"

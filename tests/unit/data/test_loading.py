@@ -48,7 +48,7 @@ def test_an_unknown_kind_of_file_is_refused_with_the_known_ones(tmp_path, name):
 
 def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [ROW])
-    with pytest.raises(DataError, match=r"save_to_disk wrote; this one holds train\.jsonl"):
+    with pytest.raises(DataError, match=r"Parquet files; this one holds train\.jsonl"):
         load_data(str(tmp_path))
 
 

@@ -69,11 +69,6 @@ def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
     return _table_rows(loaded, name)
 
 
-def is_saved_folder(path: str) -> bool:
-    """True if the folder looks like the work of `save_to_disk`."""
-    return any((Path(path) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
-
-
 def _table_rows(dataset: datasets.Dataset, path: str) -> TableRows:
     if len(dataset) == 0:
         raise DataError(f"{path}: the data set is empty")
