@@ -62,6 +62,22 @@ def wait_until_caught(process: subprocess.Popen[str], number: int) -> None:
     _wait(caught, process)
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come to hold"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """True if the process is there, and not a dead one that its parent has yet to ask for, as Linux tells."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

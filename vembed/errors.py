@@ -37,6 +37,10 @@ class CheckpointError(VembedError):
     """A checkpoint cannot be written, read or resumed."""
 
 
+class WorkerError(VembedError):
+    """A process that loads rows could not be started, or ended. Says of what, and what would need less."""
+
+
 class Interrupted(VembedError):
     """A signal stopped a run, which left a checkpoint. The exit code is the shell's for that signal."""
 

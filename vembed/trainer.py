@@ -9,6 +9,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from vembed.data.batches.workers import resolve_num_workers
 from vembed.data.settings import DataEntry, data_entries
 from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
-from vembed.errors import DataError, UsageError
+from vembed.errors import DataError, UsageError, WorkerError
 from vembed.training.callbacks import open_callbacks
 from vembed.training.distillation.teacher import teacher_items
 from vembed.training.plan import rows_per_batch
@@ -104,14 +105,16 @@ class Trainer:
         loaded = load(config)
         session = assemble(config, loaded, BadSamples(config.data))
         teacher = None if loaded.teacher is None else loaded.teacher.summary()
-        return overview(session, reason=session.model.reason, teacher=teacher)
+        with closing(session.loader):
+            return overview(session, reason=session.model.reason, teacher=teacher)
 
     def measure(self, num_steps: int = 5, **settings: object) -> Measurement:
         """Speed and memory of `num_steps` real steps. Keeps nothing, writes nothing."""
         config = self.config(**settings)
         session = assemble_trial(config)
         num_workers = resolve_num_workers(config.data.num_workers)
-        return measure(session.engine, session.loader, session.plan, num_steps=num_steps, num_workers=num_workers)
+        with closing(session.loader) as loader:
+            return measure(session.engine, loader, session.plan, num_steps=num_steps, num_workers=num_workers)
 
     def grad_check(self, num_rows: int = 8, **settings: object) -> GradCheck:
         """Plain against cached gradients of the model on its data, a few rows. Trains nothing, writes nothing."""
@@ -119,7 +122,9 @@ class Trainer:
         few = {"batch_size": min(num_rows, rows_per_batch(config.training)), "global_batch_size": None}
         training = config.training.model_copy(update={**few, "gradient_accumulation_steps": 1})
         config = dataclasses.replace(config, training=training)
-        return check_gradients(assemble_trial(config), config.grad_cache)
+        session = assemble_trial(config)
+        with closing(session.loader):
+            return check_gradients(session, config.grad_cache)
 
 
 def _train(config: Config) -> TrainResult:
@@ -149,9 +154,9 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
         with open_callbacks(run, session.plan, device, state=state, trackers=trackers) as callbacks:
             metric = config.evaluation.best_metric
             train(session, checkpoints, state, evaluate=evaluate, best_metric=metric, callbacks=callbacks)
-    except DataError:
-        # Data that is refused before the first step leaves no folder that stands in the way of the mended data; the
-        # list of skipped rows stays, for it is what the message sends the user to.
+    except (DataError, WorkerError):
+        # What is refused before the first step leaves no folder that stands in the way of the mended data; the list of
+        # skipped rows stays, for it is what the message sends the user to.
         if state.step == 0 and not run.checkpoints() and not run.bad_samples.exists():
             run.clear()
         raise

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import torch
 
 from vembed.data.batches.loader import LoaderState, TrainingLoader
-from vembed.errors import DataError, NotFiniteError
+from vembed.errors import DataError, NotFiniteError, WorkerError
 from vembed.grad_cache.cachex.functional import LossScale
 from vembed.losses.objective import limit_scale, scale_of
 from vembed.model.base import BaseEmbeddingModel
@@ -107,8 +107,9 @@ class Hooks:
 def fit(engine: Engine, loader: TrainingLoader, plan: Plan, state: TrainState, *, hooks: Hooks) -> None:
     """Train from `state` to the end of `plan`.
 
-    Raises StopRequested after a signal and DataError for a row that cannot be used, each at a point that can be saved
-    and continued from; NotFiniteError when the loss or the gradient is no longer a number, naming step and rows.
+    Raises StopRequested after a signal, DataError for a row that cannot be used and WorkerError when a process that
+    loads rows died, each at a point that can be saved and continued from; NotFiniteError when the loss or the gradient
+    is no longer a number, naming step and rows.
     """
     while state.step < plan.num_steps:
         # A signal may have stopped the run after a step whose evaluation was due: a resumed run makes up for it here.
@@ -214,7 +215,7 @@ def _accumulate(
     try:
         while total.num_batches < num_batches and _add_batch(engine, batches, total, state, loss_scale):
             pass
-    except DataError:
+    except (DataError, WorkerError):
         before.restore(state)  # so that a checkpoint can be written of the step before
         raise
     return total

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from vembed.data.batches.loader import TrainingLoader
 from vembed.data.summary import summarize
-from vembed.errors import DataError, Interrupted, NotFiniteError
+from vembed.errors import DataError, Interrupted, NotFiniteError, WorkerError
 from vembed.losses.objective import Objective
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.training.interrupts import StopRequested, stop_signal
@@ -105,8 +105,9 @@ def train(
 ) -> None:
     """Train from `state` to the end, with checkpoints and best/ in the run's folder; `callbacks` are called on the way.
 
-    Raises Interrupted after a signal and DataError for a row that cannot be used, both after writing a checkpoint (the
-    DataError not before the first step is done); NotFiniteError, which names the last good checkpoints.
+    Raises Interrupted after a signal, DataError for a row that cannot be used and WorkerError when a process that loads
+    rows died, all after writing a checkpoint (the two errors not before the first step is done); NotFiniteError, which
+    names the last good checkpoints.
     """
     engine, plan = session.engine, session.plan
     reset_peak_memory(engine.precision.device)
@@ -124,6 +125,7 @@ def train(
                 # Otherwise the first batch alone would decide, and another set's rows may be larger than its rows.
                 engine.trainer.find_chunking(*session.loader.first_batches())
             fit(engine, session.loader, plan, state, hooks=hooks)
+            stop.check()  # a signal may have come while the last checkpoint was written
         except StopRequested:  # raised between steps or in an evaluation, where `state` and weights belong together
             save_once(state, hooks)
             assert stop.number is not None
@@ -135,6 +137,11 @@ def train(
             save_once(state, hooks)
             advice = "; mend the data first, or add --on_bad_sample skip"
             raise DataError(f"{error}\nstopped {_how_to_resume(checkpoints, state, plan)}{advice}") from error
+        except WorkerError as error:
+            if state.step == 0:
+                raise
+            save_once(state, hooks)
+            raise WorkerError(f"{error}; stopped {_how_to_resume(checkpoints, state, plan)}") from error
         except NotFiniteError as error:
             # No checkpoint of this step: continued from it, the run would come to the same NaN again.
             raise NotFiniteError(f"{error}\n{_last_good_checkpoints(checkpoints, state)}") from error

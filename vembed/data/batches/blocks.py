@@ -138,19 +138,14 @@ class BlockLoader:
         return EncodedItem(held, loaded.content_hash, draw, change)
 
 
-class PackedBlocks(torch.utils.data.Dataset[bytes]):
-    """Blocks as worker processes send them: loaded, and packed into one string of bytes.
+def pack(loader: BlockLoader, block: Block) -> bytes:
+    """The block, loaded, as a worker process sends it: in one string of bytes.
 
     A tensor sent by itself costs a file descriptor, and a few batches of pictures would use up a process's limit.
     """
-
-    def __init__(self, loader: BlockLoader) -> None:
-        self._loader = loader
-
-    def __getitem__(self, block: Block) -> bytes:
-        packed = io.BytesIO()
-        _Pickler(packed, protocol=5).dump((block, self._loader.load(block)))
-        return packed.getvalue()
+    packed = io.BytesIO()
+    _Pickler(packed, protocol=5).dump((block, loader.load(block)))
+    return packed.getvalue()
 
 
 def unpack(packed: bytes) -> tuple[Block, list[LoadedRow]]:

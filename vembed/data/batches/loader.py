@@ -103,7 +103,8 @@ class TrainingLoader:
     def epoch(self, epoch: int, state: LoaderState | None = None) -> Iterator[tuple[Batch, LoaderState]]:
         """The batches of the epoch, from the start or after `state`, each with the state after it.
 
-        Raises DataError as `on_bad_sample` says, CheckpointError for the state of another run.
+        Raises DataError as `on_bad_sample` says, WorkerError when a worker died, CheckpointError for the state of
+        another run.
         """
         start = LoaderState(epoch, 0, (0,) * len(self._sizes), self._run()) if state is None else state
         self._check_state(start, epoch)
@@ -127,8 +128,10 @@ class TrainingLoader:
             yield self._collate(self._fill(planned, rows, places), 0)
 
     def close(self) -> None:
-        """Stop the workers; a later epoch starts new ones."""
-        self._pool = None
+        """Stop the workers; a later epoch starts new ones, and one that was not read to its end cannot go on."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def _plan(self, epoch: int) -> list[PlannedBatch]:
         return plan_epoch(self._sizes, self._batch_size, seed=self._seed, epoch=epoch, world_size=self._world_size)
@@ -141,7 +144,7 @@ class TrainingLoader:
         inline = InlineRows(self._loader, orders, start.places, start.epoch)
         if self._num_workers == 0:
             return inline
-        if self._pool is None:
+        if self._pool is None or self._pool.is_closed:
             self._pool = WorkerPool(self._loader, self._num_workers, batch_size=self._batch_size)
         blocks = planned_blocks(plan, orders, start.places, epoch=start.epoch, num_workers=self._num_workers)
         return PooledRows(self._pool.load(blocks), inline, len(orders))

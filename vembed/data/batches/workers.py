@@ -1,15 +1,21 @@
 """Sources of loaded rows: this process, or worker processes that load blocks of rows ahead."""
 
+import atexit
 import os
-import signal
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle, islice
+from typing import Literal, Protocol
 
 import torch
 
-from vembed.data.batches.blocks import Block, BlockLoader, LoadedRow, PackedBlocks, unpack
+from vembed.data.batches.blocks import Block, BlockLoader, LoadedRow
 from vembed.data.batches.sampling import PlannedBatch, RowOrder
+from vembed.data.batches.worker_process import LESS_MEMORY, WorkerProcess
+from vembed.errors import WorkerError
 
 _MAX_WORKERS = 8
 _BATCHES_AHEAD = 2
@@ -45,64 +51,99 @@ class InlineRows:
 class PooledRows:
     """Rows that workers load ahead, block after block; beyond the last block (after bad rows) they are loaded here."""
 
-    def __init__(self, packed: Iterator[bytes], beyond: InlineRows, num_datasets: int) -> None:
-        self._packed = packed
+    def __init__(self, blocks: Iterator[tuple[Block, list[LoadedRow]]], beyond: InlineRows, num_datasets: int) -> None:
+        self._blocks = blocks
         self._beyond = beyond
         self._loaded: list[deque[LoadedRow]] = [deque() for _ in range(num_datasets)]
 
     def next_row(self, dataset: int) -> LoadedRow:
         while not self._loaded[dataset]:
-            packed = next(self._packed, None)
-            if packed is None:
+            block, rows = next(self._blocks, (None, []))
+            if block is None:
                 return self._beyond.next_row(dataset)
-            block, rows = unpack(packed)
             self._loaded[block.dataset].extend(rows)
         self._beyond.skip_row(dataset)
         return self._loaded[dataset].popleft()
 
 
 class WorkerPool:
-    """Worker processes that live as long as the pool, over torch's DataLoader. Moves no global random state."""
+    """Worker processes that end with the pool, or with this process. Moves no global random state.
+
+    Block i is asked of worker i modulo their number, and so the results come in order.
+    """
 
     def __init__(self, loader: BlockLoader, num_workers: int, *, batch_size: int) -> None:
         blocks_per_batch = -(-batch_size // block_rows(batch_size, num_workers))
-        self._blocks = _BlockSampler()
-        self._loader = torch.utils.data.DataLoader(
-            PackedBlocks(loader),
-            batch_size=None,
-            sampler=self._blocks,
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            persistent_workers=True,
-            prefetch_factor=-(-_BATCHES_AHEAD * blocks_per_batch // num_workers),
-            generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_parent,
-        )
+        self._num_ahead = num_workers * -(-_BATCHES_AHEAD * blocks_per_batch // num_workers)
+        self._workers: list[WorkerProcess] = []
+        self._epoch: object | None = None
+        self._stop = partial(_stop, self._workers, os.getpid())
+        # Called before what multiprocessing registered when it was imported, which sends SIGTERM and waits: a traceback
+        # that is printed, or kept by a notebook, keeps the pool too.
+        atexit.register(self._stop)
+        weakref.finalize(self, self._stop)
+        try:
+            for _ in range(num_workers):
+                self._workers.append(WorkerProcess(loader))  # before it starts: an interrupt must not lose it
+                self._workers[-1].start()
+        except OSError as error:
+            self.close()
+            raise WorkerError(f"{num_workers} processes that load rows cannot start: {error}; {LESS_MEMORY}") from error
 
-    def load(self, blocks: Iterator[Block]) -> Iterator[bytes]:
-        """The packed blocks in order. An earlier iteration must not go on."""
-        self._blocks.current = blocks
-        return iter(self._loader)
+    def load(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, list[LoadedRow]]]:
+        """The blocks in order, each loaded. An earlier iteration must not go on.
+
+        Raises WorkerError when a worker has died, and what was raised in one.
+        """
+        self._epoch = epoch = object()
+        for worker in self._workers:
+            worker.drop_waiting()
+        turns, waiting = cycle(self._workers), deque[WorkerProcess]()
+        for block in islice(blocks, self._num_ahead):
+            waiting.append(self._asked(next(turns), block))
+        while waiting:
+            if self._epoch is not epoch:
+                raise RuntimeError("the loader was closed, or another epoch begun, before this one was read to its end")
+            with self._closed_if_broken():
+                loaded = waiting.popleft().receive()
+            for block in islice(blocks, 1):
+                waiting.append(self._asked(next(turns), block))
+            yield loaded
+
+    def close(self) -> None:
+        """Stop the workers, whatever they are doing."""
+        self._epoch = None
+        self._stop()
+        atexit.unregister(self._stop)
+
+    @property
+    def is_closed(self) -> bool:
+        """True if it has no workers, and cannot be used again."""
+        return not self._workers
+
+    def _asked(self, worker: WorkerProcess, block: Block) -> WorkerProcess:
+        with self._closed_if_broken():
+            worker.request(block)
+        return worker
+
+    @contextmanager
+    def _closed_if_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Ctrl-C and a job's SIGTERM reach every process; the parent finishes its step first, and needs its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _unchanged(packed: Any) -> Any:  # Any: what torch declares here; a worker's bytes are passed on
-    return packed
-
-
-class _BlockSampler(torch.utils.data.Sampler[Block]):
-    """The blocks of the iteration that begins next."""
-
-    def __init__(self) -> None:
-        self.current: Iterator[Block] = iter(())
-
-    def __iter__(self) -> Iterator[Block]:
-        return self.current
+def _stop(workers: list[WorkerProcess], owner: int) -> None:
+    """End the workers, unless a fork of their owner calls this. Can be called again, also after an interrupt."""
+    if os.getpid() != owner:
+        return
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    workers.clear()
 
 
 def resolve_num_workers(setting: int | Literal["auto"]) -> int:

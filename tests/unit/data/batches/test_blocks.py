@@ -9,7 +9,7 @@ import torch
 
 from tests.pictures import make_picture, write_jsonl, write_pairs
 from tests.unit.data.plain_processor import PlainProcessor
-from vembed.data.batches.blocks import Block, BlockLoader, PackedBlocks, unpack
+from vembed.data.batches.blocks import Block, BlockLoader, pack, unpack
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadRow
@@ -67,7 +67,7 @@ def test_a_block_that_was_sent_is_the_block_that_was_loaded(datasets, tmp_path):
     (tmp_path / "positive_2.png").unlink()
     loader = BlockLoader(datasets, PlainProcessor(), seed=0, augment="light")
     block = Block(0, (3, 2, 0), epoch=1)
-    received, rows = unpack(PackedBlocks(loader)[block])
+    received, rows = unpack(pack(loader, block))
     assert received == block
     assert isinstance(rows[1], BadRow)
     assert rows[1].origin.endswith(":3")
