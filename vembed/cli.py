@@ -1,6 +1,7 @@
 """The command line: the app, its commands, and what becomes of an error. Heavy modules come with the command."""
 
 import os
+import sys
 import traceback
 from typing import Annotated, Any
 
@@ -30,13 +31,20 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except VembedError as error:
             if os.environ.get("VEMBED_DEBUG") == "1":
-                traceback.print_exc()
-            typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-            typer.echo(str(error), err=True)
+                _tell(traceback.format_exc().rstrip())
+            _tell(f"{typer.style('Error: ', fg='red', bold=True)}{error}")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            _tell("interrupted")
             raise typer.Exit(_INTERRUPTED) from error
+
+
+def _tell(message: str) -> None:
+    """Write to standard error. Where nobody reads it any more (a terminal closed), the exit code says it alone."""
+    try:
+        typer.echo(message, err=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # or Python fails when it flushes at the end
 
 
 app = typer.Typer(

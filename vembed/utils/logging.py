@@ -1,9 +1,11 @@
 """One place that decides how log lines look: rich on a terminal, plain lines elsewhere, main process only."""
 
 import functools
+import io
 import logging
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from vembed.utils.distributed import is_main_process
 
@@ -18,7 +20,39 @@ def console() -> "Console":
     """The console of log lines and progress bars, on standard error; shared, so that they do not tear each other."""
     from rich.console import Console  # noqa: PLC0415 - heavy
 
-    return Console(stderr=True)
+    return Console(file=cast("IO[str]", _StandardError()))
+
+
+class _StandardError(io.TextIOBase):
+    """Standard error, whatever it is at the time, where nothing fails once nobody reads it any more.
+
+    A terminal may close, and Ctrl-C ends the `tee` behind a pipe too: what is lost is a line, not the run's checkpoint.
+    rich would raise from within a progress bar, or leave the process when a pipe breaks.
+    """
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
+        return self._stream().encoding
+
+    def isatty(self) -> bool:
+        return self._stream().isatty()
+
+    def fileno(self) -> int:
+        return self._stream().fileno()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream().flush()
+
+    def _stream(self) -> TextIO:
+        """A running progress bar puts a stream of its own in the place of standard error, which writes here."""
+        stream: TextIO = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+        return stream
 
 
 def configure_logging(level: int = logging.INFO) -> None:
