@@ -37,6 +37,7 @@ from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.settings import ModelSettings
 from vembed.registry import no_such
+from vembed.training.run.folder import RESOLVED
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
 from vembed.version import __version__
@@ -113,7 +114,7 @@ class Config:
 
     def yaml_text(self) -> str:
         """The text that `to_yaml` writes."""
-        lines = [f"# Resolved by vembed {__version__}: every key in force, and where its value comes from."]
+        lines = [f"{RESOLVED} {__version__}: every key in force, and where its value comes from."]
         for name, section in self.sections().items():
             keys = [f"{key}: {dump_value(value)}  # {self.origin(key)}" for key, value in _in_force(section, self.idle)]
             lines += ["", f"# {name}", *keys] if keys else []

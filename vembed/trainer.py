@@ -27,19 +27,19 @@ from vembed.data.batches.workers import resolve_num_workers
 from vembed.data.settings import DataEntry, data_entries
 from vembed.data.splits.split import save_split
 from vembed.data.validation import BadSamples
-from vembed.errors import DataError, UsageError, WorkerError
+from vembed.errors import DataError, UsageError, VembedError, WorkerError
 from vembed.training.callbacks import open_callbacks
 from vembed.training.distillation.teacher import teacher_items
 from vembed.training.plan import rows_per_batch
 from vembed.training.run.checkpoint import Checkpoints
-from vembed.training.run.folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
+from vembed.training.run.folder import RunFolder, find_checkpoint, hold_output_dir, open_run_folder, write_json
 from vembed.training.run.report import RunReport, report_run
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.state import Best, Metrics, TrainState
 from vembed.training.trials.grad_check import GradCheck, check_gradients
 from vembed.training.trials.measure import Measurement, measure
 from vembed.training.trials.overview import Overview
-from vembed.utils.files import disk_errors
+from vembed.utils.files import atomic_file, disk_errors
 from vembed.utils.logging import configure_logging
 
 _log = logging.getLogger(__name__)
@@ -129,8 +129,12 @@ class Trainer:
 
 def _train(config: Config) -> TrainResult:
     configure_logging()
-    check_output_dir(config.training, _inputs(config))
-    run, state = _fit(config)
+    with hold_output_dir(config.training, _inputs(config)) as run:
+        return _train_and_report(config, run)
+
+
+def _train_and_report(config: Config, run: RunFolder) -> TrainResult:
+    state = _fit(config, run)
     held_out = config.data.test_data_path is not None or state.best is not None
     report = None
     if config.evaluation.report and held_out:
@@ -139,13 +143,13 @@ def _train(config: Config) -> TrainResult:
     return TrainResult(run.path, run.final, state.step, state.best, report)
 
 
-def _fit(config: Config) -> tuple[RunFolder, TrainState]:
+def _fit(config: Config, run: RunFolder) -> TrainState:
     """Train to the end; what that takes memory for is gone afterwards."""
     loaded = with_features(load(config))
     evaluate = validation_function(config, loaded)
     if loaded.teacher is not None:
         loaded.teacher.fill(teacher_items(loaded.data.train, config.data))
-    run = open_run_folder(config.training)
+    open_run_folder(config.training)
     session = assemble(config, loaded, BadSamples(config.data, run.path), loaded.teacher)
     checkpoints = checkpoints_of(config, loaded, session, run)
     state = _start(config, session, checkpoints)
@@ -161,7 +165,7 @@ def _fit(config: Config) -> tuple[RunFolder, TrainState]:
             run.clear()
         raise
     checkpoints.write_final(state)
-    return run, state
+    return state
 
 
 def _inputs(config: Config) -> list[str]:
@@ -179,11 +183,11 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
     state = TrainState() if resume is None else checkpoints.resume(find_checkpoint(run, resume))
     session.engine.trainer.chunking_finder.restore(state.chunks)
     with disk_errors(run.path):
-        _write_config(config, run)
+        if resume is None:
+            write_json(run.record, run_record(session))  # first: it marks the folder as a run, which may be deleted
         if session.data.split is not None and session.data.validation:
             save_split(session.data.split, run.split)
-        if resume is None:
-            write_json(run.record, run_record(session))
+        _write_config(config, run)
     num_steps, most = session.plan.num_steps, config.training.max_steps
     if most is not None and most > num_steps:
         _log.warning("epochs: %d end after %d steps, before max_steps: %d", config.training.epochs, num_steps, most)
@@ -195,6 +199,15 @@ def _write_config(config: Config, run: RunFolder) -> None:
     """Write config.yaml, unless it says the same already: then it also says where each value came from at first."""
     once = {"resume_from_checkpoint": None, "overwrite_output_dir": False}
     lasting = dataclasses.replace(config, training=config.training.model_copy(update=once))
-    if run.config.exists() and load_config(run.config).to_flat() == lasting.to_flat():
+    if run.config.exists() and _is_config(run.config, lasting):
         return
-    lasting.to_yaml(run.config)
+    with atomic_file(run.config) as new:
+        lasting.to_yaml(new)
+
+
+def _is_config(file: Path, config: Config) -> bool:
+    try:
+        return load_config(file).to_flat() == config.to_flat()
+    except VembedError as error:
+        _log.warning("%s cannot be read any more, and is written anew: %s", file, error)
+        return False

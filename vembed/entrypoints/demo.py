@@ -12,6 +12,8 @@ from vembed.demo.files import prepare
 from vembed.demo.recipe import EPOCHS, write_recipe
 from vembed.errors import VembedError
 from vembed.evaluation.rendering.tables import text_table
+from vembed.training.run.folder import RunFolder
+from vembed.utils.lock import lock_folder
 
 _FIGURES = ("recall@1", "recall@10", "ndcg@10")
 
@@ -37,8 +39,13 @@ class DemoStepError(VembedError):
 def demo(folder: Path, *, quick: bool, say: Callable[[str], None]) -> DemoResult:
     """Run the demo in `folder`; what an earlier call finished there is reused. `say` gets the lines to show.
 
-    quick: one epoch, for a look. Raises DemoStepError when a command fails.
+    quick: one epoch, for a look. Raises DemoStepError when a command fails, UsageError while another demo runs there.
     """
+    with lock_folder(folder, f"the demo's folder {folder}"):
+        return _demo(folder, quick=quick, say=say)
+
+
+def _demo(folder: Path, *, quick: bool, say: Callable[[str], None]) -> DemoResult:
     say(f"Preparing the emoji data set and two pretrained models in {folder}")
     recipe = write_recipe(prepare(folder), folder, epochs=1 if quick else EPOCHS)
     run = folder / "run"
@@ -67,9 +74,10 @@ def _before_and_after(metrics: Path) -> str:
 
 def _resume(run: Path) -> list[str]:
     """Goes on with a run that was interrupted; starts one that never wrote a checkpoint anew."""
-    if any(run.glob("checkpoint-*")):
+    folder = RunFolder(run)
+    if folder.checkpoints():
         return ["--resume_from_checkpoint=latest"]
-    return ["--overwrite_output_dir"] if (run / "config.yaml").is_file() else []
+    return ["--overwrite_output_dir"] if folder.contents() else []
 
 
 def _vembed(words: Sequence[str], say: Callable[[str], None]) -> None:

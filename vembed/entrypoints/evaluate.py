@@ -5,7 +5,8 @@ vembed evaluate my.yaml                                    the model as it is be
 vembed evaluate MODEL --test_data_path pairs.jsonl         a folder or a hub id
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, t
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.model.processors.loading import load_processor
 from vembed.training.run.facts import setting_lines
+from vembed.training.run.folder import RunFolder
 from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, readable_sets, report_run
 from vembed.training.run.titles import model_title
+from vembed.utils.lock import lock_folder
 
 MODEL = "model"
 
@@ -64,8 +67,22 @@ def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None =
     if target.run is None:
         return _evaluate_untuned(target, settings, folder)
     folder = target.run.report if folder is None and target.on_own_data else folder
-    report = report_run(target.run, settings, folder)
+    with _held(target.run, folder):
+        report = report_run(target.run, settings, folder)
     return _evaluation(report.comparison, target.config.evaluation.best_metric, role=report.role, paths=report.paths)
+
+
+@contextmanager
+def _held(run: RunFolder, report: Path | None) -> Iterator[None]:
+    """Keep other processes out of the run's folder while its own report is measured and written; else it is only read.
+
+    Raises UsageError while the run is still trained, or reported: its folder is its own.
+    """
+    if report is None or report.resolve() != run.report.resolve():
+        yield
+        return
+    with lock_folder(run.path, f"the run {run.path}", "write the report elsewhere, with --report_dir"):
+        yield
 
 
 def _evaluate_untuned(target: EvaluationTarget, settings: ReportSettings, folder: Path | None) -> Evaluation:

@@ -1,24 +1,36 @@
 """The folder of a run: its paths, and when it may be written, resumed or deleted."""
 
-import json
+import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
-from vembed.utils.files import atomic_file, leftover_of, recover, remove
+from vembed.utils.files import disk_errors, leftover_of, recover, remove
+from vembed.utils.lock import FolderLock, lock_folder
+from vembed.utils.sealed import write_sealed
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
+RESOLVED = "# Resolved by vembed"  # how the config.yaml of a run begins
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run. `record` (run.json) says what the run was: data, plan, versions. It marks a folder as a run."""
+    """Paths of a run. `record` (run.json) says what the run was: data, plan, versions. It marks a folder as a run.
+
+    It is what a run writes first and what is deleted last. lock: what keeps other processes from writing here; None for
+    who only reads.
+    """
 
     path: Path
+    lock: FolderLock | None = field(default=None, compare=False, repr=False)
 
     @property
     def config(self) -> Path:
@@ -72,21 +84,49 @@ class RunFolder:
         return sorted(found, key=checkpoint_step)
 
     def contents(self) -> list[Path]:
-        """Everything here that a run writes, leftovers of a process that died included."""
+        """Everything here that a run writes, leftovers of a process that died included. Its lock is none of it."""
         if not self.path.is_dir():
             return []
-        files = (self.config, self.record, self.metrics, self.split, self.bad_samples)
-        known = {*files, self.best, self.final, self.report, self.trackers}
-        return [
-            path
-            for path in sorted(self.path.iterdir())
-            if path in known or _CHECKPOINT.fullmatch(path.name) or leftover_of(path) is not None
-        ]
+        return [path for path in sorted(self.path.iterdir()) if self._is_known(leftover_of(path) or path.name)]
+
+    def is_deletable(self) -> bool:
+        """True if all that is here is a run's: run.json says so, or it is what a start leaves that died before that.
+
+        Such are half written files, and of earlier versions config.yaml and split.json.
+        """
+        whole = [path for path in self.contents() if leftover_of(path) is None]
+        left = {self.config, self.split} if self._has_own_config() else {self.config}
+        return self.record.is_file() or left.issuperset(whole)
 
     def clear(self) -> None:
-        """Delete what a run wrote, and nothing else."""
-        for path in self.contents():
-            remove(path)
+        """Delete what a run wrote, and nothing else. What marks it as a run goes last, so that this can be redone.
+
+        A config.yaml that no run wrote is moved aside. Raises CheckpointError when the disk refuses.
+        """
+        with disk_errors(self.path):
+            if not self.record.is_file() and os.path.lexists(self.config) and not self._has_own_config():
+                _move_aside(self.config)
+            for path in sorted(self.contents(), key=lambda path: path == self.record):
+                remove(path)
+
+    def check_held(self) -> None:
+        """Raise CheckpointError if another process has taken the folder since this one did."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def _is_known(self, name: str) -> bool:
+        files = (self.config, self.record, self.metrics, self.split, self.bad_samples)
+        folders = (self.best, self.final, self.report, self.trackers)
+        return name in {path.name for path in (*files, *folders)} or _CHECKPOINT.fullmatch(name) is not None
+
+    def _has_own_config(self) -> bool:
+        """True if a run wrote config.yaml, or as much of it as a full disk took."""
+        try:
+            with self.config.open("rb") as file:
+                beginning = file.read(len(RESOLVED))
+        except OSError:
+            return False
+        return beginning == RESOLVED.encode()[: len(beginning)]
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -103,23 +143,33 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(match.group(1))
 
 
+@contextmanager
+def hold_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> Iterator[RunFolder]:
+    """The run's folder, into which no other process writes while the block runs.
+
+    Of several ranks the main one calls it.
+    Raises UsageError while another process has the folder, and where `check_output_dir` does.
+    """
+    folder = Path(settings.output_dir)
+    _check_is_folder(folder)
+    with lock_folder(folder, f"output_dir {folder}", "choose another output_dir") as lock:
+        check_output_dir(settings, inputs)
+        yield RunFolder(folder, lock)
+
+
 def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> None:
     """Refuse to start where a run would write over something. Changes nothing. Raises UsageError.
 
     inputs: names of the models and data that the run reads; those that are paths may not lie in what it deletes.
     """
     run = RunFolder(Path(settings.output_dir))
-    if run.path.exists() and not run.path.is_dir():
-        raise UsageError(f"output_dir {run.path} is a file; name a folder")
+    _check_is_folder(run.path)
     if settings.resume_from_checkpoint is not None:
         find_checkpoint(run, settings.resume_from_checkpoint)
         return
     contents = run.contents()
-    if settings.overwrite_output_dir and contents and not run.record.is_file():
-        raise UsageError(
-            f"overwrite_output_dir: {run.path} has no {run.record.name}, so it is not the folder of a run and nothing"
-            " in it is deleted; choose another output_dir"
-        )
+    if contents and not run.is_deletable():
+        raise UsageError(_not_a_run(run))
     own = [name for name in inputs if any(Path(name).resolve().is_relative_to(path.resolve()) for path in contents)]
     if own and settings.overwrite_output_dir:
         raise UsageError(
@@ -132,13 +182,16 @@ def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> 
             else "It has no checkpoint to continue from: delete it"
         )
         raise UsageError(
-            f"output_dir {run.path} already holds a run ({', '.join(path.name for path in contents[:4])}). {ways_on}"
+            f"output_dir {run.path} already holds a run ({_names(contents)}). {ways_on}"
             " and start anew with overwrite_output_dir: true, or choose another output_dir"
         )
 
 
 def open_run_folder(settings: TrainingSettings) -> RunFolder:
-    """The run's folder, ready to be written: old run deleted if asked for, leftovers of a dead process cleared."""
+    """The run's folder, ready to be written: old run deleted if asked for, leftovers of a dead process cleared.
+
+    The caller holds it (`hold_output_dir`).
+    """
     check_output_dir(settings)
     run = RunFolder(Path(settings.output_dir))
     if settings.overwrite_output_dir and settings.resume_from_checkpoint is None:
@@ -147,8 +200,10 @@ def open_run_folder(settings: TrainingSettings) -> RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"output_dir {run.path} cannot be made: {error}") from error
-    for folder in (run.best, run.final, *_interrupted_checkpoints(run)):
-        recover(folder)
+    with disk_errors(run.path):
+        for name in {leftover_of(path) for path in run.contents()}:
+            if name is not None:
+                recover(run.path / name)
     return run
 
 
@@ -156,10 +211,7 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
     """The checkpoint that `resume_from_checkpoint` names. Raises UsageError when there is none, or a newer one."""
     checkpoints = run.checkpoints()
     if not checkpoints:
-        raise UsageError(
-            f"resume_from_checkpoint: {run.path} holds no checkpoint; leave the key out to start"
-            + (", with overwrite_output_dir: true" if run.contents() else "")
-        )
+        raise UsageError(f"resume_from_checkpoint: {run.path} holds no checkpoint; {_how_to_start(run)}")
     if name == LATEST:
         return checkpoints[-1]
     chosen = Path(name)
@@ -178,12 +230,40 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
 
 
 def write_json(file: Path, value: Mapping[str, object]) -> None:
-    """Write `value` to `file`, wholly or not at all. Raises CheckpointError when the disk refuses."""
-    with atomic_file(file) as new:
-        new.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `value` to `file` with a checksum, wholly or not at all. Raises CheckpointError when the disk refuses."""
+    write_sealed(file, value)
 
 
-def _interrupted_checkpoints(run: RunFolder) -> list[Path]:
-    """Checkpoints of which a dead process left a temporary folder."""
-    names = {leftover_of(path) for path in run.path.iterdir()}
-    return [run.path / name for name in names if name is not None and _CHECKPOINT.fullmatch(name)]
+def _check_is_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"output_dir {path} is a file; name a folder")
+
+
+def _not_a_run(run: RunFolder) -> str:
+    """The refusal of a folder whose files have a run's names and need not be a run's."""
+    contents = run.contents()
+    resume = " continue it with resume_from_checkpoint: latest," if run.checkpoints() else ""
+    return (
+        f"output_dir {run.path} already holds a run ({_names(contents)}) or files of its names, and no"
+        f" {run.record.name}: it is perhaps not the folder of a run, and nothing in it is deleted, not with"
+        f" overwrite_output_dir: true either;{resume} move these away, or choose another output_dir"
+    )
+
+
+def _how_to_start(run: RunFolder) -> str:
+    contents = run.contents()
+    if contents and not run.is_deletable():
+        return f"leave the key out to start, and move {_names(contents)} away, or choose another output_dir"
+    return "leave the key out to start" + (", with overwrite_output_dir: true" if contents else "")
+
+
+def _names(paths: Sequence[Path]) -> str:
+    """The names of the first few, in words."""
+    return ", ".join(path.name for path in paths[:4])
+
+
+def _move_aside(file: Path) -> None:
+    numbers = (file.with_name(f"{file.name}.kept{number}") for number in ("", *map(str, range(2, 1000))))
+    kept = next(path for path in numbers if not os.path.lexists(path))
+    file.rename(kept)
+    _log.warning("%s was not written by a run: it is kept as %s", file, kept.name)

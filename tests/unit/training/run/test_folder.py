@@ -2,8 +2,17 @@ import re
 
 import pytest
 
+from vembed.config import load_config
 from vembed.errors import UsageError
-from vembed.training.run.folder import RunFolder, check_output_dir, find_checkpoint, open_run_folder, write_json
+from vembed.training.run import folder as folder_module
+from vembed.training.run.folder import (
+    RunFolder,
+    check_output_dir,
+    find_checkpoint,
+    hold_output_dir,
+    open_run_folder,
+    write_json,
+)
 from vembed.training.settings import TrainingSettings
 
 
@@ -115,3 +124,140 @@ def test_leftovers_of_a_dead_process_are_cleared_on_resume(run):
     open_run_folder(settings(run, resume_from_checkpoint="latest"))
     assert run.best.is_dir()
     assert not [name for name in files(run.path) if name.startswith(".")]
+
+
+CONFIG = load_config(None, ["preset=none"]).yaml_text()
+RECORD = '{"started": "x"}'
+# What a start leaves that is killed, or finds the disk full, after each of its writes; of earlier versions too, which
+# wrote config.yaml first, and not at once.
+KILLED = {
+    "in the record": {".run.json.0a1b2c3d.new": "{"},
+    "after the record": {"run.json": RECORD},
+    "in the split": {"run.json": RECORD, ".split.json.0a1b2c3d.new": ""},
+    "after the split": {"run.json": RECORD, "split.json": "{}"},
+    "in the config": {"run.json": RECORD, "split.json": "{}", ".config.yaml.0a1b2c3d.new": CONFIG[:9]},
+    "after the config": {"run.json": RECORD, "config.yaml": CONFIG},
+    "old: on a full disk": {"config.yaml": ""},
+    "old: in the config's first line": {"config.yaml": CONFIG[:7]},
+    "old: in the config": {"config.yaml": CONFIG[:300]},
+    "old: after the config": {"config.yaml": CONFIG},
+    "old: in the split": {"config.yaml": CONFIG, ".split.json.new": ""},
+    "old: after the split": {"config.yaml": CONFIG, "split.json": "{}"},
+    "old: in the record": {"config.yaml": CONFIG, "split.json": "{}", ".run.json.new": ""},
+}
+
+
+@pytest.mark.parametrize("left", KILLED.values(), ids=KILLED.keys())
+def test_a_start_that_died_blocks_its_folder_for_nobody(tmp_path, left):
+    """The plain start and the resume say the one way on, and it is one."""
+    for name, text in {**left, "notes.txt": "mine"}.items():
+        (tmp_path / name).write_text(text)
+    plain = TrainingSettings(output_dir=str(tmp_path))
+    with pytest.raises(UsageError, match=r"no checkpoint to continue from: delete it and start anew with overwrite_o"):
+        check_output_dir(plain)
+    with pytest.raises(UsageError, match=r"leave the key out to start, with overwrite_output_dir: true$"):
+        check_output_dir(plain.model_copy(update={"resume_from_checkpoint": "latest"}))
+    with hold_output_dir(plain.model_copy(update={"overwrite_output_dir": True})):
+        open_run_folder(plain.model_copy(update={"overwrite_output_dir": True}))
+    assert files(tmp_path) == ["notes.txt"]
+
+
+def test_a_config_that_no_run_wrote_is_moved_aside_not_deleted(tmp_path):
+    for number, kept in enumerate(["config.yaml.kept", "config.yaml.kept2"]):
+        (tmp_path / "config.yaml").write_text(f"epochs: {number}")
+        open_run_folder(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
+        assert (tmp_path / kept).read_text() == f"epochs: {number}"
+    assert files(tmp_path) == ["config.yaml.kept", "config.yaml.kept2"]
+
+
+@pytest.mark.parametrize("names", [["best"], ["split.json"], ["config.yaml", "split.json"], ["checkpoint-3"]])
+def test_what_need_not_be_a_runs_is_told_by_every_start_and_stays(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("{}")
+    for values in ({}, {"overwrite_output_dir": True}):
+        with pytest.raises(UsageError, match=r"nothing in it is deleted.*move these away, or choose") as caught:
+            check_output_dir(TrainingSettings(output_dir=str(tmp_path), **values))
+        assert ("continue it with resume" in str(caught.value)) == (names == ["checkpoint-3"])
+    if names != ["checkpoint-3"]:
+        with pytest.raises(UsageError, match=rf"move {', '.join(names)} away"):
+            check_output_dir(TrainingSettings(output_dir=str(tmp_path), resume_from_checkpoint="latest"))
+    assert files(tmp_path) == names
+
+
+def test_other_files_that_look_like_leftovers_are_not_a_runs(run):
+    for name in (".vimrc.old", ".notes.new"):
+        (run.path / name).write_text("mine")
+    open_run_folder(settings(run, overwrite_output_dir=True))
+    assert files(run.path) == [".notes.new", ".vimrc.old", "notes.txt"]
+
+
+def test_a_deletion_that_is_killed_at_any_point_can_be_done_again(run, monkeypatch):
+    (run.path / ".best.0a1b2c3d.new").mkdir()
+    for folder in (run.trackers, run.split):
+        folder.mkdir()
+    deleted, real = [], folder_module.remove
+
+    def delete_one_and_die(path):
+        real(path)
+        deleted.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder_module, "remove", delete_one_and_die)
+    while run.contents():
+        with pytest.raises(KeyboardInterrupt):
+            open_run_folder(settings(run, overwrite_output_dir=True))
+    assert len(deleted) == 11
+    assert deleted[-1] == "run.json"
+    assert files(run.path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint-20", "best", "final", "report", "trackers", "metrics.jsonl"])
+def test_what_was_moved_and_linked_back_is_unlinked_and_not_followed(run, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("1")
+    folder_module.remove(run.path / name)
+    (run.path / name).symlink_to(elsewhere / "precious" if "." in name else elsewhere)
+    open_run_folder(settings(run, overwrite_output_dir=True))
+    assert files(run.path) == ["notes.txt"]
+    assert (elsewhere / "precious").read_text() == "1"
+
+
+def test_a_link_to_the_folder_stands_for_it(run, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(run.path)
+    by_link = TrainingSettings(output_dir=str(link), overwrite_output_dir=True)
+    with hold_output_dir(by_link):
+        with pytest.raises(UsageError, match="writes there"), hold_output_dir(settings(run, overwrite_output_dir=True)):
+            pass
+        open_run_folder(by_link)
+    assert link.is_symlink()
+    assert files(run.path) == ["notes.txt"]
+
+
+def test_a_folder_that_is_held_is_refused_whatever_is_asked_and_stays_as_it_is(run):
+    with hold_output_dir(settings(run, resume_from_checkpoint="latest")):
+        before = files(run.path)
+        for values in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
+            with pytest.raises(UsageError, match=r"^output_dir .*: process \d+ on host .*writes there; .* output_dir$"):
+                hold_output_dir(settings(run, **values)).__enter__()
+        assert files(run.path) == before
+        assert "run.lock" in before
+    assert "run.lock" not in files(run.path)
+
+
+def test_holding_is_undone_where_the_start_is_refused(run, tmp_path):
+    before = files(run.path)
+    with pytest.raises(UsageError, match="already holds a run"), hold_output_dir(settings(run)):
+        pass
+    assert files(run.path) == before
+    new = TrainingSettings(output_dir=str(tmp_path / "a" / "b"), resume_from_checkpoint="latest")
+    with pytest.raises(UsageError, match="holds no checkpoint"), hold_output_dir(new):
+        pass
+    assert not (tmp_path / "a").exists()
+
+
+def test_overwriting_keeps_the_lock(run):
+    with hold_output_dir(settings(run, overwrite_output_dir=True)):
+        open_run_folder(settings(run, overwrite_output_dir=True))
+        assert files(run.path) == ["notes.txt", "run.lock"]
