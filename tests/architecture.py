@@ -16,7 +16,8 @@ from pathlib import Path
 Graph = Mapping[str, Set[str]]
 
 # What a namedtuple has is public; its names begin so lest they clash with its fields.
-_NAMED_TUPLE = {"_asdict", "_fields", "_field_defaults", "_make", "_replace"}
+# Documented as public whatever they begin with: the methods of named tuples, and the way out of a process.
+_PUBLIC = {"_exit", "_asdict", "_fields", "_field_defaults", "_make", "_replace"}
 _PRAGMA = re.compile(r"#\s*(?:noqa|ruff:|type:|pragma:|fmt:)")
 _REASON = re.compile(r"#\s*(?:ruff: )?noqa: PLC0415\W+\w+")
 
@@ -246,7 +247,7 @@ def _attribute(node: ast.AST) -> str | None:
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in _NAMED_TUPLE
+    return name.startswith("_") and not name.startswith("__") and name not in _PUBLIC
 
 
 def _is_self(node: ast.expr) -> bool:

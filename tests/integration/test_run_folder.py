@@ -116,7 +116,7 @@ def test_a_report_is_not_written_into_the_folder_of_a_living_run(tmp_path, setti
     Trainer({**settings, "output_dir": str(run.path)}).train()
     with hold_output_dir(TrainingSettings(output_dir=str(run.path), resume_from_checkpoint="latest")):
         before = read_bytes(run.path)
-        with pytest.raises(UsageError, match=rf"the run {run.path}: process {os.getpid()} .*, with --report_dir$"):
+        with pytest.raises(UsageError, match=rf"the run {run.path}: process {os.getpid()} .*, with --output_dir$"):
             evaluate(run.path)
         assert evaluate(run.path, report_dir=tmp_path / "report").paths is not None
         assert read_bytes(run.path) == before

@@ -42,6 +42,7 @@ EXCEPTIONS = {
     "file: my_trackers.py": "the page has the reader write it",
     "file: regnet_family.py": "the page has the reader write it",
     "flag: --logdir": "an option of TensorBoard",
+    "flag: --signal": "an option of sbatch",
     "key: include_prompt": "a field of sentence-transformers' files",
     "key: mask_ratio": "a field of an MAE's config.json",
     "key: with_lora": "a block of presets",

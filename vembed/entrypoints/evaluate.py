@@ -81,7 +81,7 @@ def _held(run: RunFolder, report: Path | None) -> Iterator[None]:
     if report is None or report.resolve() != run.report.resolve():
         yield
         return
-    with lock_folder(run.path, f"the run {run.path}", "write the report elsewhere, with --report_dir"):
+    with lock_folder(run.path, f"the run {run.path}", "write the report elsewhere, with --output_dir"):
         yield
 
 
