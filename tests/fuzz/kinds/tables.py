@@ -61,18 +61,31 @@ def _write(table: pa.Table, path: Path, draw: random.Random) -> None:
 
 
 def _parquet_rows(path: Path) -> list[Mapping[str, Any] | None]:  # Any: a cell
-    """Every row; None for those of row groups that pyarrow refuses."""
+    """Every row; None for those that pyarrow refuses, by themselves or with their row group."""
     rows: list[Mapping[str, Any] | None] = []
     try:
         file = pq.ParquetFile(path)
         for number in range(file.num_row_groups):
-            try:
-                rows += file.read_row_group(number).to_pylist()
-            except Exception:  # noqa: BLE001 - pyarrow raises what it likes
-                rows += [None] * file.metadata.row_group(number).num_rows
-    except Exception:  # noqa: BLE001 - as above
+            rows += _group_rows(file, number)
+    except Exception:  # noqa: BLE001 - pyarrow raises what it likes
         return []
     return rows
+
+
+def _group_rows(file: pq.ParquetFile, number: int) -> list[Mapping[str, Any] | None]:  # Any: a cell
+    num_rows = file.metadata.row_group(number).num_rows
+    try:
+        table = file.read_row_group(number)
+    except Exception:  # noqa: BLE001 - as above
+        return [None] * num_rows
+    return [_row_or_none(table.slice(row, 1)) for row in range(num_rows)]
+
+
+def _row_or_none(table: pa.Table) -> Mapping[str, Any] | None:  # Any: a cell
+    try:
+        return table.to_pylist()[0]
+    except Exception:  # noqa: BLE001 - as above
+        return None
 
 
 def _arrow_rows(path: Path) -> list[Mapping[str, Any] | None]:  # Any: a cell
