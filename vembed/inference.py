@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vembed.errors import DataError, UsageError
 from vembed.grad_cache.cachex.tree_utils import pad_token_rows, token_rows
-from vembed.model.items import Embeddable, Picture, as_item, image_source
+from vembed.model.items import Embeddable, Picture, as_item, image_source, numbered
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -31,7 +31,8 @@ class Predictor:
 
     Whatever it was trained with (prompts, pooling, lengths, image size, normalisation) is read from there, so an
     embedding equals the one in training. Each encode method takes one thing or a list: [dim] or [items, dim]. A model
-    with a vector per token gives [tokens, dim] for one thing, and a list of those for a list.
+    with a vector per token gives [tokens, dim] for one thing, and a list of those for a list. What cannot be read
+    raises DataError with its number, from 0 ("item 3: a.png: ..."): rows are always those of the list.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Predictor:
         """Embed texts (a text that looks like a path is a text). `side` picks the prompt, if the model has any."""
         single = isinstance(texts, str)
         entries = [texts] if isinstance(texts, str) else _as_list(texts, "a text is a str")
-        items = [as_item({"text": text}) for text in entries]
+        items = [as_item({"text": text}, origin) for text, origin in numbered(entries)]
         return self._encode(items, side, width, output, single=single)
 
     def encode_image(
@@ -92,7 +93,7 @@ class Predictor:
         """Embed images: paths, encoded bytes or PIL images."""
         single = isinstance(images, str | os.PathLike | bytes | PIL.Image.Image)
         pictures = [images] if single else _as_list(images, "an image is a path, bytes or a PIL image")
-        items = [Item(images=(image_source(picture),)) for picture in pictures]
+        items = [Item(images=(image_source(picture, name),), origin=name) for picture, name in numbered(pictures)]
         return self._encode(items, side, width, output, single=single)
 
     def encode(
@@ -109,7 +110,8 @@ class Predictor:
         """
         single = isinstance(items, str | os.PathLike | bytes | PIL.Image.Image | Mapping | Item)
         entries = [items] if single else _as_list(items, "an item is a text, an image or a dict of both")
-        return self._encode([as_item(entry) for entry in entries], side, width, output, single=single)
+        named = [as_item(entry, origin) for entry, origin in numbered(entries)]
+        return self._encode(named, side, width, output, single=single)
 
     def score(self, queries: Vectors, documents: Vectors) -> NDArray[np.float32]:
         """Scores [queries, documents] of what the encode methods gave, by the model's own measure; bigger is better."""

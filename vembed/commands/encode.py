@@ -11,9 +11,26 @@ from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCod
 from vembed.errors import UsageError
 
 if TYPE_CHECKING:
+    from vembed.retrieval.encode_file import OnBadSample
     from vembed.types import Side
 
+_POLICIES: "dict[str, OnBadSample]" = {"raise": "raise", "skip": "skip"}
 _SIDES: "dict[str, Side]" = {"query": "query", "document": "document"}
+
+_OnBadSample = Annotated[
+    str,
+    typer.Option(
+        "--on_bad_sample",
+        "--on-bad-sample",
+        help="What an item that cannot be read does: raise stops; skip writes the others and lists it beside them.",
+    ),
+]
+_MaxBadFraction = Annotated[
+    float,
+    typer.Option(
+        "--max_bad_fraction", "--max-bad-fraction", min=0, max=1, help="With skip: stop above this share of items."
+    ),
+]
 
 
 def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
@@ -30,6 +47,8 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    on_bad_sample: _OnBadSample = "raise",
+    max_bad_fraction: _MaxBadFraction = 1.0,
     trust_remote_code: TrustRemoteCode = False,
     plugins: Plugins = None,
     torch_dtype: Annotated[str, torch_dtype_option("float32, bfloat16, float16, or auto: the files' own.")] = "float32",
@@ -38,6 +57,8 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     """Embed texts and images, and write the vectors."""
     if side not in _SIDES:
         raise UsageError(f"--side {side!r} is unknown; known are: {', '.join(_SIDES)}")
+    if on_bad_sample not in _POLICIES:
+        raise UsageError(f"--on_bad_sample {on_bad_sample!r} is unknown; known are: {', '.join(_POLICIES)}")
     from vembed.entrypoints import encode as entrypoint
     from vembed.entrypoints.load_options import LoadOptions
 
@@ -55,6 +76,8 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
         width=width,
         batch_size=batch_size,
         device=device,
+        on_bad_sample=_POLICIES[on_bad_sample],
+        max_bad_fraction=max_bad_fraction,
         load_options=load_options,
     )
     typer.echo(entrypoint.encode(request, _show_progress).text())

@@ -12,6 +12,7 @@ from vembed.data.settings import DataEntry
 from vembed.data.shards import files_of_folder, is_pattern, is_saved_folder, matching_files
 from vembed.errors import DataError
 from vembed.registry import nearest_names
+from vembed.utils.untrusted import is_folder, is_there
 
 _KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a folder of Parquet files or of save_to_disk, or a hub name"
 
@@ -40,9 +41,9 @@ def load_rows(entry: DataEntry) -> Rows:
     no known format.
     """
     path = Path(entry.path)
-    if path.is_dir():
+    if is_folder(entry.path):
         return _open_folder(entry)
-    if path.exists():
+    if is_there(entry.path):
         return _open_file(entry)
     _refuse_quoting(entry)
     if is_pattern(entry.path):
@@ -120,7 +121,7 @@ def _refuse_quoting(entry: DataEntry) -> None:
 
 
 def _near_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not is_folder(str(path.parent)):
         return f" (nor the folder {path.parent})"
     near = nearest_names(path.name, [other.name for other in path.parent.iterdir()])
     return f"; did you mean {path.parent / near[0]}?" if near else ""

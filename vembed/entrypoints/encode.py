@@ -3,37 +3,46 @@
 vembed encode MODEL --input photos/ --output photos.npz
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed.entrypoints.load_options import LoadOptions
-from vembed.errors import UsageError
+from vembed.errors import DataError, UsageError
 from vembed.inference import Predictor
-from vembed.retrieval.encode import Encoding, ItemEncoder, Progress
-from vembed.retrieval.items_file import read_items
-from vembed.retrieval.vectors_file import NamedVectors, check_vectors_path, write_vectors
-from vembed.types import Embeddings, Ragged, Side
+from vembed.model.encoding import EncodeOptions
+from vembed.retrieval.encode_file import FileEncoder, LeftOut, OnBadSample, Progress
+from vembed.retrieval.items_file import open_items
+from vembed.retrieval.vectors_file import bad_samples_path, check_vectors_path, open_vectors
+from vembed.types import Side
 
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """The file that was written, and the number and size of its vectors."""
+    """The file that was written, the number and size of its vectors, and the number of items that were left out."""
 
     path: Path
     num_items: int
     num_vectors: int
     dim: int
+    num_left_out: int = 0
 
     def text(self) -> str:
         """The result for a terminal."""
         of = f" for {self.num_items:,} items" if self.num_vectors != self.num_items else ""
-        return f"{self.num_vectors:,} vectors of {self.dim} numbers{of} in {self.path}"
+        written = f"{self.num_vectors:,} vectors of {self.dim} numbers{of} in {self.path}"
+        if not self.num_left_out:
+            return written
+        items = f"{self.num_left_out:,} item{'s' if self.num_left_out > 1 else ''} that cannot be used"
+        return f"{written}\n{items} left out and listed in {bad_samples_path(self.path)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeRequest:
-    """The model, the items to embed, the file to write, and how. side: whose prompt texts get, query or document."""
+    """The model, the items to embed, the file to write, and how. side: whose prompt texts get, query or document.
+
+    on_bad_sample: what an item that cannot be read does, "raise" or "skip"; with skip, more than max_bad_fraction of
+    all stop the work.
+    """
 
     model: str
     items: Path
@@ -42,6 +51,8 @@ class EncodeRequest:
     width: int | None = None
     batch_size: int = 64
     device: str = "auto"
+    on_bad_sample: OnBadSample = "raise"
+    max_bad_fraction: float = 1.0
     load_options: LoadOptions = field(default_factory=LoadOptions)
 
 
@@ -50,23 +61,30 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
 
     Raises UsageError, DataError naming the item that cannot be read, ModelError for what the model cannot take.
     """
+    _check(request)
+    settings = request.load_options.settings
+    request.load_options.import_plugins()
+    items = open_items(request.items)
+    if request.on_bad_sample == "raise":
+        items.check()
+    model = Predictor(request.model, request.device, settings=settings).model
+    left_out = LeftOut(request.on_bad_sample, request.max_bad_fraction, len(items))
+    options = EncodeOptions(request.side, request.batch_size, request.width)
+    with open_vectors(request.output, per_token=model.spec.scoring != "single") as writer:
+        FileEncoder(model, options, writer, left_out).encode(items, progress)
+        if not writer.num_rows:
+            raise DataError(f"none of the {len(items)} items can be used; the last: {left_out.lines[-1]['reason']}")
+    left_out.write(bad_samples_path(request.output))
+    return EncodeResult(request.output, writer.num_rows, *writer.shape, len(left_out.lines))
+
+
+def _check(request: EncodeRequest) -> None:
     if request.side not in ("query", "document"):
         raise UsageError(f"side {request.side!r} is unknown; known are: query, document")
-    settings = request.load_options.settings
+    if request.on_bad_sample not in ("raise", "skip"):
+        raise UsageError(f"on_bad_sample {request.on_bad_sample!r} is unknown; known are: raise, skip")
+    if not 0 <= request.max_bad_fraction <= 1:
+        raise UsageError(f"max_bad_fraction {request.max_bad_fraction}: should be from 0 to 1")
+    if request.on_bad_sample == "raise" and request.max_bad_fraction != 1:
+        raise UsageError("max_bad_fraction has an effect only with on_bad_sample skip")
     check_vectors_path(request.output)
-    request.load_options.import_plugins()
-    named = read_items(request.items)
-    model = Predictor(request.model, request.device, settings=settings).model
-    check_vectors_path(request.output, per_token=model.spec.scoring != "single")
-    encoder = ItemEncoder(model, Encoding(request.batch_size, request.width), progress)
-    embeddings = encoder.encode([one.item for one in named], side=request.side)
-    vectors = named_vectors([one.name for one in named], embeddings)
-    write_vectors(request.output, vectors)
-    return EncodeResult(request.output, len(named), *vectors.vectors.shape)
-
-
-def named_vectors(names: Sequence[str], embeddings: Embeddings | Ragged) -> NamedVectors:
-    """Embeddings on the CPU with the names of their rows; those of tokens one after the other, and counted."""
-    if isinstance(embeddings, Ragged):
-        return NamedVectors(names, embeddings.values.numpy(), embeddings.counts.numpy())
-    return NamedVectors(names, embeddings.vectors.numpy())

@@ -1,13 +1,13 @@
 """Many items to embeddings, with little padding, and with images decoded and texts tokenised while the model runs.
 
 items of one modality, about in order of length       _windows
-a window of them, loaded and tokenised at once        _prepared       in threads, one window ahead
+a window of them, loaded and tokenised at once        _PreparedItems  in threads, one window ahead
 batches of rows of about one number of tokens         groups_within
 batch -> embeddings, in the order of the items        encode_items
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vembed.errors import ModelError, UsageError
+from vembed.errors import DataError, ModelError, UsageError
 from vembed.grad_cache.cachex.budget import groups_within
 from vembed.grad_cache.cachex.tree_utils import map_tensors, move, select_rows
 from vembed.model.base import BaseEmbeddingModel
@@ -24,7 +24,7 @@ from vembed.model.network.features import slice_features
 from vembed.model.processors.base import MAX_THREADS, ItemProcessor
 from vembed.model.spec import ModelSpec
 from vembed.model.vectors.rows import unit_vectors
-from vembed.types import Embeddings, Inputs, Item, LoadedItem, Side
+from vembed.types import AnyItem, Embeddings, Inputs, Item, LoadedItem, Side
 
 Features = Literal["model", "tower", "slice"]
 
@@ -63,6 +63,24 @@ def encode_items(
 
     Raises DataError, ModelError; UsageError for an unknown side, whose texts would get the wrong prompt.
     """
+    return _encode(model, _PreparedItems(processor, items, options))
+
+
+def encode_readable(
+    model: BaseEmbeddingModel, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
+) -> tuple[Embeddings, dict[int, DataError]]:
+    """As `encode_items`, of the items that can be read; and for the numbers of the others, why they cannot be."""
+    prepared = _ReadableItems(processor, items, options)
+    embeddings = _encode(model, prepared)
+    if not prepared.refused:
+        return embeddings, {}
+    kept = torch.tensor([row for row in range(len(items)) if row not in prepared.refused], dtype=torch.int64)
+    return map_tensors(lambda tensor: tensor[kept] if len(tensor) else tensor, embeddings), prepared.refused
+
+
+def _encode(model: BaseEmbeddingModel, prepared: "_PreparedItems") -> Embeddings:
+    """A row for every item; of those that are not given, zeros, or none where none is given."""
+    options = prepared.options
     if options.side not in get_args(Side):
         raise UsageError(f"side {options.side!r} is unknown; known are: {', '.join(get_args(Side))}")
     if options.width is not None and not 1 <= options.width <= model.dim:
@@ -70,14 +88,18 @@ def encode_items(
     was_training = model.training
     model.eval()
     try:
-        return _encode(model, processor, items, options)
+        batches = list(_encoded_batches(model, prepared))
     finally:
         model.train(was_training)
+    if not batches:
+        return _no_embeddings(options.width or model.dim, model.spec)
+    if len({one.embeddings.vectors.shape[-1] for one in batches}) > 1:
+        raise ModelError("the towers' own features differ in width; encode texts and images apart")
+    return _in_order(batches, len(prepared.items))
 
 
-def _encode(
-    model: BaseEmbeddingModel, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
-) -> Embeddings:
+def _encoded_batches(model: BaseEmbeddingModel, prepared: "_PreparedItems") -> Iterator[_EncodedBatch]:
+    options, processor = prepared.options, prepared.processor
     device = model.logit_scale.device
     forwards: dict[Features, Callable[[Inputs], Embeddings]] = {
         "model": model,
@@ -85,20 +107,14 @@ def _encode(
         "slice": partial(slice_features, model),
     }
     forward = forwards[options.features]
-    batches: list[_EncodedBatch] = []
     tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
-    for window_rows, window in _prepared(processor, items, options):
+    for window_rows, window in prepared.windows():
         for batch in groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size):
             inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
             with torch.inference_mode():
                 embeddings = _truncated(forward(processor.finish(move(inputs, device))), options.width, model.spec)
             rows = torch.tensor([window_rows[number] for number in batch])
-            batches.append(_EncodedBatch(rows, map_tensors(_float32_on_cpu, embeddings)))
-    if not batches:
-        return _no_embeddings(options.width or model.dim, model.spec)
-    if len({one.embeddings.vectors.shape[-1] for one in batches}) > 1:
-        raise ModelError("the towers' own features differ in width; encode texts and images apart")
-    return _in_order(batches, len(items))
+            yield _EncodedBatch(rows, map_tensors(_float32_on_cpu, embeddings))
 
 
 def _truncated(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
@@ -148,24 +164,77 @@ def _windows(items: Sequence[Item], batch_size: int, texts_at_once: int) -> list
     return windows
 
 
-def _prepared(
-    processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions
-) -> Iterator[tuple[list[int], Inputs]]:
-    """Each window's rows and inputs; the next window is made in threads while this one is embedded."""
-    texts_at_once = options.batch_size * (_TEXT_WINDOW if processor.counts_tokens else 1)
-    windows = _windows(items, options.batch_size, texts_at_once)
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
+class _PreparedItems:
+    """Windows of items with their inputs. Raises DataError for an item that cannot be read."""
 
-        def start(rows: list[int]) -> Future[Inputs]:
-            chosen = [items[row] for row in rows]
-            loading = [loaders.submit(processor.load, item) if item.images else item for item in chosen]
-            return preparer.submit(finish, loading)
+    def __init__(self, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions) -> None:
+        self.processor = processor
+        self.items = items
+        self.options = options
 
-        def finish(loading: list[Item | Future[LoadedItem]]) -> Inputs:
-            loaded = [entry.result() if isinstance(entry, Future) else entry for entry in loading]
-            return processor.prepare(loaded, options.side)
+    def windows(self) -> Iterator[tuple[list[int], Inputs]]:
+        """Each window's rows and inputs; the next window is made in threads while this one is embedded."""
+        batch_size = self.options.batch_size
+        texts_at_once = batch_size * (_TEXT_WINDOW if self.processor.counts_tokens else 1)
+        windows = _windows(self.items, batch_size, texts_at_once)
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
 
-        waiting = [start(rows) for rows in windows[:1]]
-        for number, rows in enumerate(windows, 1):
-            waiting += [start(following) for following in windows[number : number + 1]]
-            yield rows, waiting.pop(0).result()
+            def start(rows: list[int]) -> Future[tuple[list[int], Inputs]]:
+                return preparer.submit(self.finish, rows, [self.load(self.items[row], loaders) for row in rows])
+
+            waiting = [start(rows) for rows in windows[:1]]
+            for number in range(1, len(windows) + 1):
+                waiting += [start(following) for following in windows[number : number + 1]]
+                rows, inputs = waiting.pop(0).result()
+                if rows:
+                    yield rows, inputs
+
+    def load(self, item: Item, loaders: ThreadPoolExecutor) -> "_Loading":
+        """The item's pictures in one of the threads; a text is loaded when it is prepared."""
+        return loaders.submit(self.processor.load, item) if item.images else item
+
+    def finish(self, rows: list[int], loading: "Sequence[_Loading]") -> tuple[list[int], Inputs]:
+        """The rows of a window and their inputs."""
+        loaded = [entry.result() if isinstance(entry, Future) else entry for entry in loading]
+        return rows, self.processor.prepare(loaded, self.options.side)
+
+
+class _ReadableItems(_PreparedItems):
+    """The same without the items that cannot be read. refused: why, by their row numbers."""
+
+    def __init__(self, processor: ItemProcessor, items: Sequence[Item], options: EncodeOptions) -> None:
+        super().__init__(processor, items, options)
+        self.refused: dict[int, DataError] = {}
+
+    def finish(self, rows: list[int], loading: "Sequence[_Loading]") -> tuple[list[int], Inputs]:
+        """The rows of a window that can be read, and their inputs."""
+        loaded = self._without_refused({row: partial(_result, entry) for row, entry in zip(rows, loading, strict=True)})
+        try:
+            return list(loaded), self._prepare(loaded)
+        except DataError:  # a text, or tokens too many; of which item it is shows each by itself
+            fitting = {row: partial(self._prepared_alone, item) for row, item in loaded.items()}
+            loaded = self._without_refused(fitting)
+            return list(loaded), self._prepare(loaded)
+
+    def _without_refused(self, makers: Mapping[int, Callable[[], AnyItem]]) -> dict[int, AnyItem]:
+        made: dict[int, AnyItem] = {}
+        for row, make in makers.items():
+            try:
+                made[row] = make()
+            except DataError as error:
+                self.refused[row] = error
+        return made
+
+    def _prepared_alone(self, item: AnyItem) -> AnyItem:
+        self.processor.prepare([item], self.options.side)
+        return item
+
+    def _prepare(self, loaded: Mapping[int, AnyItem]) -> Inputs:
+        return self.processor.prepare(list(loaded.values()), self.options.side) if loaded else Inputs(0, {})
+
+
+_Loading = AnyItem | Future[LoadedItem]
+
+
+def _result(loading: _Loading) -> AnyItem:
+    return loading.result() if isinstance(loading, Future) else loading

@@ -1,6 +1,6 @@
 """Encoding for search: every distinct item once, however often and in however many galleries it stands."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,6 @@ from vembed.model.spec import ModelSpec
 from vembed.types import Embeddings, Item, Ragged, Side
 
 Encoded = Embeddings | Ragged  # Ragged: of tokens, [tokens, dim] and how many each row has
-Progress = Callable[[int, int], None]  # items done, items in all
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,9 @@ class ItemEncoder:
     padding: one long document among many short ones makes none of them longer.
     """
 
-    def __init__(self, model: VisualRetrievalModel, encoding: Encoding, progress: Progress | None = None) -> None:
+    def __init__(self, model: VisualRetrievalModel, encoding: Encoding) -> None:
         self._model = model
         self._encoding = encoding
-        self._progress = progress
         self._stores: dict[Side, _EmbeddingCache] = {}
 
     def encode(self, items: Sequence[Item], *, side: Side, keys: Sequence[int] | None = None) -> Encoded:
@@ -54,13 +52,11 @@ class ItemEncoder:
 
     def _encode_distinct(self, items: list[Item], side: Side) -> Encoded:
         by_token = self._model.spec.scoring != "single"
-        step = 8 * self._encoding.batch_size if self._progress or by_token else len(items)
+        step = 8 * self._encoding.batch_size if by_token else len(items)
         parts: list[Encoded] = []
         for start in range(0, len(items), step):
             part = self._encode_some(items[start : start + step], side)
             parts.append(ragged_tokens(part) if part.vectors.ndim == 3 else part)
-            if self._progress:
-                self._progress(min(start + step, len(items)), len(items))
         return concat_rows(parts)
 
     def _encode_some(self, items: list[Item], side: Side) -> Embeddings:

@@ -7,19 +7,26 @@
 | .jsonl, .json, .csv, .tsv, .parquet | columns `text`, `image` or both; the id is column `id`, else the row's number |
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent
 from vembed.data.fields.images import ImageCellParser
+from vembed.data.images import check_file
 from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
 from vembed.errors import DataError
 from vembed.types import ImageSource, Item
+from vembed.utils.untrusted import printable, read_regular_file
 
 _IMAGE_ENDINGS = frozenset(".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+_MAX_TEXT_BYTES = 1 << 34
+_SHOWN_LENGTH = 300  # of a path
+_log = logging.getLogger(__name__)
 Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds
 
 
@@ -31,45 +38,107 @@ class NamedItem:
     item: Item
 
 
-def read_items(path: Path) -> list[NamedItem]:
-    """The items of a folder or file. Raises DataError that names file and line of what cannot be used."""
-    if path.is_dir():
-        items = list(_images_of_folder(path))
+@dataclass(frozen=True)
+class ItemsFile:
+    """Items by their numbers, each read when it is asked for. origins: where each one stands, for messages."""
+
+    path: Path
+    num_items: int
+    origin: Callable[[int], str]
+    read: Callable[[int], NamedItem]
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def __getitem__(self, number: int) -> NamedItem:
+        """The item. Raises DataError, which names file and line, when it cannot be used; IndexError past the end."""
+        if not 0 <= number < self.num_items:
+            raise IndexError(f"{self.path}: item {number} of {self.num_items}")
+        return self.read(number)
+
+    def check(self) -> None:
+        """Raise DataError for the first item that cannot be used, or names no image file. No picture is opened."""
+        for number in range(self.num_items):
+            for source in self[number].item.images:
+                check_file(source)
+
+
+def open_items(path: Path) -> ItemsFile:
+    """The items of a folder or file. Raises DataError when it cannot be read, or holds none."""
+    if os.path.isdir(path):  # noqa: PTH112 (pathlib's raises for a name that no folder can have)
+        items = _images_of_folder(path)
     elif path.suffix.lower() == ".txt":
-        items = list(_texts_of_file(path))
+        items = _texts_of_file(path)
     else:
-        items = list(_items_of_table(path))
+        items = _items_of_table(path)
     if not items:
         raise DataError(f"{path}: there is nothing to embed in it")
     return items
 
 
-def _images_of_folder(folder: Path) -> Iterator[NamedItem]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+def read_items(path: Path) -> list[NamedItem]:
+    """All items of a folder or file. Raises DataError that names file and line of what cannot be used."""
+    items = open_items(path)
+    return [items[number] for number in range(len(items))]
+
+
+def _images_of_folder(folder: Path) -> ItemsFile:
+    paths = _image_paths(folder)
     if not paths:
         raise DataError(f"{folder}: no file in it has the ending of an image ({' '.join(sorted(_IMAGE_ENDINGS))})")
-    for path in paths:
-        yield NamedItem(path.relative_to(folder).as_posix(), Item(images=(ImageSource(path=str(path)),)))
+
+    def read(number: int) -> NamedItem:
+        path = paths[number]
+        item = Item(images=(ImageSource(path=str(path)),), origin=printable(str(path)))
+        return NamedItem(_checked_name(path.relative_to(folder).as_posix(), item.origin), item)
+
+    return ItemsFile(folder, len(paths), lambda number: printable(str(paths[number])), read)
 
 
-def _texts_of_file(path: Path) -> Iterator[NamedItem]:
+def _image_paths(folder: Path) -> list[Path]:
+    """The image files below the folder. Links to folders are not followed, since they may lead in circles."""
+    paths: list[Path] = []
+    num_links = 0
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        num_links += sum(os.path.islink(os.path.join(parent, name)) for name in folders)  # noqa: PTH114, PTH118 (many)
+        paths += [Path(parent, name) for name in names if os.path.splitext(name)[1].lower() in _IMAGE_ENDINGS]  # noqa: PTH122 (many)
+    if num_links:
+        _log.warning("%s: %d links to folders in it are not followed; name such a folder itself", folder, num_links)
+    return sorted(paths)
+
+
+def _texts_of_file(path: Path) -> ItemsFile:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a text file: {error}") from error
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
+        lines = read_regular_file(path, max_bytes=_MAX_TEXT_BYTES).decode("utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        words = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DataError(f"{str(path)[:_SHOWN_LENGTH]}: cannot be read as a text file: {words}") from error
+
+    def read(number: int) -> NamedItem:
+        line, origin = lines[number], f"{path}:{number + 1}"
         if not line.strip():
-            raise DataError(f"{path}:{number}: the line is empty; each line is one text")
-        yield NamedItem(str(number), Item(text=line.removesuffix("\r"), origin=f"{path}:{number}"))
+            raise DataError(f"{origin}: the line is empty; each line is one text")
+        return NamedItem(str(number + 1), Item(text=line.removesuffix("\r"), origin=origin))
+
+    num_lines = len(lines) - 1 if lines[-1] == "" else len(lines)
+    return ItemsFile(path, num_lines, lambda number: f"{path}:{number + 1}", read)
 
 
-def _items_of_table(path: Path) -> Iterator[NamedItem]:
+def _items_of_table(path: Path) -> ItemsFile:
     rows = load_rows(DataEntry(path=str(path)))
     image_parser = ImageCellParser(str(path.parent))
-    for index in range(len(rows)):
-        row, origin = rows[index], rows.origin(index)
+
+    def read(number: int) -> NamedItem:
+        row, origin = rows[number], rows.origin(number)
         name = _name(row.get("id"), origin)
-        yield NamedItem(str(rows.number(index)) if name is None else name, _item(row, origin, image_parser))
+        given = str(rows.number(number)) if name is None else name
+        return NamedItem(_checked_name(given, origin), _item(row, origin, image_parser))
+
+    return ItemsFile(path, len(rows), rows.origin, read)
 
 
 def _name(cell: Any, origin: str) -> str | None:  # Any: as above
@@ -84,10 +153,21 @@ def _name(cell: Any, origin: str) -> str | None:  # Any: as above
     return str(cell)
 
 
+def _checked_name(name: str, origin: str) -> str:
+    """The id. Raises DataError for one that the files of vectors cannot hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{origin}: the id {printable(name[:_SHOWN_LENGTH])} is no Unicode text; rename it") from error
+    if "\0" in name:
+        raise DataError(f"{origin}: the id {printable(name[:_SHOWN_LENGTH])} holds a null character; rename it")
+    return name
+
+
 def _item(row: Row, origin: str, image_parser: ImageCellParser) -> Item:
     text, image = row.get("text"), row.get("image")
     if is_absent(text) and is_absent(image):
         raise DataError(f"{origin}: needs a column text or image; the row has {', '.join(row) or 'nothing'}")
-    cells = image if isinstance(image, list | tuple) else [] if is_absent(image) else [image]
+    cells: Sequence[Any] = image if isinstance(image, list | tuple) else [] if is_absent(image) else [image]
     images = tuple(image_parser(cell, f"{origin}: image") for cell in cells)
     return Item(text=None if is_absent(text) else checked_text(text, f"{origin}: text"), images=images, origin=origin)

@@ -34,24 +34,6 @@ def test_repeated_items_get_equal_rows_in_order(clip, items):
     assert torch.equal(vectors[4], vectors[7])
 
 
-def test_progress_counts_distinct_items_and_changes_nothing(clip, items):
-    seen = []
-    encoder = ItemEncoder(clip, Encoding(batch_size=1), lambda done, total: seen.append((done, total)))
-    vectors = encoder.encode(items * 2, side="document").vectors
-    assert seen == [(7, 7)]
-    plain = ItemEncoder(clip, Encoding()).encode(items, side="document").vectors
-    torch.testing.assert_close(vectors, torch.cat([plain, plain]), rtol=0, atol=1e-6)
-
-
-def test_long_lists_report_progress_in_between(clip):
-    seen = []
-    texts = [Item(text=f"text number {number}") for number in range(20)]
-    ItemEncoder(clip, Encoding(batch_size=1), lambda done, total: seen.append((done, total))).encode(
-        texts, side="query"
-    )
-    assert seen == [(8, 20), (16, 20), (20, 20)]
-
-
 def test_a_width_keeps_the_first_numbers(clip, items):
     vectors = ItemEncoder(clip, Encoding(width=6)).encode(items, side="document").vectors
     torch.testing.assert_close(vectors, clip.encode(items, width=6).vectors, rtol=0, atol=1e-6)
