@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -117,6 +117,7 @@ def metrics_record(content: ReportContent) -> dict[str, object]:
             "unmeasured_queries": one.retrieval_set.num_unmeasured,
             "skipped_rows": len(one.retrieval_set.skipped),
             "left_out_documents": len(one.retrieval_set.left_out),
+            "bad_samples": [asdict(bad) for bad in (*one.retrieval_set.skipped, *one.retrieval_set.left_out)],
             "measured_on": dict(zip(comparison.labels, [result.measured_on for result in one.results], strict=True)),
         }
         for one in comparison.sets

@@ -39,10 +39,13 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
                 f"{name}: {unmeasured} queries are not measured; no document besides themselves is relevant to them (a"
                 " positive of score 0 or below is not)."
             )
-        if one.retrieval_set.skipped:
-            yield f"{name}: {len(one.retrieval_set.skipped)} rows were left out because they cannot be used."
-        if one.retrieval_set.left_out:
-            yield f"{name}: {len(one.retrieval_set.left_out)} documents of other rows cannot be read and were left out."
+        skipped, left_out = one.retrieval_set.skipped, one.retrieval_set.left_out
+        if skipped:
+            first = skipped[0].reason
+            yield f"{name}: {len(skipped)} rows were left out because they cannot be used; the first: {first}"
+        if left_out:
+            documents = f"{len(left_out)} documents of other rows"
+            yield f"{name}: {documents} cannot be read and were left out; the first: {left_out[0].reason}"
         if one.results[-1].num_truncated:
             yield f"{name}: {one.results[-1].num_truncated} texts are longer than the model reads; their ends are cut."
 

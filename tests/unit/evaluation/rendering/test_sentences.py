@@ -54,8 +54,11 @@ def test_notes_tell_what_was_left_out_or_cut():
     notes = list(reading_notes(compare([one], {"model": result}, samples=0), "test"))
     assert [note.split(":")[0] for note in notes] == ["t2t"] * 3
     assert "2 queries are not measured" in notes[0]
-    assert "1 rows were left out" in notes[1]
+    assert notes[1].endswith("1 rows were left out because they cannot be used; the first: no picture")
     assert "5 texts are longer than the model reads" in notes[2]
+    bad = (BadRow("rows.jsonl:4", "cut off"), BadRow("rows.jsonl:5", "gone"))
+    (note,) = reading_notes(make_comparison([replace(make_set(), left_out=bad)]), "test")
+    assert note.endswith("2 documents of other rows cannot be read and were left out; the first: cut off")
 
 
 def test_a_note_tells_by_which_row_each_model_of_a_composed_set_counts():
