@@ -138,7 +138,7 @@ class ItemProcessor(ABC):
         """
         self.check(item)
         together = [item.images] if self.reads_pictures_together else [(source,) for source in item.images]
-        images = tuple(self._read(sources, transform) for sources in together if sources)
+        images = tuple(self._read(item, sources, transform) for sources in together if sources)
         loaded = LoadedItem(item.text, images, content_hash(item), draw, item.origin)
         self.check_loaded(loaded)
         return loaded
@@ -157,13 +157,15 @@ class ItemProcessor(ABC):
             return self.load(item)
         return self.load(item.item, item.transform, item.draw)
 
-    def _read(self, sources: Sequence[ImageSource], transform: ImageTransform | None) -> Mapping[str, Tensor]:
+    def _read(
+        self, item: Item, sources: Sequence[ImageSource], transform: ImageTransform | None
+    ) -> Mapping[str, Tensor]:
         """Tensors of one entry: of a picture, or of all of an item's where the model reads them together.
 
         What the libraries that resize and cut them raise is a DataError, as there are shapes that they refuse.
         """
         pictures = [read_image(source, max_pixels=self.max_image_pixels) for source in sources]
-        with library_errors(DataError, f"{_place_of_all(sources)}an image cannot be read by this model"):
+        with library_errors(DataError, f"{_place_of_all(item, sources)}an image cannot be read by this model"):
             pictures = pictures if transform is None else [transform(picture) for picture in pictures]
             return self.read_pictures(pictures)
 
@@ -186,9 +188,10 @@ class ItemProcessor(ABC):
         """
 
 
-def _place_of_all(sources: Sequence[ImageSource]) -> str:
+def _place_of_all(item: Item, sources: Sequence[ImageSource]) -> str:
+    place = place_of(sources[0]) or (f"{item.origin}: " if item.origin else "")
     others = f"or another of the item's {len(sources)} images: " if len(sources) > 1 else ""
-    return f"{place_of(sources[0])}{others}"
+    return f"{place}{others}"
 
 
 def _windows(items: Sequence[HeldItem]) -> list[list[int]]:
