@@ -7,8 +7,9 @@ batch -> embeddings, in the order of the items        encode_items
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -108,13 +109,15 @@ def _encoded_batches(model: BaseEmbeddingModel, prepared: "_PreparedItems") -> I
     }
     forward = forwards[options.features]
     tokens_at_once = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
-    for window_rows, window in prepared.windows():
-        for batch in groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size):
-            inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
-            with torch.inference_mode():
-                embeddings = _truncated(forward(processor.finish(move(inputs, device))), options.width, model.spec)
-            rows = torch.tensor([window_rows[number] for number in batch])
-            yield _EncodedBatch(rows, map_tensors(_float32_on_cpu, embeddings))
+    with closing(prepared.windows()) as windows:  # an error here must not wait for the pictures of the next window
+        for rows_of_window, window in windows:
+            groups = groups_within(processor.num_tokens(window).tolist(), tokens_at_once, most_rows=options.batch_size)
+            for batch in groups:
+                inputs = processor.without_padding(select_rows(window, torch.tensor(batch)))
+                with torch.inference_mode():
+                    embeddings = _truncated(forward(processor.finish(move(inputs, device))), options.width, model.spec)
+                rows = torch.tensor([rows_of_window[number] for number in batch])
+                yield _EncodedBatch(rows, map_tensors(_float32_on_cpu, embeddings))
 
 
 def _truncated(embeddings: Embeddings, width: int | None, spec: ModelSpec) -> Embeddings:
@@ -172,12 +175,12 @@ class _PreparedItems:
         self.items = items
         self.options = options
 
-    def windows(self) -> Iterator[tuple[list[int], Inputs]]:
+    def windows(self) -> Generator[tuple[list[int], Inputs], None, None]:
         """Each window's rows and inputs; the next window is made in threads while this one is embedded."""
         batch_size = self.options.batch_size
         texts_at_once = batch_size * (_TEXT_WINDOW if self.processor.counts_tokens else 1)
         windows = _windows(self.items, batch_size, texts_at_once)
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as loaders, ThreadPoolExecutor(1) as preparer:
+        with _threads(1) as preparer, _threads(min(MAX_THREADS, os.cpu_count() or 1)) as loaders:
 
             def start(rows: list[int]) -> Future[tuple[list[int], Inputs]]:
                 return preparer.submit(self.finish, rows, [self.load(self.items[row], loaders) for row in rows])
@@ -238,3 +241,13 @@ _Loading = AnyItem | Future[LoadedItem]
 
 def _result(loading: _Loading) -> AnyItem:
     return loading.result() if isinstance(loading, Future) else loading
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that finish what they are at when the block ends, and begin nothing more: it may have failed."""
+    threads = ThreadPoolExecutor(number)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)

@@ -1,5 +1,7 @@
 """Encoding many items: the same vectors whatever the batch size, in the order that they came in."""
 
+import time
+
 import pytest
 import torch
 from torch.nn import functional
@@ -129,3 +131,22 @@ def test_no_items_give_an_empty_table(model_of):
 def test_a_side_that_there_is_not_is_refused(name, model_of):
     with pytest.raises(UsageError, match="side 'qurey' is unknown; known are: query, document"):
         model_of(name).encode([Item(text="red")], side="qurey")
+
+
+def test_an_error_of_the_model_does_not_wait_for_pictures_that_were_asked_for(fresh, pictures, monkeypatch):
+    model, loaded = fresh("clip"), []
+    load = model.processor.load
+
+    def slow_load(item, transform=None, draw=0):
+        loaded.append(item)
+        time.sleep(0.05)
+        return load(item, transform, draw)
+
+    def fail(_module, _inputs):
+        raise IndexError("out of range in self")
+
+    monkeypatch.setattr(model.processor, "load", slow_load)
+    model.model.register_forward_pre_hook(fail)
+    with pytest.raises(IndexError, match="out of range in self"):
+        model.encode([Item(images=(ImageSource(pil=pictures[0]),))] * 200, batch_size=64)
+    assert 64 <= len(loaded) < 64 + 32  # the first window, and of the second what threads were at
