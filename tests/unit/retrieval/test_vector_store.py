@@ -213,3 +213,57 @@ def test_an_unknown_key_is_refused(tmp_path):
             store.append([1], single(1.0))
         with pytest.raises(CheckpointError, match=r"lacks 1 of the 1 rows"):
             store.read([9])
+
+
+@pytest.mark.parametrize("embeddings", [single(1.0, 2.0, 3.0), tokens(2, 0, 3)], ids=["rows", "tokens"])
+def test_no_flipped_bit_changes_a_row_that_is_read(tmp_path, embeddings):
+    """In any byte of any file, numpy's headers included: it is refused, or the row is not there and made anew."""
+    store = VectorStore(tmp_path)
+    store.append([1, 2, 3], embeddings)
+    expected = store.read([1, 2, 3])
+    outcomes = []
+    for file in sorted(tmp_path.rglob("*.npy")):
+        whole = file.read_bytes()
+        for position in range(len(whole)):
+            file.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+            try:
+                changed = VectorStore(tmp_path)
+                if not changed.contains([1, 2, 3]).all():
+                    outcomes.append("made anew")
+                    continue
+                read = changed.read([1, 2, 3])
+                same = torch.equal(read.vectors, expected.vectors) and read.vectors.dtype == expected.vectors.dtype
+                outcomes.append("the same" if same else f"{file.name}: {position}")
+            except CheckpointError as error:
+                outcomes.append("refused" if f"{file.parent} is damaged" in str(error) else str(error))
+        file.write_bytes(whole)
+    assert {one for one in outcomes if "damaged" not in one and "cannot stand" not in one} <= {
+        *("made anew", "the same", "refused"),
+    }
+    assert outcomes.count("the same") < 200  # spaces in headers
+    assert outcomes.count("refused") > 100
+
+
+def test_only_the_rows_that_are_read_are_checked_and_each_once(tmp_path):
+    VectorStore(tmp_path).append([1, 2], single(1.0, 2.0))
+    store = VectorStore(tmp_path)
+    (file,) = tmp_path.rglob("vectors.npy")
+    store.read([1])
+    whole = bytearray(file.read_bytes())
+    whole[-16] ^= 1  # of the first row, which was seen whole
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"shard-\S+ is damaged: a row of it is not what was written\. Delete it"):
+        store.read([1, 2])
+    assert store.read([1]).vectors.shape == (1, 2)
+
+
+def test_a_shard_without_checksums_is_left_out_with_a_word(tmp_path, caplog):
+    VectorStore(tmp_path).append([1], single(1.0))
+    (file,) = tmp_path.rglob("checks.npy")
+    file.unlink()
+    store = VectorStore(tmp_path)
+    assert "1 shards have no checksums" in caplog.text
+    assert not store.contains([1])[0]
+    store.append([1], single(5.0))
+    assert VectorStore(tmp_path).read([1]).vectors.tolist() == [[5, 50]]

@@ -9,13 +9,11 @@
 The weights are opened only to embed what is missing, and are freed before training begins.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +34,9 @@ from vembed.scoring import get_scorer
 from vembed.training.frozen_features import ItemSides
 from vembed.training.rng import preserve_rng
 from vembed.types import Batch, Embeddings, Item, Side, Sides
-from vembed.utils.files import atomic_file, disk_errors
+from vembed.utils.files import disk_errors
+from vembed.utils.sealed import CHECKSUM, read_object, read_sealed, write_sealed
+from vembed.utils.untrusted import library_errors
 from vembed.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class TeacherModel:
         return TeacherFacts(model.spec, model.dim, 1 / scale_of(model.logit_scale).item())
 
     def _write_facts(self) -> None:
-        if (self._folder / _RECORD).exists():
+        if _is_sealed(self._folder / _RECORD):
             return
         record = {
             "model": self.name,
@@ -203,15 +203,23 @@ class TeacherModel:
         }
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._folder / _RECORD) as new:
-            new.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_sealed(self._folder / _RECORD, record)
 
     def _read_facts(self, spec: ModelSpec) -> TeacherFacts | None:
-        try:
-            record: Mapping[str, Any] = json.loads((self._folder / _RECORD).read_text(encoding="utf-8"))  # Any: JSON
-            return TeacherFacts(spec, int(record["dim"]), float(record["temperature"]))
-        except FileNotFoundError:
+        file = self._folder / _RECORD
+        if not _is_sealed(file):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            where = self._folder / _RECORD
-            raise CheckpointError(f"{where} is damaged: {error}. Delete it, and it is made anew") from error
+        try:
+            record = read_sealed(file)
+            with library_errors(CheckpointError, f"{file} is damaged"):
+                return TeacherFacts(spec, int(record["dim"]), float(record["temperature"]))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. Delete it, and it is made anew") from error
+
+
+def _is_sealed(record: Path) -> bool:
+    """True if the file is there and has a checksum; one of an earlier version is made anew. Raises CheckpointError."""
+    try:
+        return record.exists() and CHECKSUM in read_object(record)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Delete it, and it is made anew") from error
