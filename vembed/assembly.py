@@ -139,8 +139,11 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
     """The writer and reader of the run's checkpoints, which refuses those of another run."""
     reference = session.engine.trainer.reference
     teacher = loaded.teacher
+    precision = session.engine.precision
     identity = RunIdentity(
-        settings=config.to_flat() | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
+        settings=config.to_flat()
+        | {"mixed_precision": precision.mixed_precision}  # not `auto`, which stands for another one on another machine
+        | ({} if teacher is None else {"weights of teacher_model_name": teacher.fingerprint}),
         defaults=config.defaults(),
         rows=session.data.rows["train"],
         provenance={
@@ -151,7 +154,6 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
         },
         start_checksum=None if reference is None else reference.start_checksum,
     )
-    precision = session.engine.precision
     limit, merge = config.training.save_total_limit, not config.training.save_adapter_only
     optimizer = session.engine.optimizer
     classes = loaded.objective.classes

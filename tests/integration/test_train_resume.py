@@ -15,8 +15,10 @@ from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
+from vembed.training.run.folder import read_facts
 from vembed.training.state import Best
 from vembed.training.step import auto_chunking
+from vembed.utils.sealed import read_sealed, sealed, write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -270,9 +272,9 @@ def test_a_checkpoint_from_before_there_was_a_key_goes_on_with_its_default(tmp_p
     few = {**settings, "max_steps": 1, "eval_steps": None, "output_dir": str(tmp_path / "run")}
     Trainer(few).train()
     record = tmp_path / "run" / "checkpoint-1" / "training_state.json"
-    saved = json.loads(record.read_text())
+    saved = read_sealed(record)
     assert (saved["settings"].pop("freeze_layers"), saved["settings"].pop("hardness_strength")) == ({}, None)
-    record.write_text(json.dumps(saved))
+    write_sealed(record, saved)
     again = {**few, "resume_from_checkpoint": "latest", "max_steps": 2}
     with pytest.raises(ConfigError, match=r"^hardness_strength: the checkpoint was trained with None, now it is 2.0\n"):
         Trainer({**again, "hardness_strength": 2.0}).train()
@@ -311,8 +313,8 @@ def test_best_is_what_its_folder_holds(tmp_path, settings):
     first = Trainer(few).train()
     assert first.best is not None
     record = tmp_path / "run" / "best" / "vembed_config.json"
-    newer = json.loads(record.read_text()) | {"step": 7, "best": {"metric": "ndcg@10", "value": 0.999}}
-    record.write_text(json.dumps(newer))
+    newer = read_facts(record) | {"step": 7, "best": {"metric": "ndcg@10", "value": 0.999}}
+    record.write_text(json.dumps(json.loads(record.read_text()) | sealed(newer)))
     again = Trainer({**few, "resume_from_checkpoint": "latest", "max_steps": 2}).train()
     assert again.best == Best("ndcg@10", 0.999, 7)
     assert json.loads((again.final / "vembed_config.json").read_text())["step"] == 7

@@ -1,15 +1,17 @@
 """Rows that cannot be used: found before training where that is cheap, counted and listed while training."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.images import check_file
 from vembed.data.settings import DataSettings
-from vembed.errors import DataError
+from vembed.errors import CheckpointError, DataError
+from vembed.utils.untrusted import library_errors
 
 _SHOWN = 10
 
@@ -96,15 +98,26 @@ class BadSamples:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        with self._path.open("ab+") as file:
+            if file.tell() and _last_byte(file) != b"\n":
+                text = "\n" + text
+            file.write(text.encode("utf-8", "backslashreplace"))
 
     def _listed(self) -> Iterator[Mapping[str, str]]:
         if self._path is None or not self._path.exists():
             return
-        for text in self._path.read_text(encoding="utf-8").split("\n"):
-            if text.endswith("}"):  # a run that was killed may have left half a line
-                yield json.loads(text)
+        with library_errors(CheckpointError, f"{self._path} is damaged; delete it, and its rows are found anew"):
+            texts = self._path.read_text(encoding="utf-8").split("\n")
+            lines = [json.loads(text) for text in texts if text.endswith("}")]  # a killed run may leave half a line
+            if not all(isinstance(line[key], str) for line in lines for key in ("origin", "reason")):
+                raise ValueError("an origin or a reason is no text")
+        yield from lines
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def _bad_rows(dataset: VisualRetrievalDataset) -> Iterator[BadRow]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from vembed.training.plan import Plan
 from vembed.training.run.folder import RunFolder
 from vembed.training.state import Metrics, TrainState
 from vembed.training.trackers.registry import OpenTracker, TrackedRun
-from vembed.utils.files import disk_errors
+from vembed.utils.files import atomic_file, disk_errors
 from vembed.utils.logging import console
 from vembed.utils.memory import peak_memory_mib
 
@@ -33,7 +34,7 @@ def open_callbacks(
     run: RunFolder, plan: Plan, device: torch.device, *, state: TrainState, trackers: Mapping[str, OpenTracker]
 ) -> Iterator[Sequence[Callback]]:
     """The callbacks of a run that goes on from `state`; those that hold files are closed when the block ends."""
-    kept = truncate_metrics(run.metrics, state.num_metrics_lines)
+    kept = truncate_metrics(run.metrics, state)
     lines = _parsed(run.metrics, kept) if trackers else []
     with ExitStack() as stack:
         opened = [
@@ -64,9 +65,12 @@ class MetricsFile:
         self._write(evaluation_line(metrics, state), state)
 
     def _write(self, line: Line, state: TrainState) -> None:
-        with disk_errors(self._file), self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with disk_errors(self._file), self._file.open("ab") as stream:
+            stream.write(data)
         state.num_metrics_lines += 1
+        if state.metrics_checksum is not None:
+            state.metrics_checksum = zlib.crc32(data, state.metrics_checksum)
 
 
 def log_line(record: StepRecord, state: TrainState, plan: Plan, device: torch.device) -> Line:
@@ -92,17 +96,29 @@ def evaluation_line(metrics: Metrics, state: TrainState) -> Line:
     return {"step": state.step, "eval": metrics}
 
 
-def truncate_metrics(file: Path, num_lines: int) -> list[str]:
-    """Cut metrics.jsonl to its first `num_lines` lines and return them: those that a resumed checkpoint knows of."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    if len(lines) > num_lines:
-        file.write_text("".join(lines[:num_lines]), encoding="utf-8")
-    return lines[:num_lines]
+def truncate_metrics(file: Path, state: TrainState) -> list[bytes]:
+    """Cut metrics.jsonl to the lines that a resumed checkpoint knows of, and return them.
+
+    Raises CheckpointError when they are not those that were written. Where the file is gone, the lines begin anew.
+    """
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    kept = lines[: state.num_metrics_lines]
+    if not lines:
+        if state.num_metrics_lines:
+            _log.warning("%s is gone, or empty: the figures of the steps so far are lost", file)
+        state.num_metrics_lines, state.metrics_checksum = 0, 0
+    elif len(kept) < state.num_metrics_lines or state.metrics_checksum not in (None, zlib.crc32(b"".join(kept))):
+        raise CheckpointError(
+            f"{file} is damaged: it does not begin with the {state.num_metrics_lines} lines that the run wrote up to"
+            " its checkpoint; put them back, or delete the file and go on without them"
+        )
+    if len(lines) > len(kept):
+        with atomic_file(file) as new:
+            new.write_bytes(b"".join(kept))
+    return kept
 
 
-def _parsed(file: Path, lines: Sequence[str]) -> list[Line]:
+def _parsed(file: Path, lines: Sequence[bytes]) -> list[Line]:
     """The lines of metrics.jsonl. Raises CheckpointError for one that is damaged."""
     parsed = []
     for number, line in enumerate(lines, 1):

@@ -62,7 +62,8 @@ class TrainState:
 
     step: finished steps, skipped ones included. epoch: the running epoch, from 0. loader: the loader's place in it
     (None: at its start). evaluated_step, saved_step: the last step with an evaluation, with a checkpoint, so that none
-    is missed or repeated after a resume. num_metrics_lines: lines of metrics.jsonl that belong to the steps so far.
+    is missed or repeated after a resume. num_metrics_lines, metrics_checksum: lines of metrics.jsonl that belong to the
+    steps so far, and the CRC-32 of their bytes (None: of a checkpoint that had none).
     num_nan_in_a_row: steps that on_nan: skip left out since the last one that was not. chunks: the chunk sizes that the
     gradient cache's `auto` chose; free memory may differ after a resume, and other chunks add up in another order.
     """
@@ -77,6 +78,7 @@ class TrainState:
     evaluated_step: int = 0
     saved_step: int = 0
     num_metrics_lines: int = 0
+    metrics_checksum: int | None = 0
     best: Best | None = None
     chunks: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
     window: LogWindow = field(default_factory=LogWindow)
@@ -89,6 +91,7 @@ class TrainState:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainState:  # Any: JSON
         """The state that `to_dict` wrote."""
         loader, best = values["loader"], values["best"]
+        values = {"metrics_checksum": None, **values}
         return cls(
             **{key: value for key, value in values.items() if key not in {"loader", "best", "window"}},
             loader=None if loader is None else LoaderState.from_dict(loader),

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import zlib
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -71,21 +72,51 @@ def test_the_state_survives_json_exactly():
     assert TrainState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
 
 
+def known(lines: bytes) -> TrainState:
+    """The state of a checkpoint that was written after these lines."""
+    return TrainState(num_metrics_lines=lines.count(b"\n"), metrics_checksum=zlib.crc32(lines))
+
+
 def test_lines_after_the_resumed_step_are_cut(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    truncate_metrics(file, 2)
+    truncate_metrics(file, TrainState())
     assert not file.exists()
-    file.write_text("1\n2\n3\n")
-    truncate_metrics(file, 2)
-    assert file.read_text() == "1\n2\n"
-    truncate_metrics(file, 5)
-    assert file.read_text() == "1\n2\n"
+    file.write_bytes(b"1\n2\n3\n")
+    for state in (known(b"1\n2\n"), TrainState(num_metrics_lines=2, metrics_checksum=None)):  # of an earlier version
+        assert truncate_metrics(file, state) == [b"1\n", b"2\n"]
+        assert file.read_bytes() == b"1\n2\n"
+        file.write_bytes(b"1\n2\n3")  # of a run that was killed
+
+
+@pytest.mark.parametrize("found", [b"1\n", b"1\n2", b"1\n3\n", b"1\n\xff\n", b"\n\n", b"1\n \n2\n"])
+def test_other_lines_than_those_that_were_written_are_refused(tmp_path, found):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(found)
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: .* the 2 lines .*delete the file"):
+        truncate_metrics(file, known(b"1\n2\n"))
+    assert file.read_bytes() == found
+
+
+def test_lines_that_are_gone_are_told_and_begin_anew(tmp_path, caplog):
+    state = known(b"1\n2\n")
+    assert truncate_metrics(tmp_path / "metrics.jsonl", state) == []
+    assert "metrics.jsonl is gone" in caplog.text
+    assert state == TrainState()
+
+
+def test_the_state_knows_the_lines_that_were_written(tmp_path):
+    file, state = tmp_path / "metrics.jsonl", TrainState()
+    for step in (2, 4):
+        state.step = step
+        MetricsFile(file, PLAN, CPU).on_evaluation({"t2i": {"mrr": 0.25}}, state)
+    assert state.metrics_checksum == zlib.crc32(file.read_bytes())
+    assert len(truncate_metrics(file, TrainState.from_dict(json.loads(json.dumps(state.to_dict()))))) == 2
 
 
 def test_trackers_are_not_given_a_damaged_line_and_without_them_it_is_not_read(tmp_path):
     run = RunFolder(tmp_path)
     run.metrics.write_text('{"step": 1}\n{"step": 2, "lo\n')
-    state = TrainState(step=2, num_metrics_lines=2)
+    state = TrainState(step=2, num_metrics_lines=2, metrics_checksum=None)
     with (
         pytest.raises(CheckpointError, match=r"metrics\.jsonl:2 is damaged, and trackers get its figures again"),
         open_callbacks(run, PLAN, CPU, state=state, trackers={"any": nullcontext}),

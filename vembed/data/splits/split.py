@@ -5,7 +5,6 @@ rows can be ranked (`choice`): the same data and seed give the same split, also 
 saved as row numbers in the run.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ import numpy as np
 from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.splits.choice import choose_validation_rows
 from vembed.data.splits.components import find_components
-from vembed.errors import DataError
-from vembed.utils.files import atomic_file
+from vembed.errors import CheckpointError, DataError
+from vembed.utils.sealed import read_sealed, write_sealed
+from vembed.utils.untrusted import library_errors
 
 _log = logging.getLogger(__name__)
 
@@ -66,20 +66,23 @@ def _warn_of_size(num_chosen: int, num_rows: int, fraction: float, num_parts: in
 
 
 def save_split(split: Split, path: str | Path) -> None:
-    """Write the split as JSON, whole or not at all."""
-    with atomic_file(Path(path)) as unfinished:
-        unfinished.write_text(json.dumps(split.summary), encoding="utf-8")
+    """Write the split as JSON with a checksum, whole or not at all."""
+    write_sealed(Path(path), split.summary)
 
 
 def load_split(path: str | Path, datasets: Sequence[VisualRetrievalDataset]) -> Split:
-    """The saved split of the same data. Raises DataError when names or sizes of the data sets have changed."""
-    try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    """The saved split of the same data.
+
+    Raises CheckpointError when the file is damaged, DataError when names or sizes of the data sets have changed.
+    """
+    summary = read_sealed(Path(path))
+    with library_errors(CheckpointError, f"{path}: not a saved split"):
         saved = {name: (part["num_rows"], part["validation"]) for name, part in summary["datasets"].items()}
+        numbers = [number for num_rows, rows in saved.values() for number in (num_rows, *rows)]
+        if any(type(number) is not int for number in numbers):
+            raise ValueError("a number of rows, or of a row, is no whole number")
         if any(not 0 <= row < num_rows for num_rows, rows in saved.values() for row in rows):
             raise ValueError("a row number is past the end")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a saved split: {error!r}") from error
     now = {dataset.name: len(dataset) for dataset in datasets}
     then = {name: num_rows for name, (num_rows, _) in saved.items()}
     if now != then:

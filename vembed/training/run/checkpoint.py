@@ -2,7 +2,8 @@
 
     checkpoint-<step>/   the model's own files
         training_state.safetensors   optimizer/<parameter>/<key>, rng/<generator>, classes/keys and classes/weight
-        training_state.json          counters, GradScaler, versions, the run's settings, rows of its data, checksums
+        training_state.json          counters, GradScaler, versions, the run's settings, rows of its data; checksums of
+                                     both files and of the model's tensors, all made while writing
     best/                the model's own files, with the best validation metric
     final/               a copy of best/, or the last weights without validation data; adapters are merged
 
@@ -10,7 +11,6 @@ With LoRA the model's files are the adapters and the heads, as they are trained,
 `final/` has the adapters merged into the base's weights, unless `save_adapter_only`.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,20 +31,26 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run.compatibility import check_same_run, versions
-from vembed.training.run.folder import RunFolder, checkpoint_step
+from vembed.training.run.folder import RunFolder, checkpoint_step, read_facts
 from vembed.training.run.tensors import (
     NamedParameters,
-    checksum,
+    byte_sum,
+    fingerprint,
     load_optimizer_tensors,
     named_parameters,
     optimizer_tensors,
+    saved_tensors,
     with_prefix,
 )
 from vembed.training.state import Best, TrainState
-from vembed.utils.files import atomic_folder
+from vembed.utils.files import atomic_folder, remove, sync
+from vembed.utils.sealed import CHECKSUM, read_object, sealed, sealed_text, unsealed
+from vembed.utils.untrusted import library_errors
+from vembed.version import __version__
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
+_WITHOUT_CHECKSUMS = 1  # the format before: of the weights a sum of bytes alone
 _RNG = "rng/"
 _CLASSES = "classes/"
 STATE_FILE = "training_state.json"
@@ -64,7 +69,7 @@ class RunIdentity:
     defaults: Mapping[str, object]
     rows: Mapping[str, int]
     provenance: Mapping[str, object]
-    start_checksum: int | None = None
+    start_checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,21 +92,23 @@ class Checkpoints:
         Raises CheckpointError when the disk refuses, NotFiniteError for weights that are not finite; older checkpoints
         are untouched then.
         """
-        self._check_finite(state)
-        folder = self.run.checkpoint(state.step)
+        self._check_writable(state)
+        folder, tensors = self.run.checkpoint(state.step), self._tensors()
         with atomic_folder(folder) as new:
+            if self.run.metrics.is_file():
+                sync(self.run.metrics)  # a checkpoint that is whole has the lines that it counts
             self._save_model(new, state)
-            save_file(self._tensors(), new / TRAINING_FILE)
-            (new / STATE_FILE).write_text(json.dumps(self._record(state), indent=2), encoding="utf-8")
+            save_file(tensors, new / TRAINING_FILE)
+            (new / STATE_FILE).write_bytes(sealed_text(self._record(state, tensors)))
         _log.info("wrote %s", folder)
         for old in _oldest_over_limit(self.run, state.step, self.limit):
-            shutil.rmtree(old)
+            _remove_old(old)
         return folder
 
     def save_best(self, state: TrainState) -> Path:
         """Write best/: a deployable model without training state. Its spec file has the metric that chose it."""
         assert state.best is not None
-        self._check_finite(state)
+        self._check_writable(state)
         with atomic_folder(self.run.best) as new:
             self._save_model(new, state)
         _log.info("step %d is the best so far: %s %.4f", state.step, state.best.metric, state.best.value)
@@ -109,6 +116,7 @@ class Checkpoints:
 
     def write_final(self, state: TrainState) -> Path:
         """Write final/: what best/ holds, or the model as it is when nothing was validated; adapters are merged."""
+        self.run.check_held()
         merged = self.merge_final and has_adapters(self.model.model)
         with atomic_folder(self.run.final) as new:
             if state.best is None:
@@ -127,37 +135,65 @@ class Checkpoints:
         Raises ConfigError when settings or data changed in a way that matters, CheckpointError when the folder is
         damaged.
         """
+        record = self._read_record(folder)
+        with library_errors(CheckpointError, f"{folder / STATE_FILE} is damaged"):
+            check_same_run(
+                record["settings"],
+                self.identity.settings,
+                defaults=self.identity.defaults,
+                saved_rows=record["rows"],
+                rows=self.identity.rows,
+            )
+            state = TrainState.from_dict(record["state"])
+        self._check_start(folder, record)
+        tensors = _read_tensors(folder, record)
+        self._check_spec(folder)
+        with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
+            if self.classes is not None:
+                _load_classes(self.classes, with_prefix(tensors, _CLASSES))
+            self._load_parameters(folder, record)
+            load_optimizer_tensors(self._named_parameters(), self.optimizer, tensors)
+            if self.scaler is not None and record["scaler"] is not None:
+                self.scaler.load_state_dict(record["scaler"])
+            restore_rng(with_prefix(tensors, _RNG))  # last: opening the saved model may have drawn random numbers
+        state.best = self._read_best()
+        return state
+
+    def _read_record(self, folder: Path) -> Mapping[str, Any]:  # Any: JSON
+        file = folder / STATE_FILE
         try:
-            record = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            tensors = load_file(folder / TRAINING_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
+            content = read_object(file)
+            record = unsealed(content, file)
+        except CheckpointError as error:
             raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
-        if record["format"] != _FORMAT:
-            raise CheckpointError(f"{folder} was written in format {record['format']}; this version reads {_FORMAT}")
-        check_same_run(
-            record["settings"],
-            self.identity.settings,
-            defaults=self.identity.defaults,
-            saved_rows=record["rows"],
-            rows=self.identity.rows,
-        )
-        if record.get("start") != self.identity.start_checksum:
+        if record.get("format") not in (_FORMAT, _WITHOUT_CHECKSUMS):
+            raise CheckpointError(f"{file} is of format {record.get('format')!r}; this version reads {_FORMAT}")
+        if record["format"] == _FORMAT and CHECKSUM not in content:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {file} lacks its checksum")
+        return record
+
+    def _check_spec(self, folder: Path) -> None:
+        """Raise CheckpointError when vembed_config.json is not what was written: it describes another model then."""
+        file = folder / SPEC_FILE
+        written = read_object(file)
+        read_facts(file)
+        if written.get("version") == __version__ and written.get("spec") != self.model.spec.model_dump(mode="json"):
+            raise CheckpointError(f"{file} is damaged: it describes another model than the one that is trained")
+
+    def _check_start(self, folder: Path, record: Mapping[str, Any]) -> None:  # Any: JSON
+        """Refuse to go on beside another reference than the run had. The model must still be as it was opened."""
+        now: object = self.identity.start_checksum
+        if now is not None and record["format"] == _WITHOUT_CHECKSUMS:
+            now = byte_sum(named_parameters(self.model.model))
+        if record.get("start") != now:
             raise CheckpointError(
                 f"the run of {folder} compares with the model that it started from, and what is opened now is another:"
                 " its files were changed; put them back, or start a new run"
             )
-        if self.classes is not None:
-            _load_classes(self.classes, with_prefix(tensors, _CLASSES))
-        self._load_parameters(folder, record)
-        load_optimizer_tensors(self._named_parameters(), self.optimizer, tensors)
-        if self.scaler is not None and record["scaler"] is not None:
-            self.scaler.load_state_dict(record["scaler"])
-        restore_rng(with_prefix(tensors, _RNG))  # last: opening the saved model may have drawn random numbers
-        state = TrainState.from_dict(record["state"])
-        state.best = self._read_best()
-        return state
 
-    def _check_finite(self, state: TrainState) -> None:
+    def _check_writable(self, state: TrainState) -> None:
+        """Raise NotFiniteError for weights that are no numbers, CheckpointError where another process writes."""
+        self.run.check_held()
         trainable = [(name, parameter) for name, parameter in self._named_parameters() if parameter.requires_grad]
         broken = [name for name, parameter in trainable if not parameter.isfinite().all()]
         if broken:
@@ -175,8 +211,9 @@ class Checkpoints:
         file = self.run.best / SPEC_FILE
         if not file.exists():
             return None
-        written = json.loads(file.read_text(encoding="utf-8"))
-        return Best(step=written["step"], **written["best"])
+        written = read_facts(file)
+        with library_errors(CheckpointError, f"{file} is damaged"):
+            return Best(step=written["step"], **written["best"])
 
     def _settings_for_merge(self) -> ModelSettings:
         """Settings that open best/ in the dtype of the run's frozen weights, as adapters were trained beside these."""
@@ -184,7 +221,7 @@ class Checkpoints:
 
     def _save_model(self, folder: Path, state: TrainState, *, merge_adapters: bool = False) -> None:
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
-        extra = {**self.identity.provenance, "step": state.step, "best": best}
+        extra = sealed({**self.identity.provenance, "step": state.step, "best": best})
         self.model.save_pretrained(folder, extra, merge_adapters=merge_adapters)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -199,12 +236,16 @@ class Checkpoints:
         named = named_parameters(self.model.model)
         return named if self.classes is None else [*named, (f"{_CLASSES}weight", self.classes.weight)]
 
-    def _record(self, state: TrainState) -> dict[str, Any]:  # Any: JSON
+    def _saved_tensors(self) -> dict[str, Tensor]:
+        return saved_tensors(self.model.model, None if self.classes is None else self.classes.weight)
+
+    def _record(self, state: TrainState, tensors: Mapping[str, Tensor]) -> dict[str, Any]:  # Any: JSON
         return {
             "format": _FORMAT,
             "state": state.to_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "weights": checksum(self._named_parameters()),
+            "weights": fingerprint(self._saved_tensors()),
+            "tensors": fingerprint(tensors),
             "start": self.identity.start_checksum,
             "settings": dict(self.identity.settings),
             "rows": dict(self.identity.rows),
@@ -221,8 +262,30 @@ class Checkpoints:
         else:
             saved = VisualRetrievalModel.from_pretrained(str(folder), self.settings.for_opening())
             self.model.model.load_state_dict(saved.model.state_dict())
-        if checksum(self._named_parameters()) != record["weights"]:
+        old = record["format"] == _WITHOUT_CHECKSUMS
+        now = byte_sum(self._named_parameters()) if old else fingerprint(self._saved_tensors())
+        if now != record["weights"]:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
+
+
+def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:  # Any: JSON
+    """The tensors of training_state.safetensors. Raises CheckpointError when they are not those that were written."""
+    file = folder / TRAINING_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {TRAINING_FILE} is missing, or no file")
+    with library_errors(CheckpointError, f"{folder} is not a whole checkpoint: {TRAINING_FILE}"):
+        tensors: dict[str, Tensor] = load_file(file)
+    if record["format"] == _FORMAT and fingerprint(tensors) != record.get("tensors"):
+        raise CheckpointError(f"{file} is damaged: its checksum says that it holds something else than was written")
+    return tensors
+
+
+def _remove_old(checkpoint: Path) -> None:
+    """Delete a checkpoint over the limit; one that cannot be is the user's to delete, and ends no run."""
+    try:
+        remove(checkpoint)
+    except OSError as error:
+        _log.warning("%s is over save_total_limit and cannot be deleted: %s", checkpoint, error)
 
 
 def _load_classes(classes: ClassWeights, saved: Mapping[str, Tensor]) -> None:

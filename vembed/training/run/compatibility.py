@@ -89,7 +89,11 @@ def check_same_run(
 
 
 def _same(key: str, saved: Any, now: Any) -> bool:  # Any: a setting's value
-    """Equal, or more epochs than before, or no temperature, which stands for the checkpoint's own."""
+    """Equal, or more epochs than before, or no temperature, which stands for the checkpoint's own.
+
+    Earlier versions noted mixed_precision: auto as that word, which says nothing of what it stood for.
+    """
     more = key == "epochs" and isinstance(saved, int) and isinstance(now, int) and now > saved
     own = key == "temperature" and now is None
-    return more or own or bool(saved == now)
+    unknown = key == "mixed_precision" and saved == "auto"
+    return more or own or unknown or bool(saved == now)

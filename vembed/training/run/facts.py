@@ -10,11 +10,15 @@ from vembed.errors import CheckpointError
 from vembed.evaluation.rendering.charts import Line
 from vembed.evaluation.rendering.formatting import metric_label, mode_label, percent
 from vembed.evaluation.report import FactTable, SettingLine
-from vembed.training.run.folder import RunFolder
+from vembed.model.folder.find import SPEC_FILE
+from vembed.training.run.folder import RunFolder, read_facts
+from vembed.utils.sealed import read_sealed
+from vembed.utils.untrusted import library_errors, read_regular_file
 
 Record = Mapping[str, Any]  # Any: JSON
 
 _MINUTE = 60
+_MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,25 @@ class RunFacts:
 def read_run_facts(run: RunFolder) -> RunFacts:
     """The facts of a finished run. Raises CheckpointError when its files are damaged."""
     try:
-        record = json.loads(run.record.read_text(encoding="utf-8"))
-        saved = json.loads((run.final / "vembed_config.json").read_text(encoding="utf-8"))
+        record = read_sealed(run.record)
+        saved = read_facts(run.final / SPEC_FILE)
         history = _json_lines(run.metrics)
-        bad = _json_lines(run.bad_samples)
-    except (OSError, ValueError) as error:
+        bad = _json_lines(run.bad_samples, last_may_be_half=True)
+    except CheckpointError as error:
         raise CheckpointError(f"{run.path} is not the folder of a finished run: {error}") from error
     steps = [line for line in history if "loss" in line]
-    tables = (
+    files = f"{run.record}, {run.metrics} or {run.final / SPEC_FILE}"
+    with library_errors(CheckpointError, f"{files} is damaged: a fact of the run is missing, or of another kind"):
+        return RunFacts(
+            _summary(record, steps),
+            _tables(record, saved, steps, bad),
+            history,
+            {"step": saved["step"], "seed": saved["seed"], "versions": record["versions"]},
+        )
+
+
+def _tables(record: Record, saved: Record, steps: Sequence[Line], bad: Sequence[Line]) -> tuple[FactTable, ...]:
+    return (
         FactTable(
             "Data", list(_data_rows(record)), ("set", "role", "kind", "rows", "groups", "characters: median, most")
         ),
@@ -45,8 +60,6 @@ def read_run_facts(run: RunFolder) -> RunFacts:
         FactTable("What learned", list(_group_rows(record)), ("part", "parameters", "learning rate", "weight decay")),
         FactTable("Made with", list(record["versions"].items())),
     )
-    meta = {"step": saved["step"], "seed": saved["seed"], "versions": record["versions"]}
-    return RunFacts(_summary(record, steps), tables, history, meta)
 
 
 def setting_lines(config_text: str) -> list[SettingLine]:
@@ -66,10 +79,25 @@ def setting_lines(config_text: str) -> list[SettingLine]:
     return lines
 
 
-def _json_lines(path: Path) -> list[Line]:
+def _json_lines(path: Path, *, last_may_be_half: bool = False) -> list[Line]:
+    """The lines of a file, one JSON object each; none without the file. Raises CheckpointError that names the line.
+
+    last_may_be_half: pass over lines without an end, as a run that was killed leaves them.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines: list[Line] = []
+    with library_errors(CheckpointError, f"{path} is damaged"):
+        texts = read_regular_file(path, max_bytes=_MOST_BYTES).split(b"\n")
+    for number, text in enumerate(texts, 1):
+        if not text or (last_may_be_half and not text.endswith(b"}")):
+            continue
+        with library_errors(CheckpointError, f"{path}:{number} is damaged"):
+            line = json.loads(text.decode("utf-8"))
+        if not isinstance(line, dict):
+            raise CheckpointError(f"{path}:{number} is damaged: it holds no JSON object, but {type(line).__name__}")
+        lines.append(line)
+    return lines
 
 
 def _summary(record: Record, steps: Sequence[Line]) -> str:

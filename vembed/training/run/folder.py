@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
 from vembed.utils.files import disk_errors, leftover_of, recover, remove
 from vembed.utils.lock import FolderLock, lock_folder
-from vembed.utils.sealed import write_sealed
+from vembed.utils.sealed import read_object, unsealed, write_sealed
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
@@ -232,6 +233,15 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
 def write_json(file: Path, value: Mapping[str, object]) -> None:
     """Write `value` to `file` with a checksum, wholly or not at all. Raises CheckpointError when the disk refuses."""
     write_sealed(file, value)
+
+
+def read_facts(file: Path) -> Mapping[str, Any]:  # Any: JSON
+    """The entries of a run in a model's vembed_config.json: step, figure, loss. Raises CheckpointError.
+
+    What describes the model itself is not looked at, and may be edited.
+    """
+    model = ("version", "spec", "base_model")
+    return unsealed({key: value for key, value in read_object(file).items() if key not in model}, file)
 
 
 def _check_is_folder(path: Path) -> None:

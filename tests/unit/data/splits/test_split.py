@@ -9,7 +9,7 @@ from tests.pictures import write_jsonl, write_pairs
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.splits.split import load_split, save_split, split_validation
-from vembed.errors import DataError
+from vembed.errors import CheckpointError, DataError
 
 ELSEWHERE = "some/where/else"
 
@@ -220,5 +220,5 @@ def test_a_saved_split_of_other_data_is_refused(classes, tmp_path):
     past_the_end = '{"datasets": {"t2t": {"num_rows": 100, "validation": [100]}}}'
     for broken in ("{", "[]", '{"datasets": {"t2t": 3}}', past_the_end):
         (tmp_path / "split.json").write_text(broken)
-        with pytest.raises(DataError, match="not a saved split"):
+        with pytest.raises(CheckpointError, match=r"split\.json.*(damaged|not a saved split)"):
             load_split(tmp_path / "split.json", classes)

@@ -79,3 +79,11 @@ def test_changed_data_is_refused():
         check_same_run(SAVED, SAVED, defaults=DEFAULTS, saved_rows=ROWS, rows={"t2i": 11, "i2i": 5})
     with pytest.raises(ConfigError, match="data set 'new': it had 0 rows, now it has 1"):
         check_same_run(SAVED, SAVED, defaults=DEFAULTS, saved_rows=ROWS, rows={**ROWS, "new": 1})
+
+
+def test_a_checkpoint_that_says_auto_is_believed_to_have_been_trained_so():
+    rows = {"defaults": {"mixed_precision": "auto"}, "saved_rows": ROWS, "rows": ROWS}
+    for now in ("no", "bf16"):
+        check_same_run({"mixed_precision": "auto"}, {"mixed_precision": now}, **rows)
+    with pytest.raises(ConfigError, match="mixed_precision: the checkpoint was trained with 'bf16', now it is 'no'"):
+        check_same_run({"mixed_precision": "bf16"}, {"mixed_precision": "no"}, **rows)
