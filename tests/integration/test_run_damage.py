@@ -122,6 +122,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
         lambda file: change(file, best={"metric": "ndcg@10", "value": -1.0}),
     ),
     "best without a figure": (f"best/{SPEC}", lambda file: change(file, best=3)),
+    "a weight of best flipped": ("best/model.safetensors", lambda file: flip(file, 0.7, 4)),
+    "the heads of best cut": ("best/vembed_heads.safetensors", cut),
     "the split changed": ("split.json", lambda file: replace(file, '"validation": [', '"validation": [0,')),
     "the split cut": ("split.json", cut),
     "figures changed": ("metrics.jsonl", lambda file: replace(file, '"step": 1', '"step": 7')),
@@ -139,7 +141,7 @@ def test_damage_is_refused_by_the_name_of_its_file(tmp_path, settings, trained, 
     with pytest.raises(VembedError) as caught:
         resume(run, settings)
     assert caught.value.exit_code in (1, 2)
-    assert (file if not name.endswith("model.safetensors") else folder) in str(caught.value)
+    assert (folder if name.endswith("model.safetensors") else file) in str(caught.value)
     assert {file: content for file, content in read_bytes(run).items() if file != "config.yaml"} == before
 
 

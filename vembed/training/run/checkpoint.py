@@ -110,7 +110,7 @@ class Checkpoints:
         assert state.best is not None
         self._check_writable(state)
         with atomic_folder(self.run.best) as new:
-            self._save_model(new, state)
+            self._save_model(new, state, weights=fingerprint(saved_tensors(self.model.model)))
         _log.info("step %d is the best so far: %s %.4f", state.step, state.best.metric, state.best.value)
         return self.run.best
 
@@ -148,6 +148,7 @@ class Checkpoints:
         self._check_start(folder, record)
         tensors = _read_tensors(folder, record)
         self._check_spec(folder)
+        best = self._read_best()
         with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
             if self.classes is not None:
                 _load_classes(self.classes, with_prefix(tensors, _CLASSES))
@@ -156,7 +157,7 @@ class Checkpoints:
             if self.scaler is not None and record["scaler"] is not None:
                 self.scaler.load_state_dict(record["scaler"])
             restore_rng(with_prefix(tensors, _RNG))  # last: opening the saved model may have drawn random numbers
-        state.best = self._read_best()
+        state.best = best
         return state
 
     def _read_record(self, folder: Path) -> Mapping[str, Any]:  # Any: JSON
@@ -206,22 +207,36 @@ class Checkpoints:
         """The evaluation that chose best/, from the folder itself; None without best/.
 
         It may be of a later step than the checkpoint, if the run died between the two; a comparison with the
-        checkpoint's own best would then overwrite better weights.
+        checkpoint's own best would then overwrite better weights. Leaves its weights in the model, as they are compared
+        with what was written: the end of the run copies them. Raises CheckpointError.
         """
         file = self.run.best / SPEC_FILE
         if not file.exists():
             return None
         written = read_facts(file)
         with library_errors(CheckpointError, f"{file} is damaged"):
-            return Best(step=written["step"], **written["best"])
+            best = Best(step=written["step"], **written["best"])
+        if "weights" in written:
+            with library_errors(CheckpointError, f"the model in {self.run.best} cannot be opened"):
+                self._open_weights(self.run.best)
+            if fingerprint(saved_tensors(self.model.model)) != written["weights"]:
+                raise CheckpointError(
+                    f"the weights in {self.run.best} are not those that were written; delete it, and the best from here"
+                    " on is kept"
+                )
+        return best
 
     def _settings_for_merge(self) -> ModelSettings:
         """Settings that open best/ in the dtype of the run's frozen weights, as adapters were trained beside these."""
         return self.settings.for_opening().model_copy(update={"torch_dtype": self.settings.torch_dtype})
 
-    def _save_model(self, folder: Path, state: TrainState, *, merge_adapters: bool = False) -> None:
+    def _save_model(
+        self, folder: Path, state: TrainState, *, merge_adapters: bool = False, weights: str | None = None
+    ) -> None:
+        """Write the model. weights: their fingerprint, where vembed_config.json is to have it."""
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
-        extra = sealed({**self.identity.provenance, "step": state.step, "best": best})
+        facts = {**self.identity.provenance, "step": state.step, "best": best}
+        extra = sealed(facts if weights is None else {**facts, "weights": weights})
         self.model.save_pretrained(folder, extra, merge_adapters=merge_adapters)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -257,15 +272,18 @@ class Checkpoints:
 
         They come from the files of the deployable model, which anybody may have replaced since.
         """
+        self._open_weights(folder)
+        old = record["format"] == _WITHOUT_CHECKSUMS
+        now = byte_sum(self._named_parameters()) if old else fingerprint(self._saved_tensors())
+        if now != record["weights"]:
+            raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
+
+    def _open_weights(self, folder: Path) -> None:
         if has_adapters(self.model.model):
             self.model.load_adapters(folder)
         else:
             saved = VisualRetrievalModel.from_pretrained(str(folder), self.settings.for_opening())
             self.model.model.load_state_dict(saved.model.state_dict())
-        old = record["format"] == _WITHOUT_CHECKSUMS
-        now = byte_sum(self._named_parameters()) if old else fingerprint(self._saved_tensors())
-        if now != record["weights"]:
-            raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
 
 
 def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:  # Any: JSON
