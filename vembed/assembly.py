@@ -12,6 +12,7 @@ from vembed.data.validation import BadSamples
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
 from vembed.losses.factory import LossFactory
+from vembed.losses.lacks import BatchCheck, batch_check
 from vembed.losses.objective import Objective
 from vembed.losses.registry import LossRegistry
 from vembed.losses.teacher_needs import compares_scores, evaluation_needs, row_needs
@@ -30,6 +31,7 @@ from vembed.training.precision import Precision, cast_trainable_to_float32, choo
 from vembed.training.run.checkpoint import Checkpoints, RunIdentity
 from vembed.training.run.data import RunData, check_datasets_train, read_run_data
 from vembed.training.run.folder import RunFolder
+from vembed.training.run.learnable import check_rows_teach
 from vembed.training.run.report import ReportSettings
 from vembed.training.schedule import build_schedule
 from vembed.training.session import Session
@@ -64,6 +66,7 @@ def load(config: Config) -> Loaded:
     split = RunFolder(Path(config.training.output_dir)).split
     needs = row_needs(config.loss, config.loss_options)
     data = read_run_data(config.data, seed=config.training.seed, saved_split=split if resumed else None, needs=needs)
+    check_rows_teach(data.train, config.data, _batch_check(config), batch_size=rows_per_batch(config.training))
     teacher = open_teacher(config.loss, _teacher_options(config, precision), data.train)
     model = _load_model(config)
     if features is not None:
@@ -124,6 +127,7 @@ def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: T
         precision,
         max_grad_norm=config.optimizer.max_grad_norm,
         on_nan=config.training.on_nan,
+        check=_batch_check(config),
     )
     return Session(loaded.data, model, loaded.objective, engine, loader, plan, groups, loaded.frozen)
 
@@ -214,6 +218,10 @@ def _objective(config: Config, model: VisualRetrievalModel, data: RunData, teach
     if objective.classes is not None:
         objective.classes.to(model.model.logit_scale.device)
     return objective
+
+
+def _batch_check(config: Config) -> BatchCheck:
+    return batch_check(config.loss, config.loss_options)
 
 
 def _load_model(config: Config) -> VisualRetrievalModel:

@@ -28,6 +28,9 @@ from vembed.utils.settings import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vembed.losses.lacks import Lack
+    from vembed.types import Targets
+
 
 def _default_needs(_settings: Section) -> RowNeeds:
     return RowNeeds(scores="unread")
@@ -50,7 +53,8 @@ class Loss:
     unscaled: it reads scores without temperature. learns_bias: the model gets a bias that is added to scores, if it has
     none. matryoshka: applies at several widths, as with use_mrl. reads_reference: compares with the model as it was
     before training. distillation: learns from a teacher, as with use_distillation. reads_teacher: the section -> the
-    keys set in it for which the loss itself goes by a teacher's embeddings.
+    keys set in it for which the loss itself goes by a teacher's embeddings. lacks: the function ("package.module:name")
+    that tells from (Targets, the section) what keeps a batch from teaching anything; "" where nothing does.
     """
 
     settings: type[Section]
@@ -65,6 +69,7 @@ class Loss:
     learns_classes: bool = False
     distillation: bool = False
     reads_teacher: Callable[[Any], tuple[str, ...]] = _no_keys  # Any: as above
+    lacks: str = ""
 
     @property
     def has_temperature(self) -> bool:
@@ -82,9 +87,18 @@ class Loss:
         """The function, imported if need be."""
         if not isinstance(self.function, str):
             return self.function
-        module, name = self.function.split(":")
-        function: Callable[..., Tensor] = getattr(importlib.import_module(module), name)
+        function: Callable[..., Tensor] = _imported(self.function)
         return function
+
+    def lack(self) -> "Callable[[Targets, Any], Lack | None] | None":
+        """The function `lacks`, imported; None where nothing keeps a batch from teaching."""
+        function: Callable[[Targets, Any], Lack | None] | None = _imported(self.lacks) if self.lacks else None
+        return function
+
+
+def _imported(place: str) -> Any:  # Any: whatever has that name there
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _triplet_needs(settings: TripletSettings) -> RowNeeds:
@@ -129,33 +143,58 @@ def _class_loss(settings: type[ClassSettings], function: str) -> Loss:
 
 
 _FUNCTIONS = "vembed.losses.functions"
-_HARD_NEGATIVE = Loss(HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative")
-_INFONCE = Loss(InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce", reads_teacher=_teacher_margins)
+_LACKS = "vembed.losses.lacks"
+_HARD_NEGATIVE = Loss(
+    HardNegativeSettings, f"{_FUNCTIONS}.hard_negative:hard_negative", lacks=f"{_LACKS}:of_hard_negative"
+)
+_INFONCE = Loss(
+    InfoNCESettings, f"{_FUNCTIONS}.infonce:infonce", reads_teacher=_teacher_margins, lacks=f"{_LACKS}:of_infonce"
+)
 _LOSSES = {
     "infonce": _INFONCE,
     "mrl": replace(_INFONCE, matryoshka=True),
     "distillation": replace(_INFONCE, distillation=True),
     "colbert": Loss(
-        ColBERTSettings, f"{_FUNCTIONS}.colbert:colbert", scorers=("maxsim",), reads_teacher=_teacher_margins
+        ColBERTSettings,
+        f"{_FUNCTIONS}.colbert:colbert",
+        scorers=("maxsim",),
+        reads_teacher=_teacher_margins,
+        lacks=f"{_LACKS}:of_infonce",
     ),
-    "supcon": Loss(SupConSettings, f"{_FUNCTIONS}.supcon:supcon"),
-    "sigmoid": Loss(SigmoidSettings, f"{_FUNCTIONS}.sigmoid:sigmoid", learns_bias=True),
+    "supcon": Loss(SupConSettings, f"{_FUNCTIONS}.supcon:supcon", lacks=f"{_LACKS}:of_supcon"),
+    "sigmoid": Loss(SigmoidSettings, f"{_FUNCTIONS}.sigmoid:sigmoid", learns_bias=True, lacks=f"{_LACKS}:of_sigmoid"),
     "hard_negative": _HARD_NEGATIVE,
     "in_batch_hard": _HARD_NEGATIVE,
-    "triplet": Loss(TripletSettings, f"{_FUNCTIONS}.triplet:triplet", needs=_triplet_needs, unscaled=True),
-    "cosent": Loss(CoSENTSettings, f"{_FUNCTIONS}.cosent:cosent", needs=_cosent_needs),
+    "triplet": Loss(
+        TripletSettings,
+        f"{_FUNCTIONS}.triplet:triplet",
+        needs=_triplet_needs,
+        unscaled=True,
+        lacks=f"{_LACKS}:of_triplet",
+    ),
+    "cosent": Loss(CoSENTSettings, f"{_FUNCTIONS}.cosent:cosent", needs=_cosent_needs, lacks=f"{_LACKS}:of_cosent"),
     "contrastive": Loss(
         ContrastiveSettings,
         f"{_FUNCTIONS}.contrastive:contrastive",
         scorers=("cosine",),
         needs=_contrastive_needs,
         unscaled=True,
+        lacks=f"{_LACKS}:of_contrastive",
     ),
     "arcface": _class_loss(ArcFaceSettings, f"{_FUNCTIONS}.arcface:arcface"),
     "proxy_anchor": _class_loss(ProxyAnchorSettings, f"{_FUNCTIONS}.proxy_anchor:proxy_anchor"),
-    "margin_mse": Loss(MarginMSESettings, f"{_FUNCTIONS}.margin_mse:margin_mse", needs=_margin_mse_needs),
+    "margin_mse": Loss(
+        MarginMSESettings,
+        f"{_FUNCTIONS}.margin_mse:margin_mse",
+        needs=_margin_mse_needs,
+        lacks=f"{_LACKS}:of_margin_mse",
+    ),
     "preference": Loss(
-        PreferenceSettings, f"{_FUNCTIONS}.preference:preference", needs=_preference_needs, reads_reference=True
+        PreferenceSettings,
+        f"{_FUNCTIONS}.preference:preference",
+        needs=_preference_needs,
+        reads_reference=True,
+        lacks=f"{_LACKS}:of_preference",
     ),
 }
 LossRegistry: Registry[Loss] = Registry("loss_type")

@@ -16,6 +16,7 @@ from vembed.errors import CheckpointError
 from vembed.training.loop import Callback, StepRecord
 from vembed.training.plan import Plan
 from vembed.training.run.folder import RunFolder
+from vembed.training.run.learning_watch import LearningWatch
 from vembed.training.state import Metrics, TrainState
 from vembed.training.trackers.registry import OpenTracker, TrackedRun
 from vembed.utils.files import atomic_file, disk_errors
@@ -42,7 +43,7 @@ def open_callbacks(
             for name, open_tracker in trackers.items()
         ]
         display = stack.enter_context(progress_display(plan, device, state.step))
-        yield [MetricsFile(run.metrics, plan, device), *opened, display]
+        yield [MetricsFile(run.metrics, plan, device), *opened, display, LearningWatch(plan.num_steps)]
 
 
 class MetricsFile:

@@ -23,6 +23,7 @@ import torch
 from vembed.data.batches.loader import LoaderState, TrainingLoader
 from vembed.errors import DataError, NotFiniteError, WorkerError
 from vembed.grad_cache.cachex.functional import LossScale
+from vembed.losses.lacks import BatchCheck, Lack
 from vembed.losses.objective import limit_scale, scale_of
 from vembed.model.base import BaseEmbeddingModel
 from vembed.training.gradient_cache_trainer import GradientCacheTrainer
@@ -39,6 +40,7 @@ from vembed.types import Batch
 from vembed.utils.distributed import average_gradients
 
 _log = logging.getLogger(__name__)
+NUM_CHECKED_STEPS = 200  # whose batches are asked whether they can teach: rows are mixed, so the others are like them
 MAX_NAN_IN_A_ROW = 20  # skipped steps, with on_nan: skip; a run that has so many will not recover
 
 
@@ -46,7 +48,8 @@ MAX_NAN_IN_A_ROW = 20  # skipped steps, with on_nan: skip; a run that has so man
 class Engine:
     """The parts that turn batches into updates: model, gradients, optimiser, schedule. `max_grad_norm` 0: no clipping.
 
-    on_nan: for a loss or gradient that is not finite, "raise" stops the run, "skip" leaves its step out.
+    on_nan: for a loss or gradient that is not finite, "raise" stops the run, "skip" leaves its step out. check: what a
+    batch lacks to teach anything; None to ask nothing.
     """
 
     model: BaseEmbeddingModel
@@ -56,6 +59,7 @@ class Engine:
     precision: Precision
     max_grad_norm: float
     on_nan: Literal["raise", "skip"] = "raise"
+    check: BatchCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class StepRecord:
     """The figures of one step. `skipped`: loss or gradient was not finite, so the parameters stayed as they were.
 
     loss: the mean over its batches; over those with a finite loss where one had none, NaN where all had none.
-    learning_rates: part of the model -> the highest rate of its groups. grad_norm: before clipping.
+    learning_rates: part of the model -> the highest rate of its groups. grad_norm: before clipping. lacks: what each of
+    its batches lacks to teach anything (None: nothing), of the first batches of a run.
     """
 
     loss: float
@@ -74,6 +79,7 @@ class StepRecord:
     load_seconds: float
     step_seconds: float
     skipped: bool
+    lacks: tuple[Lack | None, ...] = ()
 
 
 class Callback(Protocol):
@@ -202,6 +208,7 @@ class _Accumulated:
     losses: list[float] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     problem: str | None = None
+    lacks: list[Lack | None] = field(default_factory=list)
     load_seconds: float = 0.0
     step_seconds: float = 0.0
 
@@ -241,6 +248,8 @@ def _add_batch(
     except NotFiniteError as error:
         total.problem = str(error)
         _raise_on_nan(engine, state, total.problem)
+    if engine.check is not None and state.step < NUM_CHECKED_STEPS:
+        total.lacks.append(engine.check(batch.targets))
     state.loader, state.chunks = loader_state, engine.trainer.chunking_finder.resolved
     total.num_batches += 1
     total.num_samples += batch.queries.num_rows
@@ -276,6 +285,7 @@ def _finish_step(engine: Engine, accumulated: _Accumulated, plan: Plan, state: T
         load_seconds=accumulated.load_seconds,
         step_seconds=accumulated.step_seconds + time.perf_counter() - started,
         skipped=skipped,
+        lacks=tuple(accumulated.lacks),
     )
 
 

@@ -1,10 +1,13 @@
 """The learning rate as a pure function of the step: a linear warmup, then cosine, linear or constant."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from vembed.training.settings import OptimizerSettings
+
+_log = logging.getLogger(__name__)
 
 Decay = Literal["cosine", "linear", "constant"]
 
@@ -36,8 +39,14 @@ class Schedule:
 
 
 def build_schedule(settings: OptimizerSettings, num_steps: int) -> Schedule:
-    """The schedule of a run of `num_steps` updates."""
+    """The schedule of a run of `num_steps` updates; warns where the warmup outlasts it."""
     warmup = settings.warmup_steps
     if warmup is None:
         warmup = round(settings.warmup_ratio * num_steps)
+    elif warmup >= num_steps:
+        _log.warning(
+            "warmup_steps: %d is as long as the run of %d steps: the rates end at %.0f %% of what is set; lower it, or"
+            " take it out for a tenth of the steps (warmup_ratio)",
+            warmup, num_steps, 100 * num_steps / (warmup + 1),
+        )  # fmt: skip
     return Schedule(settings.lr_scheduler, num_steps, warmup)

@@ -33,7 +33,7 @@ class PlannedBatch:
 
 def num_batches(size: DatasetSize, batch_size: int, world_size: int = 1) -> int:
     """Batches of one data set in an epoch."""
-    return len(_batch_sizes(size, batch_size, world_size))
+    return len(batch_sizes(size, batch_size, world_size))
 
 
 def plan_epoch(
@@ -46,7 +46,7 @@ def plan_epoch(
     >>> [(batch.dataset, batch.num_rows) for batch in plan_epoch([DatasetSize("a", 8)], 3, seed=0, epoch=0)]
     [(0, 3), (0, 3), (0, 2)]
     """
-    rows = [_batch_sizes(size, batch_size, world_size) for size in sizes]
+    rows = [batch_sizes(size, batch_size, world_size) for size in sizes]
     numbers = np.repeat(np.arange(len(sizes)), [len(one) for one in rows])
     shuffled = _generator(seed, epoch, "batches").permutation(numbers)
     queues = [iter(one) for one in rows]
@@ -72,7 +72,7 @@ class RowOrder:
         return int(self._round[1][within])
 
 
-def _batch_sizes(size: DatasetSize, batch_size: int, world_size: int) -> list[int]:
+def batch_sizes(size: DatasetSize, batch_size: int, world_size: int) -> list[int]:
     """Rows per process of each batch. A rest of one row in all has no negatives; it is left out if there is more."""
     drawn = max(1, round(size.num_rows * size.weight))
     full, rest = divmod(drawn, batch_size * world_size)
