@@ -4,7 +4,7 @@ The first that holds is taken:
 
 1. components in the order of their content hashed with the seed, each if it brings the set closer to the wanted size;
 2. where everything found would be right on one of the sides: the two smallest components of one data set, if they are
-   no more than a quarter of all rows (or the wanted share, if that is more; two rows always are few enough);
+   no more than a quarter of all rows, or twice the wanted share up to a half; two rows always are few enough;
 3. the smallest component in which not everything is right, under the same limit;
 4. nothing: it is refused.
 
@@ -12,7 +12,7 @@ Every data set keeps half of its rows (less where twice `fraction` leaves less),
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,34 +30,46 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Parts:
-    """The components: rows [components], data set -> rows of each, and the numbers of all in the order of the seed.
+    """The components: the rows of each, and the numbers of all in the order of the seed.
 
-    one_kind: bool [components], True where everything is relevant to everything. keep: data set -> rows it must keep.
+    one_kind: bool [components], True where everything is relevant to everything. dataset_numbers: int64 [rows]. sizes,
+    keep: data set -> rows that can be read, and how many of them it must keep.
     """
 
     rows: Sequence[Rows]
-    counts: Sequence[Mapping[int, int]]
     order: Sequence[int]
     one_kind: NDArray[np.bool_]
+    dataset_numbers: NDArray[np.int64]
+    sizes: Mapping[int, int]
     keep: Mapping[int, int]
 
     @property
     def num_rows(self) -> int:
         """Rows that can be read."""
-        return sum(map(len, self.rows))
+        return sum(self.sizes.values())
+
+    def counts(self, number: int) -> Counter[int]:
+        """Data set -> rows of the component."""
+        return Counter(self.dataset_numbers[self.rows[number]].tolist())
 
     def smallest_first(self) -> list[int]:
         """The numbers by size, equal ones in the order of the seed."""
         return sorted(self.order, key=lambda number: len(self.rows[number]))
 
-    def both_can_rank(self, chosen: Sequence[int]) -> bool:
+    def both_can_rank(self, chosen: Collection[int]) -> bool:
         """True if both sides, those chosen and the rest, have something to tell apart."""
-        return self._can_rank(chosen) and self._can_rank(set(self.order).difference(chosen))
+        taken = set(chosen)
+        return self._can_rank(chosen) and self._can_rank(number for number in self.order if number not in taken)
 
-    def _can_rank(self, chosen: Collection[int]) -> bool:
+    def _can_rank(self, numbers: Iterable[int]) -> bool:
         """True if in some data set not every document is relevant to every query."""
-        per_set = Counter(dataset for number in chosen for dataset in self.counts[number])
-        return any(not self.one_kind[number] for number in chosen) or any(count > 1 for count in per_set.values())
+        seen: set[int] = set()
+        for number in numbers:
+            datasets = self.counts(number)
+            if not self.one_kind[number] or not seen.isdisjoint(datasets):
+                return True
+            seen.update(datasets)
+        return False
 
 
 @dataclass
@@ -70,9 +82,10 @@ class _Chosen:
 
     def add(self, parts: _Parts, number: int) -> bool:
         """Take a component, unless a data set would keep too little; True if it was taken."""
-        if any(self.left[dataset] - count < parts.keep[dataset] for dataset, count in parts.counts[number].items()):
+        counts = parts.counts(number)
+        if any(self.left[dataset] - count < parts.keep[dataset] for dataset, count in counts.items()):
             return False
-        self.left.subtract(parts.counts[number])
+        self.left.subtract(counts)
         self.numbers.append(number)
         self.num_rows += len(parts.rows[number])
         return True
@@ -88,7 +101,7 @@ def choose_validation_rows(
     parts = _parts(components, dataset_numbers, fraction, seed)
     numbers = _closest(parts, fraction * parts.num_rows)
     if not parts.both_can_rank(numbers):
-        most = max(_MOST * parts.num_rows, fraction * parts.num_rows, 2)
+        most = max(parts.num_rows * max(_MOST, min(2 * fraction, 0.5), fraction), 2)
         small = (few for few in _fewest(parts) if sum(len(parts.rows[one]) for one in few) <= most)
         numbers = next(filter(parts.both_can_rank, small), [])
     if not numbers:
@@ -101,14 +114,14 @@ def choose_validation_rows(
 
 def _parts(components: Components, dataset_numbers: NDArray[np.int64], fraction: float, seed: int) -> _Parts:
     rows = _rows_by_component(components)
-    counts = [Counter(dataset_numbers[some].tolist()) for some in rows]
     sizes = Counter(dataset_numbers[components.labels >= 0].tolist())
     share = max(0.0, min(0.5, 1 - 2 * fraction))
     return _Parts(
         rows,
-        counts,
         sorted(range(len(rows)), key=lambda number: mixed_hash(seed, int(components.keys[number]))),
         components.one_kind,
+        dataset_numbers,
+        sizes,
         {dataset: max(min(2, size), int(share * size)) for dataset, size in sizes.items()},
     )
 
@@ -131,7 +144,7 @@ def _fewest(parts: _Parts) -> Iterator[list[int]]:
     for dataset in parts.keep:
         chosen = _nothing(parts)
         for number in smallest:
-            if dataset in parts.counts[number]:
+            if dataset in parts.counts(number):
                 chosen.add(parts, number)
             if len(chosen.numbers) == 2:
                 pairs.append(chosen)
@@ -142,10 +155,7 @@ def _fewest(parts: _Parts) -> Iterator[list[int]]:
 
 
 def _nothing(parts: _Parts) -> _Chosen:
-    left: Counter[int] = Counter()
-    for counts in parts.counts:
-        left.update(counts)
-    return _Chosen(left)
+    return _Chosen(Counter(parts.sizes))
 
 
 def _rows_by_component(components: Components) -> list[Rows]:
