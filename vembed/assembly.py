@@ -1,6 +1,7 @@
 """A config becomes the parts of a run: data and model, checked against each other, then step, loader and plan."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from vembed.data.splits.components import class_keys
 from vembed.data.validation import BadSamples
 from vembed.evaluation.evaluator import Evaluator
 from vembed.evaluation.relevance import retrieval_set
+from vembed.evaluation.spread import choice_warnings
 from vembed.losses.factory import LossFactory
 from vembed.losses.lacks import BatchCheck, batch_check
 from vembed.losses.objective import Objective
@@ -40,6 +42,8 @@ from vembed.training.state import Metrics
 from vembed.training.step.auto_chunking import check_hidden_state_limit
 from vembed.training.trackers.registry import CallbackRegistry, OpenTracker
 from vembed.utils.distributed import require_one_process, seed_everything
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,11 +169,13 @@ def checkpoints_of(config: Config, loaded: Loaded, session: Session, run: RunFol
 
 
 def validation_function(config: Config, loaded: Loaded) -> Callable[[], Metrics] | None:
-    """A function that measures the model on the validation sets, or None without any."""
+    """A function that measures the model on the validation sets, or None without any; warns if they cannot choose."""
     if not loaded.data.validation:
         return None
     read = loaded.model.processor.load
     sets = [retrieval_set(dataset, config.data, read) for dataset in loaded.data.validation]
+    for warning in choice_warnings(sets, config.evaluation.best_metric):
+        _log.warning("%s", warning)
     evaluator = Evaluator(sets, config.evaluation)
     return lambda: evaluator.measure(loaded.model).metrics
 

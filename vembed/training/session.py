@@ -16,6 +16,7 @@ from vembed.training.interrupts import StopRequested, stop_signal
 from vembed.training.loop import Callback, Engine, Hooks, fit, save_once
 from vembed.training.optimizer import GroupSummary
 from vembed.training.plan import Plan
+from vembed.training.run.best import count_evaluation, warn_of_equal_figures
 from vembed.training.run.checkpoint import Checkpoints
 from vembed.training.run.compatibility import versions
 from vembed.training.run.data import RunData
@@ -114,7 +115,8 @@ def train(
 
     def keep_best(metrics: Metrics, state: TrainState) -> None:
         value = sum(values[best_metric] for values in metrics.values()) / len(metrics)  # every set counts alike
-        if state.best is None or value > state.best.value:
+        count_evaluation(state, value, best_metric)
+        if state.best is None or value >= state.best.value:  # of equal ones the later, which has learned more
             state.best = Best(best_metric, value, state.step)
             checkpoints.save_best(state)
 
@@ -126,6 +128,7 @@ def train(
                 engine.trainer.find_chunking(*session.loader.first_batches())
             fit(engine, session.loader, plan, state, hooks=hooks)
             stop.check()  # a signal may have come while the last checkpoint was written
+            warn_of_equal_figures(state)
         except StopRequested:  # raised between steps or in an evaluation, where `state` and weights belong together
             save_once(state, hooks)
             assert stop.number is not None

@@ -64,7 +64,8 @@ class TrainState:
     (None: at its start). evaluated_step, saved_step: the last step with an evaluation, with a checkpoint, so that none
     is missed or repeated after a resume. num_metrics_lines, metrics_checksum: lines of metrics.jsonl that belong to the
     steps so far, and the CRC-32 of their bytes (None: of a checkpoint that had none).
-    num_nan_in_a_row: steps that on_nan: skip left out since the last one that was not. chunks: the chunk sizes that the
+    num_nan_in_a_row: steps that on_nan: skip left out since the last one that was not. num_evaluations, figures_differ:
+    how many chose best/, and whether any of their figures was another than the best. chunks: the chunk sizes that the
     gradient cache's `auto` chose; free memory may differ after a resume, and other chunks add up in another order.
     """
 
@@ -80,6 +81,8 @@ class TrainState:
     num_metrics_lines: int = 0
     metrics_checksum: int | None = 0
     best: Best | None = None
+    num_evaluations: int = 0
+    figures_differ: bool = False
     chunks: Mapping[str, Any] = field(default_factory=dict)  # Any: JSON
     window: LogWindow = field(default_factory=LogWindow)
 

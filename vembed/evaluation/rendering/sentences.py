@@ -6,6 +6,7 @@ from vembed.evaluation.comparison import Comparison, MetricComparison, SetCompar
 from vembed.evaluation.evaluator import SetResult
 from vembed.evaluation.protocols import query_part_label
 from vembed.evaluation.rendering.formatting import interval_text, metric_label, percent, points
+from vembed.evaluation.spread import fixed_metrics, fixed_reason
 
 _VALIDATION_NOTE = (
     "These figures are of the validation data, which also chose the checkpoint, so they flatter the tuned model a"
@@ -46,6 +47,10 @@ def reading_notes(comparison: Comparison, role: str) -> Iterator[str]:
         if left_out:
             documents = f"{len(left_out)} documents of other rows"
             yield f"{name}: {documents} cannot be read and were left out; the first: {left_out[0].reason}"
+        shown = [figure.metric for figure in distinct_figures(one)]
+        if fixed := fixed_metrics(one.retrieval_set, shown):
+            what = "no figure can" if len(fixed) == len(shown) else f"{', '.join(map(metric_label, fixed))} cannot"
+            yield f"{name}: {what} differ between models, because {fixed_reason(one.retrieval_set)}."
         if one.results[-1].num_truncated:
             yield f"{name}: {one.results[-1].num_truncated} texts are longer than the model reads; their ends are cut."
 

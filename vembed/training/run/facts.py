@@ -11,6 +11,7 @@ from vembed.evaluation.rendering.charts import Line
 from vembed.evaluation.rendering.formatting import metric_label, mode_label, percent
 from vembed.evaluation.report import FactTable, SettingLine
 from vembed.model.folder.find import SPEC_FILE
+from vembed.training.run.best import equal_figures_note
 from vembed.training.run.folder import RunFolder, read_facts
 from vembed.utils.sealed import read_sealed
 from vembed.utils.untrusted import library_errors, read_regular_file
@@ -23,12 +24,16 @@ _MOST_BYTES = 2**30
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A summary sentence, tables, the lines of metrics.jsonl, and the entries of metrics.json about the run."""
+    """A summary sentence, tables, the lines of metrics.jsonl, the entries of metrics.json about the run, and notes.
+
+    notes: sentences without which the figures would be misread.
+    """
 
     summary: str
     tables: Sequence[FactTable]
     history: Sequence[Line]
     meta: Mapping[str, object]
+    notes: Sequence[str] = ()
 
 
 def read_run_facts(run: RunFolder) -> RunFacts:
@@ -43,11 +48,13 @@ def read_run_facts(run: RunFolder) -> RunFacts:
     steps = [line for line in history if "loss" in line]
     files = f"{run.record}, {run.metrics} or {run.final / SPEC_FILE}"
     with library_errors(CheckpointError, f"{files} is damaged: a fact of the run is missing, or of another kind"):
+        chosen = None if saved["best"] is None else equal_figures_note(history, saved["best"]["metric"])
         return RunFacts(
             _summary(record, steps),
             _tables(record, saved, steps, bad),
             history,
             {"step": saved["step"], "seed": saved["seed"], "versions": record["versions"]},
+            () if chosen is None else (chosen,),
         )
 
 

@@ -148,7 +148,7 @@ def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Co
         facts=facts.tables,
         history=facts.history,
         config=setting_lines(settings.config_text),
-        notes=[] if before is None else [f"{before}."],
+        notes=[*([] if before is None else [f"{before}."]), *facts.notes],
         gallery_size=settings.evaluation.gallery_size,
         meta={"run": str(run.path), "base": model_title(settings.model), **facts.meta},
     )

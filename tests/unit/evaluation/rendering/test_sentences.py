@@ -82,3 +82,12 @@ def test_with_several_relevant_documents_every_figure_is_shown():
     one = make_comparison([make_set()]).sets[0]
     several = Ragged(torch.arange(12), torch.tensor([2, 0] + [1] * 10))
     assert distinct_figures(replace(one, retrieval_set=replace(one.retrieval_set, relevant=several))) == one.figures
+
+
+def test_notes_name_the_figures_that_cannot_differ():
+    (note,) = reading_notes(make_comparison([make_set(8)]), "test")
+    assert note == "t2t: Recall@10 cannot differ between models, because it has 8 documents."
+    (note,) = reading_notes(make_comparison([make_set(1)]), "test")
+    assert note == (
+        "t2t: no figure can differ between models, because every document is relevant to every query that may find it."
+    )
