@@ -46,18 +46,22 @@ def encoded_image(source: ImageSource) -> ImageSource:
     return ImageSource(data=read_bytes(source), origin=": ".join(part for part in (source.origin, source.path) if part))
 
 
-def check_file(source: ImageSource) -> None:
-    """Raise DataError when the image is a path that names no regular file. Reads nothing."""
+def check_file(source: ImageSource) -> int | None:
+    """The bytes of the image's file, None for one without. Raises DataError for a path that names no regular file.
+
+    Reads nothing.
+    """
     if source.path is None:
-        return
+        return None
     try:
-        is_file = stat.S_ISREG(os.stat(source.path).st_mode)  # noqa: PTH116 (once a row, and pathlib is slow)
+        status = os.stat(source.path)  # noqa: PTH116 (once a row, and pathlib is slow)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _no_file(source) from error
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
-    if not is_file:
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{place_of(source)}the image file cannot be read: it is not a regular file")
+    return status.st_size
 
 
 def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:

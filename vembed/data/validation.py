@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -11,9 +11,11 @@ from vembed.data.dataset import VisualRetrievalDataset
 from vembed.data.images import check_file
 from vembed.data.settings import DataSettings
 from vembed.errors import CheckpointError, DataError
+from vembed.types import Example
 from vembed.utils.untrusted import library_errors
 
 _SHOWN = 10
+Visit = Callable[[int, Example, Mapping[str, int]], None]
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,27 @@ class BadRow:
     reason: str
 
 
-def check_dataset(dataset: VisualRetrievalDataset, settings: DataSettings) -> tuple[BadRow, ...]:
+def check_dataset(
+    dataset: VisualRetrievalDataset, settings: DataSettings, visit: Visit | None = None
+) -> tuple[BadRow, ...]:
     """The rows that are bad by what they say, or that name no existing image file; no picture is opened.
 
+    visit: is given every row that is not bad: its number, its example, and the sizes of the files that it names; so
+    rows are read once for both.
     Raises DataError that lists them, with on_bad_sample: raise when there are any, else when there are more than
     max_bad_fraction.
     """
-    bad_rows = tuple(_bad_rows(dataset))
+    bad_rows = tuple(_bad_rows(dataset, visit))
     allowed = settings.max_bad_fraction * len(dataset) if settings.on_bad_sample == "skip" else 0
     if len(bad_rows) > allowed:
         raise DataError(_listed(bad_rows, len(dataset), settings.on_bad_sample))
     return bad_rows
+
+
+def visit_rows(dataset: VisualRetrievalDataset, visit: Visit) -> None:
+    """Give `visit` every row that `check_dataset` finds nothing bad in."""
+    for _ in _bad_rows(dataset, visit):
+        pass
 
 
 class BadSamples:
@@ -120,18 +132,24 @@ def _last_byte(file: BinaryIO) -> bytes:
     return file.read(1)
 
 
-def _bad_rows(dataset: VisualRetrievalDataset) -> Iterator[BadRow]:
+def _bad_rows(dataset: VisualRetrievalDataset, visit: Visit | None) -> Iterator[BadRow]:
     width: int | None = None
     for index in range(len(dataset)):
         try:
             example = dataset[index]
+            sizes = {}
             for item in (example.query, *example.positives, *example.negatives, *example.ignored):
                 for source in item.images:
-                    check_file(source)
+                    size = check_file(source)
+                    if source.path is not None and size is not None:
+                        sizes[source.path] = size
             if example.embeddings is not None:
                 width = _same_width(width, len(example.embeddings.query), example.origin)
         except DataError as error:
             yield BadRow(dataset.origin(index), str(error))
+            continue
+        if visit is not None:
+            visit(index, example, sizes)
 
 
 def _same_width(width: int | None, own: int, origin: str) -> int:

@@ -5,7 +5,7 @@ vembed evaluate my.yaml                                    the model as it is be
 vembed evaluate MODEL --test_data_path pairs.jsonl         a folder or a hub id
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,9 @@ def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None =
         return _evaluate_untuned(target, settings, folder)
     folder = target.run.report if folder is None and target.on_own_data else folder
     with _held(target.run, folder):
-        report = report_run(target.run, settings, folder)
-    return _evaluation(report.comparison, target.config.evaluation.best_metric, role=report.role, paths=report.paths)
+        report = report_run(target.run, settings, folder, on_own_data=target.on_own_data)
+    metric = target.config.evaluation.best_metric
+    return _evaluation(report.comparison, metric, role=report.role, paths=report.paths, notes=report.notes)
 
 
 @contextmanager
@@ -105,13 +106,15 @@ def _evaluate_untuned(target: EvaluationTarget, settings: ReportSettings, folder
     return _evaluation(comparison, config.evaluation.best_metric, role=held_out.role, paths=paths)
 
 
-def _evaluation(comparison: Comparison, metric: str, *, role: str, paths: ReportPaths | None) -> Evaluation:
+def _evaluation(
+    comparison: Comparison, metric: str, *, role: str, paths: ReportPaths | None, notes: Sequence[str] = ()
+) -> Evaluation:
     rows = protocol_rows(comparison, metric)
     return Evaluation(
         metrics=comparison.metrics,
         sentence=headline_sentence(comparison, metric),
         table=text_table(comparison_rows(comparison)),
-        notes=tuple(reading_notes(comparison, role)),
+        notes=(*reading_notes(comparison, role), *notes),
         paths=paths,
         rows=text_table(rows) if rows else "",
     )

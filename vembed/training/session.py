@@ -88,6 +88,7 @@ def run_record(session: Session) -> dict[str, object]:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "data": {role: [summarize(dataset) for dataset in sets] for role, sets in session.data.roles.items()},
+        "overlaps": [dataclasses.asdict(overlap) for overlap in session.data.overlaps],
         "groups": [dataclasses.asdict(group) for group in session.groups],
         "plan": dataclasses.asdict(session.plan),
         "device": str(session.engine.precision.device),

@@ -31,7 +31,7 @@ def file_content_keys(paths: Iterable[str], sizes: Mapping[str, int | None] | No
     known = file_sizes(keys) if sizes is None else sizes
     for same_size in _with_equal([path for path in keys if known[path] is not None], lambda path: known[path]):
         for same_ends in _with_equal(same_size, _ends_key):
-            keys.update((path, _content_key(path)) for path in same_ends)
+            keys.update((path, file_key(path)) for path in same_ends)
     return keys
 
 
@@ -71,7 +71,8 @@ def _ends_key(path: str) -> Hashable:
         return path
 
 
-def _content_key(path: str) -> int:
+def file_key(path: str) -> int:
+    """The key of all of a file's bytes; one of its own for a file that cannot be read."""
     try:
         return image_hash(ImageSource(path=path))
     except DataError:

@@ -34,6 +34,11 @@ class Split:
     validation: list[VisualRetrievalDataset]
     summary: Mapping[str, Any]  # Any: plain JSON values
 
+    @property
+    def validation_rows(self) -> dict[str, list[int]]:
+        """Data set -> numbers of its rows that were split off."""
+        return {name: part["validation"] for name, part in self.summary.get("datasets", {}).items()}
+
 
 def split_validation(datasets: Sequence[VisualRetrievalDataset], fraction: float, seed: int) -> Split:
     """About `fraction` of all rows for validation; 0 splits nothing off.

@@ -1,17 +1,22 @@
 """The data of a run: training sets, validation sets that choose the best weights, test sets of the report."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vembed.data.dataset import VisualRetrievalDataset, load_datasets
 from vembed.data.settings import DataSettings, DataSource
+from vembed.data.splits.overlap import TRAIN, VALIDATION, HeldOutContents, Overlap
 from vembed.data.splits.split import Split, load_split, split_validation
-from vembed.data.validation import check_dataset
+from vembed.data.validation import check_dataset, visit_rows
 from vembed.errors import ConfigError
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.network.parameters import FUSION_PREFIX, parameter_infos
-from vembed.types import RowNeeds
+from vembed.types import Example, RowNeeds
+
+_log = logging.getLogger(__name__)
 
 Datasets = Sequence[VisualRetrievalDataset]
 _TEXT_AND_IMAGE = "m"  # in a retrieval mode such as m2i
@@ -20,12 +25,16 @@ _TOWERS: Mapping[str, tuple[str, ...]] = {"t": ("text",), "i": ("vision",), "m":
 
 @dataclass(frozen=True)
 class RunData:
-    """Data sets by role. `split` is set where validation rows were split off the training data."""
+    """Data sets by role. `split` is set where validation rows were split off the training data.
+
+    overlaps: what test and validation sets share with rows that are trained on, or that choose the checkpoint.
+    """
 
     train: Datasets
     validation: Datasets
     test: Datasets
     split: Split | None
+    overlaps: tuple[Overlap, ...] = ()
 
     @property
     def roles(self) -> Mapping[str, Datasets]:
@@ -54,18 +63,57 @@ def read_run_data(
     _check_image_cache(settings, everything)
     evaluation_needs = RowNeeds(scores_say_relevance=needs is None or needs.scores_say_relevance)
     test = _load(settings.test_data_path, settings, evaluation_needs)
-    for dataset in (*everything, *test):
-        check_dataset(dataset, settings)
+    validation = _load(settings.val_data_path, settings, evaluation_needs)
+    held_out = HeldOutContents()
+    for role, sets in (("test", test), (VALIDATION, validation), (TRAIN, everything)):
+        for dataset in sets:
+            visit = partial(_visit, held_out, role, dataset.name) if test or validation else None
+            check_dataset(dataset, settings, visit)
     if settings.val_data_path is not None:
-        validation = _load(settings.val_data_path, settings, evaluation_needs)
-        for dataset in validation:
-            check_dataset(dataset, settings)
-        return RunData(everything, validation, test, None)
+        return _told(RunData(everything, validation, test, None, tuple(held_out.overlaps())))
     if saved_split is not None and saved_split.exists():
         split = load_split(saved_split, everything)
     else:
         split = split_validation(everything, settings.val_fraction, seed)
-    return RunData(split.train, split.validation, test, split)
+    overlaps = tuple(held_out.overlaps(split.validation_rows))
+    return _told(RunData(split.train, split.validation, test, split, overlaps))
+
+
+def _visit(
+    held_out: HeldOutContents, role: str, name: str, index: int, example: Example, file_sizes: Mapping[str, int]
+) -> None:
+    """Compare a row with the held-out ones read before it, and take it in if it is one."""
+    if role != "test":
+        held_out.look(role, name, index, example, file_sizes)
+    if role != TRAIN:
+        held_out.add(role, name, example, file_sizes)
+
+
+def find_overlaps(
+    settings: DataSettings, role: str, datasets: Datasets, *, saved_split: Path, needs: RowNeeds
+) -> tuple[Overlap, ...]:
+    """What data sets that a finished run is measured on share with its training and validation data.
+
+    role: of the sets ("test", "validation"). saved_split: of the run, if it has one. Raises DataError when the training
+    data has gone.
+    """
+    held_out = HeldOutContents()
+    for dataset in datasets:
+        visit_rows(dataset, partial(_visit, held_out, role, dataset.name))
+    everything = _load(settings.data_path, settings, needs)
+    others = ((TRAIN, everything), (VALIDATION, _load(settings.val_data_path, settings, needs)))
+    for other, sets in others if role != VALIDATION else others[:1]:
+        for dataset in sets:
+            visit_rows(dataset, partial(held_out.look, other, dataset.name))
+    moved = load_split(saved_split, everything).validation_rows if saved_split.exists() else {}
+    return tuple(held_out.overlaps(moved))
+
+
+def _told(data: RunData) -> RunData:
+    """The data; warns of held-out rows that were trained on."""
+    for overlap in data.overlaps:
+        _log.log(logging.INFO if overlap.by_design else logging.WARNING, "%s", overlap)
+    return data
 
 
 def _check_query_images(settings: DataSettings, datasets: Datasets) -> None:

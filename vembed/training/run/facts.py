@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vembed.data.splits.overlap import Overlap
 from vembed.errors import CheckpointError
 from vembed.evaluation.rendering.charts import Line
 from vembed.evaluation.rendering.formatting import metric_label, mode_label, percent
@@ -67,6 +68,13 @@ def _tables(record: Record, saved: Record, steps: Sequence[Line], bad: Sequence[
         FactTable("What learned", list(_group_rows(record)), ("part", "parameters", "learning rate", "weight decay")),
         FactTable("Made with", list(record["versions"].items())),
     )
+
+
+def read_overlaps(run: RunFolder, role: str) -> tuple[Overlap, ...]:
+    """What sets of a role share with training rows, as the run noted. Raises CheckpointError for a damaged file."""
+    noted = read_sealed(run.record).get("overlaps", [])  # none by older versions
+    with library_errors(CheckpointError, f"{run.record} is damaged"):
+        return tuple(overlap for overlap in (Overlap(**one) for one in noted) if overlap.role == role)
 
 
 def setting_lines(config_text: str) -> list[SettingLine]:

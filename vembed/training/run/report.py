@@ -3,16 +3,18 @@
 Everything is read from the run's folder and its settings, so that a report can be written again at any time.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from vembed.data.dataset import VisualRetrievalDataset, load_datasets
 from vembed.data.settings import DataSettings
+from vembed.data.splits.overlap import Overlap
 from vembed.data.splits.split import load_split, split_validation
-from vembed.errors import DataError, UsageError
+from vembed.errors import ConfigError, DataError, UsageError
 from vembed.evaluation.comparison import BASE, TUNED, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import RetrievalSet, retrieval_set
@@ -23,10 +25,13 @@ from vembed.model.processors.base import ItemProcessor
 from vembed.model.processors.loading import load_processor
 from vembed.model.settings import ModelSettings
 from vembed.training.frozen_features import FrozenFeatures, items_of_sets
-from vembed.training.run.facts import read_run_facts, setting_lines
+from vembed.training.run.data import find_overlaps
+from vembed.training.run.facts import read_overlaps, read_run_facts, setting_lines
 from vembed.training.run.folder import RunFolder
 from vembed.training.run.titles import model_title, tuned_before
 from vembed.types import RowNeeds
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,21 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The measured figures, and the paths of the written report; None where none was written."""
+    """The measured figures, and the paths of the written report; None where none was written.
+
+    notes: sentences about the run without which the figures would be misread.
+    """
 
     role: str
     comparison: Comparison
     paths: ReportPaths | None
+    notes: Sequence[str] = ()
 
 
-def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) -> RunReport:
+def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None, *, on_own_data: bool = True) -> RunReport:
     """Measure the base model and `final/`, and write the report into `folder` (None: nowhere).
+
+    on_own_data: the data of the settings is that of the run, which has noted what of it was trained on.
 
     Raises UsageError when the run has not finished, DataError when its data has gone.
     """
@@ -80,10 +91,11 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None) ->
         ModelToMeasure(BASE, lambda: _with_features(load_untuned(settings), settings, sets), base_protocols),
         ModelToMeasure(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
     )
+    overlaps = read_overlaps(run, held_out.role) if on_own_data else _overlaps(run, settings, held_out)
     comparison = measure_models(sets, candidates, settings.evaluation)
-    content = _content(run, settings, held_out.role, comparison)
+    content = _content(run, settings, held_out.role, comparison, overlaps)
     paths = None if folder is None else write_report(folder, content)
-    return RunReport(held_out.role, comparison, paths)
+    return RunReport(held_out.role, comparison, paths, content.notes)
 
 
 def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_split: Path | None = None) -> HeldOut:
@@ -136,9 +148,22 @@ def _with_features(
     return model if settings.features is None else settings.features.attach(model, items_of_sets(sets))
 
 
-def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison) -> ReportContent:
+def _overlaps(run: RunFolder, settings: ReportSettings, held_out: HeldOut) -> tuple[Overlap, ...]:
+    """What sets that are not the run's own share with its training rows; said to be unknown if these have gone."""
+    sets, needs = held_out.datasets, settings.needs
+    try:
+        return find_overlaps(settings.data, held_out.role, sets, saved_split=run.split, needs=needs)
+    except (DataError, ConfigError) as error:
+        _log.warning("whether the data of these figures was trained on is not known: %s", error)
+        return ()
+
+
+def _content(
+    run: RunFolder, settings: ReportSettings, role: str, comparison: Comparison, overlaps: Sequence[Overlap]
+) -> ReportContent:
     facts = read_run_facts(run)
     before = tuned_before(settings.model)
+    shared = [f"{overlap}." for overlap in overlaps if not overlap.by_design]
     return ReportContent(
         title=f"{model_title(settings.model)}, tuned",
         subtitle=facts.summary,
@@ -148,7 +173,12 @@ def _content(run: RunFolder, settings: ReportSettings, role: str, comparison: Co
         facts=facts.tables,
         history=facts.history,
         config=setting_lines(settings.config_text),
-        notes=[*([] if before is None else [f"{before}."]), *facts.notes],
+        notes=[*shared, *([] if before is None else [f"{before}."]), *facts.notes],
         gallery_size=settings.evaluation.gallery_size,
-        meta={"run": str(run.path), "base": model_title(settings.model), **facts.meta},
+        meta={
+            "run": str(run.path),
+            "base": model_title(settings.model),
+            **facts.meta,
+            "overlaps": list(map(asdict, overlaps)),
+        },
     )
