@@ -199,8 +199,9 @@ def test_a_tracker_is_told_of_everything_and_closed(settings):
 def test_a_tracker_is_closed_when_the_run_fails_and_leaves_nothing_then(tmp_path, settings):
     told = Told()
     CallbackRegistry.register("told", told)
-    (tmp_path / "torn.jpg").write_bytes(b"no picture")
-    rows = [{"query": f"row {number}", "positive": "torn.jpg"} for number in range(8)]
+    for number in range(8):
+        (tmp_path / f"{number} torn.jpg").write_bytes(b"no picture")
+    rows = [{"query": f"row {number}", "positive": f"{number} torn.jpg"} for number in range(8)]
     write_jsonl(tmp_path / "bad.jsonl", rows)
     own = {**settings, "data_path": str(tmp_path / "bad.jsonl"), "val_fraction": 0.0, "batch_size": 4}
     with pytest.raises(DataError, match=r"torn\.jpg"):
