@@ -158,8 +158,8 @@ def lock_folder(folder: Path, what: str, otherwise: str = "choose another folder
 def _take(folder: Path, words: _Words) -> FolderLock:
     file, owner = folder / LOCK_FILE, Owner.here()
     for _ in range(_TRIES):
+        _make(folder, words)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             descriptor, is_new = open_lock_file(file)
         except FileNotFoundError:
             continue  # a process that ended has just taken its file or its folder away
@@ -179,6 +179,13 @@ def _take(folder: Path, words: _Words) -> FolderLock:
             if descriptor not in _held:
                 os.close(descriptor)
     raise UsageError(f"{words.what} cannot be held: {file} comes and goes; other processes start there too")
+
+
+def _make(folder: Path, words: _Words) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{words.what} cannot be made: {error}; {words.otherwise}") from error
 
 
 def _claim(descriptor: int, file: Path, owner: Owner, *, is_new: bool, words: _Words) -> None:

@@ -354,3 +354,9 @@ def test_a_lock_on_a_file_that_was_just_deleted_is_not_taken_for_one(tmp_path, m
     with lock_folder(tmp_path, "folder"):
         assert len(num_calls) == 2
         assert start(tmp_path).first_line().startswith("refused")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"^output_dir .* cannot be made: .*Not a directory"):
+        take(tmp_path / "file" / "run")
