@@ -16,6 +16,7 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
@@ -145,6 +146,8 @@ def _work(
     """The worker's end. parent: the process that started it, where that is the parent that the system knows."""
     # Ctrl-C and a job's SIGTERM reach every process; the parent finishes its step first, and needs its workers.
     ignore_stop_signals()
+    # The parent's progress bar puts streams of its own there; a fork may find their lock held by a thread it has not.
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)  # as many processes load as the machine is meant to
     outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
