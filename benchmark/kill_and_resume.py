@@ -173,13 +173,18 @@ def _wait_for(
     """Until the moment to kill; or the run's end, if that comes before."""
     if kind == "start":
         until = time.monotonic() + draw.uniform(0, straight.first_step)
-    else:
-        until = time.monotonic() + draw.uniform(straight.first_step, straight.whole)
-    while process.poll() is None and time.monotonic() < until:
+        while process.poll() is None and time.monotonic() < until:
+            time.sleep(0.002)
+        return
+    step = draw.randrange(1, len(_lines(straight.folder)) - 3)
+    while process.poll() is None and len(_lines(run)) < step:
         time.sleep(0.002)
-    while kind == "save" and process.poll() is None and not list(run.glob(".*.new")):
+    if kind == "anywhere":
+        time.sleep(draw.uniform(0, (straight.whole - straight.first_step) / len(_lines(straight.folder))))
+        return
+    while process.poll() is None and not list(run.glob(".*.new")):
         time.sleep(0.0005)
-    time.sleep(draw.uniform(0, 0.02) if kind == "save" else 0)
+    time.sleep(draw.uniform(0, 0.02))
 
 
 def _num_left(run: Path, besides: int | None = None) -> int:
