@@ -89,7 +89,7 @@ def _missing_folder(location: Location, folder: str | None) -> Iterator[Finding]
 
 def _missing_path(location: Location, path: str | None) -> Iterator[Finding]:
     if path is not None and not may_be_hub_name(path) and not is_there(path) and not fits_files(path):
-        yield location, f"there is no file or folder {path} (looked in {Path.cwd()})"
+        yield location, f"there is no file or folder {path[:300]} (looked in {Path.cwd()})"
 
 
 def _metric_findings(evaluation: EvaluationSettings) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from vembed.utils.untrusted import printable
 
 _log = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<sign>[ _-]?)(?P<number>\d+)", re.DOTALL)
+_SHOWN, _SHOWN_LENGTH = 20, 60
 _ALSO_READ = frozenset({"class"})
 
 
@@ -46,7 +47,7 @@ def check_columns(rows: Rows, reader: RowReader, path: str) -> None:
     neighbours = _tell_neighbours(rows, reader, unused, path)
     _tell_misspelt(rows, reader, [name for name in unused if name not in neighbours], path)
     if unused:
-        _log.info("%s: columns that are not read: %s", path, ", ".join(unused))
+        _log.info("%s: columns that are not read: %s", path, _listed(unused))
 
 
 def _numbered_columns(rows: Rows, stem: str) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def _tell_neighbours(rows: Rows, reader: RowReader, unused: Sequence[str], path:
         beside = [column for column in unused if _stem(column) in stems and column not in told]
         if beside:
             told.update(beside)
-            _log.warning("%s: %s", path, _beside_text(field_name, read, beside))
+            _log.warning("%s: %s", path, printable(_beside_text(field_name, read, beside)))
     return told
 
 
@@ -79,6 +80,11 @@ def _beside_text(field_name: str, read: Sequence[str], beside: Sequence[str]) ->
     if field_name in LIST_FIELDS:
         return f"{found} column_mapping: {{{field_name}: [{', '.join((*read, *beside))}]}} reads all of them"
     return f"{found} a row has one, and column_mapping: {{{field_name}: {beside[0]}}} reads that one instead"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name[:_SHOWN_LENGTH]) for name in names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _are(names: Sequence[str]) -> str:
@@ -102,14 +108,15 @@ def _tell_misspelt(rows: Rows, reader: RowReader, columns: Iterable[str], path: 
         if near:
             _log.warning(
                 "%s: column %r is not used; if it holds %s, say column_mapping: {%s: %s}",
-                path, column, near[0], near[0], column,
+                path, column, near[0], near[0], printable(column),
             )  # fmt: skip
 
 
 def _no_column(rows: Rows, field_name: str, column: str, path: str) -> str:
     near = nearest_names(column, map(str, rows.columns))
     hint = f"; did you mean {near[0]!r}?" if near else "."
+    found = _listed(list(map(str, rows.columns)))
     return printable(
-        f"{path}: {field_name}: there is no column {column!r}{hint} The data has: {', '.join(map(str, rows.columns))}"
+        f"{path}: {field_name}: there is no column {column!r}{hint} The data has: {found}"
         f" (column_mapping: {{{field_name}: NAME}} tells which column it is)"
     )

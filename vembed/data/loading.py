@@ -1,6 +1,8 @@
 """From a path to rows that know where they came from: the one place that tells file formats apart."""
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +14,10 @@ from vembed.data.settings import DataEntry
 from vembed.data.shards import files_of_folder, is_pattern, is_saved_folder, matching_files
 from vembed.errors import DataError
 from vembed.registry import nearest_names
-from vembed.utils.untrusted import is_folder, is_there
+from vembed.utils.untrusted import is_folder, is_there, library_errors
 
 _KNOWN = ".jsonl, .json, .csv, .tsv, .parquet, a folder of Parquet files or of save_to_disk, or a hub name"
+_SHOWN_LENGTH = 300  # of a path
 
 
 class Rows(Protocol):
@@ -49,7 +52,7 @@ def load_rows(entry: DataEntry) -> Rows:
     if is_pattern(entry.path):
         return _open_shards(matching_files(entry.path, entry.split))
     if not may_be_hub_name(entry.path):
-        raise DataError(f"{entry.path}: there is no such file or folder{_near_file(path)}")
+        raise DataError(f"{entry.path[:_SHOWN_LENGTH]}: there is no such file or folder{_near_file(path)}")
     from vembed.data.readers.datasets_rows import open_hub  # noqa: PLC0415 (a second to import, and text files need none of it)
 
     return open_hub(entry.path, entry.subset, entry.split)
@@ -103,7 +106,9 @@ def _open_file(entry: DataEntry) -> Rows:
 def _open_folder(entry: DataEntry) -> Rows:
     _refuse_quoting(entry)
     if not is_saved_folder(entry.path):
-        return _open_shards(files_of_folder(entry.path, entry.subset, entry.split))
+        with library_errors(DataError, f"{entry.path}: the folder cannot be listed"):
+            files = files_of_folder(entry.path, entry.subset, entry.split)
+        return _open_shards(files)
     from vembed.data.readers.datasets_rows import open_saved  # noqa: PLC0415 (as above)
 
     return open_saved(entry.path, entry.split)
@@ -122,6 +127,9 @@ def _refuse_quoting(entry: DataEntry) -> None:
 
 def _near_file(path: Path) -> str:
     if not is_folder(str(path.parent)):
-        return f" (nor the folder {path.parent})"
-    near = nearest_names(path.name, [other.name for other in path.parent.iterdir()])
+        return f" (nor the folder {str(path.parent)[:_SHOWN_LENGTH]})"
+    others: list[str] = []
+    with suppress(OSError):  # a folder that may not be listed has no hint to give
+        others = os.listdir(path.parent)  # noqa: PTH208 (names are all that is wanted)
+    near = nearest_names(path.name, others) if len(path.name) < _SHOWN_LENGTH else []
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -105,9 +105,9 @@ class RowReader:
         return (columns,) if isinstance(columns, str) else tuple(columns)
 
     def _cell(self, row: Row, field_name: str, origin: str) -> Any:
-        columns = self.columns_of(field_name)
-        if len(columns) == 1:
-            return row.get(columns[0])
+        columns = self.columns.get(field_name, field_name)
+        if isinstance(columns, str):
+            return row.get(columns)
         return [one for column in columns for one in self._as_list(row.get(column), field_name, origin)]
 
     def _items(self, row: Row, side: str, origin: str) -> tuple[Item, ...]:

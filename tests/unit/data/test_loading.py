@@ -56,3 +56,10 @@ def test_split_and_subset_of_a_file_are_refused_and_not_ignored(tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", [ROW])
     with pytest.raises(DataError, match="split and subset are for"):
         load_data(path, split="train")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000 + ".csv", "a/" * 3000 + "b.jsonl", "a\0b.csv", "*" * 5000 + ".parquet"])
+def test_a_name_that_no_file_can_have_is_a_file_that_is_not_there(path):
+    with pytest.raises(DataError, match="there is no such file") as refused:
+        load_data(path)
+    assert len(str(refused.value)) < 1000 or path.startswith("*")

@@ -145,9 +145,8 @@ def _parse_literal(text: str) -> Cell:
 
 
 def _has_adjacent_strings(text: str) -> bool:
-    try:
+    kinds: list[int] = []
+    with suppress(DataError), library_errors(DataError, "no Python"):
         kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-    except (tokenize.TokenError, SyntaxError):
-        return False
     real = [kind for kind in kinds if kind not in {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT}]
     return any(a == b == tokenize.STRING for a, b in itertools.pairwise(real))

@@ -87,6 +87,10 @@ class TableRow(Mapping[str, Cell]):
             cell = self._cells.column(column)[self._number].as_py()
         return _class_name(cell, self._labels[name], f"{self._origin}: {name}") if name in self._labels else cell
 
+    def get(self, name: str, default: Cell = None) -> Cell:
+        """The cell, or `default` where there is no such column, as for most fields: no exception is raised for it."""
+        return self[name] if name in self._column_numbers else default
+
     def __contains__(self, name: object) -> bool:
         return name in self._column_numbers
 
