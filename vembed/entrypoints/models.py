@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vembed.entrypoints.load_options import LoadOptions
+from vembed.errors import ModelError
 from vembed.model.families.family import Family
 from vembed.model.families.registry import families
 from vembed.model.spec import ModelSpec, reads_in_words
+from vembed.utils.untrusted import library_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +53,8 @@ def check(request: CheckRequest) -> str:
     from vembed.model.modeling import VisualRetrievalModel  # noqa: PLC0415 (the listing needs no torch)
 
     model = VisualRetrievalModel.from_pretrained(request.model, settings)
-    return "\n".join([*_model_lines(request.model, model), "", *_embedding_lines(model)])
+    with library_errors(ModelError, f"model {request.model!r} opens, but cannot embed"):
+        return "\n".join([*_model_lines(request.model, model), "", *_embedding_lines(model)])
 
 
 def _import_plugins(load_options: LoadOptions) -> None:

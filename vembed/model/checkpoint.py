@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from vembed.errors import CheckpointError
 from vembed.model.adapters.base_model import AdapterBase, new_adapter_base, plain_folder, read_base, write_base
-from vembed.model.adapters.files import modules_to_save, write_adapters
+from vembed.model.adapters.files import load_adapters, modules_to_save, write_adapters
 from vembed.model.adapters.layers import layers_with_adapters
 from vembed.model.backbones.layers import WEIGHTS_FILE
 from vembed.model.backbones.pretrained import quiet
@@ -20,10 +20,11 @@ from vembed.model.base import BaseEmbeddingModel
 from vembed.model.families.registry import family_named, hub_id
 from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, ModelFolders, weights_folder
 from vembed.model.folder.sentence_transformers import model_path, unopenable
-from vembed.model.heads import heads_state
+from vembed.model.heads import heads_state, load_heads
 from vembed.model.processors.base import ItemProcessor
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
+from vembed.utils.untrusted import library_errors
 from vembed.version import __version__
 
 _PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -54,18 +55,25 @@ def find_folders(name: str | None, settings: ModelSettings, spec: ModelSpec) -> 
     return ModelFolders(root, folders.get("text"), folders.get("vision"))
 
 
+def load_learned(model: BaseEmbeddingModel, folder: Path) -> None:
+    """Load the adapters, layers and heads of a checkpoint without the other weights. Raises CheckpointError."""
+    for subfolder, backbone in model.backbones().items():
+        if any(True for _ in layers_with_adapters(backbone)):
+            load_adapters(folder / subfolder, backbone)
+    load_layer_states(model, folder)
+    load_heads(model, folder)
+
+
 @torch.no_grad()
 def load_layer_states(model: BaseEmbeddingModel, folder: Path) -> None:
     """Load the weights of the layers that follow a tower's pooling. Raises CheckpointError."""
     for subfolder in model.backbones():
         for name, state in model.layer_states(subfolder).items():
             path = folder / subfolder / name / WEIGHTS_FILE
-            try:
+            with library_errors(CheckpointError, f"{path} is missing, broken or of another model"):
                 saved = load_file(path)
                 for key, tensor in state.items():
                     tensor.copy_(saved[key])
-            except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-                raise CheckpointError(f"{path} is missing, broken or of another model: {error}") from error
 
 
 def processor_folders(folders: ModelFolders, settings: ModelSettings) -> ModelFolders:

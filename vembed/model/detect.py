@@ -16,8 +16,9 @@ from vembed.model.families.composed import describe_composed
 from vembed.model.families.family import Family
 from vembed.model.families.registry import family_for, family_named, family_of_mode, hub_id
 from vembed.model.families.unsupported_settings import unsupported_settings
+from vembed.model.folder.damage import SPEC_FILES, files_to_blame
 from vembed.model.folder.facts import ModelFacts, read_facts
-from vembed.model.folder.find import SPEC_FILE, Json, config_folder, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, config_folder, read_table
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
@@ -36,7 +37,11 @@ def detect(name: str | None, settings: ModelSettings) -> Detected:
     Raises ModelError that lists every setting that the model does not support.
     """
     name = name if name is not None else settings.model_name
-    detected = _detect_pair(settings) if name is None else _detect_one(name, settings.revision, settings.encoder_mode)
+    shown = name if name is not None else "of two towers"
+    with files_to_blame(shown, f"model {shown!r}: its files do not describe a model", SPEC_FILES):
+        detected = (
+            _detect_pair(settings) if name is None else _detect_one(name, settings.revision, settings.encoder_mode)
+        )
     family = family_named(detected.spec.family)
     problems = _mode_problems(detected.spec, settings) + unsupported_settings(detected.spec, family, settings)
     if problems:
@@ -44,14 +49,19 @@ def detect(name: str | None, settings: ModelSettings) -> Detected:
     return replace(detected, spec=_with_settings(detected.spec, settings))
 
 
-def _detect_one(name: str, revision: str | None, encoder_mode: str | None = None) -> Detected:
+def _detect_one(
+    name: str, revision: str | None, encoder_mode: str | None = None, seen: tuple[Path, ...] = ()
+) -> Detected:
+    """seen: the folders of adapters that led here."""
     folder = config_folder(hub_id(name), revision)
-    saved = read_json(folder / SPEC_FILE)
+    if folder.resolve() in seen:
+        raise ModelError(f"{folder} holds an adapter that belongs, in the end, to itself; name its base anew")
+    saved = read_table(folder / SPEC_FILE)
     if saved is not None:
         return _saved_spec(saved, folder)
     base = read_base(folder)
     if base is not None:  # adapters only: the spec is that of their base
-        detected = _detect_one(base.model_name, base.revision, encoder_mode)
+        detected = _detect_one(base.model_name, base.revision, encoder_mode, (*seen, folder.resolve()))
         return replace(detected, reason=f"an adapter of {base.model_name}: {detected.reason}")
     facts = read_facts(hub_id(name), folder)
     if encoder_mode in (None, "auto"):

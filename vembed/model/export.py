@@ -7,7 +7,7 @@ from vembed.errors import CheckpointError
 from vembed.model.adapters.base_model import plain_folder, read_base
 from vembed.model.checkpoint import ModelSource
 from vembed.model.families.registry import hub_id
-from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_json, weights_folder
+from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAINING_FILE, read_table, weights_folder
 from vembed.model.folder.weight_names import rename_weights_like
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
@@ -26,7 +26,7 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     folder = weights_folder(hub_id(str(name)), settings)
     _refuse_quantized(folder)
     opened = VisualRetrievalModel.from_pretrained(str(name), settings)
-    record = read_json(folder / SPEC_FILE) or {}
+    record = read_table(folder / SPEC_FILE) or {}
     base = ModelSource(**record["base_model"]) if "base_model" in record else opened.base
     model = VisualRetrievalModel(opened.model, opened.processor, base, opened.reason)
     extra = {key: value for key, value in record.items() if key not in ("version", "spec", "base_model")}

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vembed.errors import CheckpointError
 from vembed.model.base import BaseEmbeddingModel
-from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, read_json
+from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, read_table
 from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
+from vembed.utils.untrusted import library_errors
 
 
 def heads_state(model: BaseEmbeddingModel) -> dict[str, Tensor]:
@@ -23,7 +23,7 @@ def heads_state(model: BaseEmbeddingModel) -> dict[str, Tensor]:
 
 def load_heads_state(model: BaseEmbeddingModel, state: Mapping[str, Tensor], source: Path) -> None:
     """Load a state dict of `heads_state`. Raises CheckpointError if names or shapes differ."""
-    if "logit_bias" in state and model.logit_bias is None:
+    if "logit_bias" in state and model.logit_bias is None and tuple(state["logit_bias"].shape) == (1,):
         model.logit_bias = nn.Parameter(torch.zeros_like(state["logit_bias"]))
     expected = heads_state(model)
     wrong = [name for name in expected.keys() | state.keys() if _shape(expected, name) != _shape(state, name)]
@@ -51,10 +51,8 @@ def load_heads(model: BaseEmbeddingModel, folder: Path) -> None:
     if not (folder / SPEC_FILE).is_file():
         return
     path = folder / HEADS_FILE
-    try:
+    with library_errors(CheckpointError, f"{path} is missing or broken"):
         state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or broken: {error}") from error
     load_heads_state(model, state, path)
 
 
@@ -73,7 +71,7 @@ def load_or_create_heads(model: BaseEmbeddingModel, root: Path | None, seed: int
 
 def _saved_fusion(root: Path | None) -> str:
     """The fusion in a vembed checkpoint; `sum` for other folders."""
-    saved = None if root is None else read_json(root / SPEC_FILE)
+    saved = None if root is None else read_table(root / SPEC_FILE)
     return SUM if saved is None else str(saved["spec"].get("fusion", SUM))
 
 

@@ -8,26 +8,26 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.adapters.base_model import AdapterBase
-from vembed.model.adapters.files import load_adapters
-from vembed.model.adapters.layers import layers_with_adapters
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.checkpoint import (
     ModelSource,
     adapter_bases,
     find_folders,
-    load_layer_states,
+    load_learned,
     write_checkpoint,
 )
 from vembed.model.detect import detect
 from vembed.model.encoding import EncodeOptions, Features, encode_items
 from vembed.model.families.components import MODEL_CLASSES
-from vembed.model.heads import load_heads, load_or_create_heads
+from vembed.model.folder.damage import MODEL_FILES, files_to_blame
+from vembed.model.heads import load_or_create_heads
 from vembed.model.items import Picture, image_source
 from vembed.model.learning.dtypes import cast_layer_inputs
 from vembed.model.learning.lora import has_adapters
 from vembed.model.learning.scale import set_temperature
 from vembed.model.learning.set_up import set_up_learning
 from vembed.model.processors.base import ItemProcessor
+from vembed.model.processors.checks import check_fit
 from vembed.model.processors.loading import processor_in
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
@@ -69,10 +69,13 @@ class VisualRetrievalModel:
         settings = settings or ModelSettings()
         name = name if name is not None else settings.model_name
         detected = detect(name, settings)
-        folders = find_folders(name, settings, detected.spec)
-        processor = processor_in(folders, detected.spec, settings)
-        model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
-        load_or_create_heads(model, folders.root, seed)
+        shown = name if name is not None else f"{settings.text_model_name} + {settings.image_model_name}"
+        with files_to_blame(shown, f"model {shown!r} cannot be opened; its files do not fit together", MODEL_FILES):
+            folders = find_folders(name, settings, detected.spec)
+            processor = processor_in(folders, detected.spec, settings)
+            model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
+            load_or_create_heads(model, folders.root, seed)
+            check_fit(model, processor, shown)
         if temperature is not None:
             set_temperature(model, temperature)
         model.logit_scale.requires_grad_(learn_temperature)
@@ -115,11 +118,7 @@ class VisualRetrievalModel:
 
     def load_adapters(self, folder: Path) -> None:
         """Load adapters and heads that were saved with `merge_adapters=False`. Raises CheckpointError."""
-        for subfolder, backbone in self.model.backbones().items():
-            if any(True for _ in layers_with_adapters(backbone)):
-                load_adapters(folder / subfolder, backbone)
-        load_layer_states(self.model, folder)
-        load_heads(self.model, folder)
+        load_learned(self.model, folder)
 
     def encode(
         self,

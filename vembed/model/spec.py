@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vembed.model.settings import Tower
 from vembed.types import Side
@@ -35,6 +35,12 @@ def known_pooling(pooling: str) -> str:
 Pooling = Annotated[str, AfterValidator(known_pooling)]
 
 
+# Files are read by these too, and a number in them makes tensors of its size.
+Width = Annotated[int, Field(ge=0, le=1_000_000)]
+Length = Annotated[int, Field(ge=1, le=10_000_000)]
+Pixels = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
 class LayerSpec(BaseModel):
     """A layer between pooling and embedding, of a folder of sentence-transformers; `path` is its subfolder there.
 
@@ -45,8 +51,8 @@ class LayerSpec(BaseModel):
 
     kind: Literal["dense", "layer_norm", "normalize", "dropout"]
     path: str
-    inputs: int = 0
-    outputs: int = 0
+    inputs: Width = 0
+    outputs: Width = 0
     bias: bool = True
     activation: str = "Tanh"
     residual: bool = False
@@ -68,9 +74,9 @@ class LateInteraction(BaseModel):
 
     kind: Literal["native", "text", "vlm"]
     architecture: str
-    protected_tokens: int = 0
+    protected_tokens: Annotated[int, Field(ge=0)] = 0
     skipped_words: tuple[str, ...] = ()
-    query_limit: int | None = None
+    query_limit: Length | None = None
     attends_to_fill: bool = False
     fill_token: str | None = None
     normalizes_pools: bool = True
@@ -108,28 +114,28 @@ class ModelSpec(BaseModel):
     similarity: Literal["cosine", "dot"] = "cosine"
     scoring: Literal["single", "maxsim"] = "single"
     padding_side: Literal["right", "left"] = "right"
-    max_length: int | None = None
-    text_limit: int | None = None
-    pad_to: int | None = None
+    max_length: Length | None = None
+    text_limit: Length | None = None
+    pad_to: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     starts_answer: bool = True
     lower_case: bool = False
-    image_size: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    max_num_patches: int | None = None
+    image_size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    min_pixels: Pixels | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_num_patches: Annotated[int, Field(ge=1, le=65536)] | None = None
     own_code: str | None = None
     query_prompt: str = ""
     document_prompt: str = ""
     other_prompts: dict[str, str] = {}
     recipe: str | None = None
     projection_head: Literal["linear", "mlp"] | None = None
-    projection_dim: int | None = None
+    projection_dim: Annotated[int, Field(ge=1, le=65536)] | None = None
     late: LateInteraction | None = None
-    num_query_tokens: int | None = None
-    topk_tokens: int | None = None
-    pool_factor: float | None = None
-    distance_threshold: float | None = None
-    document_tokens: int | None = None
+    num_query_tokens: Annotated[int, Field(ge=0, le=4096)] | None = None
+    topk_tokens: Annotated[int, Field(ge=0)] | None = None
+    pool_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    distance_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    document_tokens: Annotated[int, Field(ge=0)] | None = None
     mask_prompts: bool = False
     fusion: str = "sum"
 

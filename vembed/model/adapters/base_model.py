@@ -8,15 +8,17 @@ A folder that peft wrote has no such file; its adapter_config.json names the bas
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+
+from pydantic import TypeAdapter
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.families.registry import hub_id
-from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, read_adapter_config, read_json, weights_folder
+from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, Json, read_adapter_config, read_table, weights_folder
 from vembed.model.folder.fingerprint import fingerprint
 from vembed.model.folder.sentence_transformers import model_path
 from vembed.model.settings import ModelSettings
-from vembed.utils.untrusted import is_folder
+from vembed.utils.untrusted import is_folder, library_errors
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,30 @@ class AdapterBase:
 
 def read_base(folder: Path) -> AdapterBase | None:
     """The base model of the adapter in a folder; None for a folder with full weights. Raises CheckpointError."""
-    saved = read_json(folder / BASE_FILE)
+    try:
+        saved = read_table(folder / BASE_FILE)
+    except ModelError as error:
+        raise CheckpointError(str(error)) from error
     if saved is not None:
-        try:
-            return AdapterBase(**saved)
-        except TypeError as error:
-            raise CheckpointError(f"{folder / BASE_FILE} does not fit this version: {error}") from error
+        return _base(folder / BASE_FILE, saved)
     config = None if (folder / "config.json").is_file() else read_adapter_config(folder)
     if config is None:
         return None
     name = config.get("base_model_name_or_path")
     if not name:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs to")
-    return AdapterBase(str(name), config.get("revision"))
+    return _base(folder / ADAPTER_CONFIG, {"model_name": name, "revision": config.get("revision")})
+
+
+def _base(path: Path, values: Json) -> AdapterBase:
+    """The base that a file names. Raises CheckpointError for values of other types, or a folder above the model."""
+    with library_errors(CheckpointError, f"{path} does not fit this version"):
+        base = AdapterBase(**values)
+        TypeAdapter(AdapterBase).validate_python(base, strict=True)
+    inner = PureWindowsPath(base.subfolder)
+    if inner.anchor or ".." in inner.parts:
+        raise CheckpointError(f"{path} names the subfolder {base.subfolder!r}, which is none of the model")
+    return base
 
 
 def new_adapter_base(name: str, folder: Path, settings: ModelSettings, subfolder: str = "") -> AdapterBase:
@@ -95,9 +108,17 @@ def base_folder(folder: Path, base: AdapterBase, settings: ModelSettings) -> Pat
 
 
 def plain_folder(folder: Path, settings: ModelSettings) -> Path:
-    """The folder of the full weights under any number of adapters; `folder` itself if it holds such."""
-    base = read_base(folder)
-    return folder if base is None else plain_folder(base_folder(folder, base, settings), settings)
+    """The folder of the full weights under any number of adapters; `folder` itself if it holds such.
+
+    Raises CheckpointError as `base_folder` does, and for adapters that lead in a circle.
+    """
+    seen = [folder.resolve()]
+    while (base := read_base(folder)) is not None:
+        folder = base_folder(folder, base, settings)
+        if folder.resolve() in seen:
+            raise CheckpointError(f"{folder} holds an adapter that belongs, in the end, to itself; name its base anew")
+        seen.append(folder.resolve())
+    return folder
 
 
 def _base_key(folder: Path) -> str:

@@ -20,6 +20,7 @@ from vembed.errors import CheckpointError
 from vembed.grad_cache.batch_norm import is_batch_norm
 from vembed.model.adapters.layers import ADAPTER, is_adapter, layers_with_adapters
 from vembed.model.folder.find import ADAPTER_CONFIG, SPEC_FILE, read_adapter_config
+from vembed.utils.untrusted import library_errors
 
 Network = Any  # peft and transformers are untyped here
 
@@ -28,6 +29,7 @@ _PREFIX = "base_model.model."
 _LORA_B = ".lora_B."  # zero before training
 _MAGNITUDE = ".lora_magnitude_vector"
 _MAX_NAMES = 4  # in a message
+_MAX_RANK = 65536
 
 
 def write_adapters(
@@ -64,12 +66,11 @@ def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> N
         raise CheckpointError(
             f"{folder} holds a {content.get('peft_type')} adapter; LoRA, DoRA and rsLoRA are supported"
         )
-    try:
+    _refuse_sizes(folder / ADAPTER_CONFIG, content)
+    with library_errors(CheckpointError, f"the adapter in {folder} does not fit this model"):
         config = peft.LoraConfig.from_pretrained(str(folder))
         config.lora_dropout, config.inference_mode, config.modules_to_save = dropout, False, None
         inject(backbone, config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit this model: {_one_line(error)}") from error
     config.modules_to_save = content.get("modules_to_save")
     load_adapters(folder, backbone)
     _refuse_zero_adapters(folder)
@@ -78,10 +79,8 @@ def read_adapters(folder: Path, backbone: Network, *, dropout: float = 0.0) -> N
 def load_adapters(folder: Path, backbone: Network) -> None:
     """Load a folder's adapters into a network that has such. Raises CheckpointError that lists what does not fit."""
     path = folder / WEIGHTS_FILE
-    try:
+    with library_errors(CheckpointError, f"{path} is missing or broken"):
         saved = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is missing or broken: {error}") from error
     to_save = (read_adapter_config(folder) or {}).get("modules_to_save") or ()
     expected = {**_adapter_tensors(backbone), **_saved_module_tensors(backbone, to_save)}
     _refuse_mismatch(path, saved, expected)
@@ -156,8 +155,18 @@ def _is_zero(path: Path) -> bool:
         return False
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _refuse_sizes(path: Path, content: Mapping[str, Any]) -> None:  # Any: JSON
+    """Raise CheckpointError for ranks that no adapter has, for which memory would be taken, and code of another's."""
+    if content.get("megatron_config"):
+        raise CheckpointError(f"{path} sets megatron_config, by which peft imports another package; take it out")
+    pattern = content.get("rank_pattern") or {}
+    ranks = {"r": content.get("r", 8), **(pattern if isinstance(pattern, dict) else {"rank_pattern": None})}
+    for name, rank in ranks.items():
+        if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK:
+            raise CheckpointError(f"{path}: {name}: expected a rank from 1 to {_MAX_RANK}; got {rank!r}")
+    names = content.get("modules_to_save")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{path}: modules_to_save: expected a list of names; got {names!r}")
 
 
 def _first_names(names: Collection[str]) -> str:

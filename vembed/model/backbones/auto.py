@@ -20,7 +20,7 @@ from vembed.model.backbones.vision import (
     vision_sentence_files,
 )
 from vembed.model.base import BaseEmbeddingModel, disable_kv_cache
-from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
+from vembed.model.folder.find import JsonFiles, ModelFolders, read_table
 from vembed.model.folder.sentence_transformers import modules_folder
 from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
@@ -122,7 +122,7 @@ def load_text_tower(folder: Path, spec: ModelSpec, settings: ModelSettings) -> T
 
 def encoder_loader(folder: Path) -> Any:  # Any: transformers is untyped here
     """The transformers class that loads a text encoder: AutoModel, or of a T5 the class of its encoder alone."""
-    config: dict[str, Any] = read_json(folder / "config.json") or {}
+    config: dict[str, Any] = read_table(folder / "config.json") or {}
     encoders = {
         "mt5": transformers.MT5EncoderModel,
         "t5": transformers.T5EncoderModel,

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +12,7 @@ from vembed.errors import ModelError
 from vembed.model.folder.sentence_layers import width_after
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import LayerSpec
+from vembed.utils.untrusted import library_errors
 
 WEIGHTS_FILE = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
@@ -83,7 +82,7 @@ class VectorLayers(nn.ModuleList):
 def load_layers(specs: Sequence[LayerSpec], folder: Path, width: int, settings: ModelSettings) -> VectorLayers:
     """The layers whose subfolders lie in `folder`, for vectors of that width. Raises ModelError."""
     width_after(width, specs, folder)
-    with torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):  # their sizes are a file's words until the weights agree
         layers = VectorLayers(specs)
     for spec, layer in zip(specs, layers, strict=True):
         if next(layer.parameters(), None) is not None:
@@ -106,15 +105,12 @@ def _load_weights(layer: nn.Module, folder: Path, settings: ModelSettings) -> No
         if not settings.allow_pickled_weights:
             raise ModelError(
                 f"{path} is missing; {_PICKLE} is a pickle, which can run code when it is opened. Save the layer as"
-                " safetensors, or set allow_pickled_weights: true, which reads tensors and runs nothing"
+                " safetensors, or set allow_pickled_weights: true (--allow_pickled_weights), which reads tensors and"
+                " runs nothing"
             )
         path = pickled
     if not path.is_file():
         raise ModelError(f"{path} is missing: the weights of a layer that modules.json names")
-    try:
+    with library_errors(ModelError, f"{path} does not fit {folder / 'config.json'}"):
         state = load_file(path) if path != pickled else torch.load(path, map_location="cpu", weights_only=True)
-        layer.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except (OSError, SafetensorError, RuntimeError, UnpicklingError, AttributeError) as error:
-        raise ModelError(
-            f"{path} does not fit {folder / 'config.json'}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        layer.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)

@@ -1,26 +1,36 @@
 """Load a transformers model from a folder, with its adapters; missing or foreign weights are a ModelError."""
 
+import logging
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 
 from vembed.errors import ModelError
-from vembed.model.adapters.base_model import AdapterBase, base_folder, read_base
+from vembed.model.adapters.base_model import AdapterBase, base_folder, plain_folder, read_base
 from vembed.model.adapters.files import read_adapters
 from vembed.model.adapters.layers import merge_adapters
 from vembed.model.backbones.weight_options import FOUR_BIT, check_attention, weight_options
-from vembed.model.folder.find import ADAPTER_CONFIG, read_json
+from vembed.model.folder.damage import PROCESSOR_FILES, WEIGHT_FILES, with_files
+from vembed.model.folder.find import ADAPTER_CONFIG, Json, read_table
+from vembed.model.folder.foreign import refuse_foreign_sources
+from vembed.model.folder.tensors import check_index, check_layers, num_values
 from vembed.model.settings import ModelSettings
+from vembed.utils.untrusted import library_errors
 
 Backbone = Any  # transformers is untyped here
 
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError)
+_log = logging.getLogger(__name__)
+_NUMBER = re.compile(r"\.\d+\.")
+_PACKED = 10  # quantised weights hold up to eight numbers in one
+_SPARE = 50_000_000  # numbers that may be missing, of poolers and heads
 
 
 def load_backbone(
@@ -32,6 +42,7 @@ def load_backbone(
     A pooling layer without weights in the checkpoint is removed, unless needs_pooler. Adapters are merged, unless they
     are trained further. loader: the class whose `from_pretrained` is called.
     """
+    plain_folder(folder, settings)  # adapters that lead in a circle are refused
     base = read_base(folder)
     if base is None:
         return _load_plain(folder, settings, needs_pooler, loader)
@@ -61,13 +72,17 @@ def _load_with_adapters(
 
 
 def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loader: Any) -> Backbone:
+    config = read_table(folder / "config.json") or {}
+    refuse_foreign_sources(folder, config)
     options = {"trust_remote_code": settings.trust_remote_code, "local_files_only": True}
     options |= _format_options(folder, settings) | weight_options(settings)
     try:
-        with quiet():
+        with library_errors(ModelError, f"model folder {str(folder)!r} cannot be loaded"), quiet():
+            _check_size(folder, config, settings, loader)
             model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
-    except (*_LOAD_ERRORS, UnpicklingError, SafetensorError, EOFError, struct.error) as error:
-        raise _load_error(folder, error, settings) from error
+    except ModelError as error:
+        raise _explained(folder, error, settings) from error
+    _warn_of_unused_layers(folder, model, report["unexpected_keys"])
     missing = sorted(report["missing_keys"])
     pooler = [name for name in missing if name.startswith("pooler.")]
     if len(pooler) < len(missing) or (pooler and needs_pooler):
@@ -82,46 +97,92 @@ def _load_plain(folder: Path, settings: ModelSettings, needs_pooler: bool, loade
     return model.eval()
 
 
-def _load_error(folder: Path, error: Exception, settings: ModelSettings) -> ModelError:
-    """The error for the user when transformers could not load a folder."""
-    start = f"model folder {str(folder)!r}"
-    if isinstance(error, SafetensorError | EOFError | struct.error):
-        return ModelError(
-            f"{start} cannot be loaded: its weights are damaged or cut short ({error}); copy or download them again"
+def _check_size(folder: Path, config: Json, settings: ModelSettings, loader: Any) -> None:
+    """Raise ModelError for a config.json of a much larger network than the weights, before memory is taken for it."""
+    if not any(folder.glob("*.safetensors")) or (settings.trust_remote_code and "auto_map" in config):
+        return
+    check_index(folder)
+    check_layers(folder, config)
+    no_code = {"trust_remote_code": False}  # unless told, transformers asks on the terminal
+    described = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **no_code)
+    with torch.device("meta"):
+        is_auto = hasattr(loader, "from_config")
+        network = loader.from_config(described, **no_code) if is_auto else loader(described)
+    num_described, num_held = sum(one.numel() for one in network.parameters()), num_values(folder)[1]
+    if num_described > _PACKED * num_held + _SPARE:
+        raise ModelError(
+            f"{folder / 'config.json'} describes a network of {num_described:,} numbers, and its weights have"
+            f" {num_held:,}; they are of different models"
         )
-    if isinstance(error, UnpicklingError):
+
+
+def _warn_of_unused_layers(folder: Path, model: Backbone, unexpected: Collection[str]) -> None:
+    """Warn of weights of further layers than the network has: config.json describes fewer than there are."""
+    built = {_NUMBER.sub(".#.", name) for name, _ in model.named_parameters()}
+    unused = sorted(name for name in unexpected if _NUMBER.search(name) and _NUMBER.sub(".#.", name) in built)
+    if unused:
+        _log.warning(
+            "%s describes a network of fewer layers than its weights: %d tensors are not used, such as %s",
+            folder / "config.json",
+            len(unused),
+            unused[0],
+        )
+
+
+def _explained(folder: Path, error: ModelError, settings: ModelSettings) -> ModelError:
+    """The error for the user when a folder could not be loaded: what to do about it, or which file it is about."""
+    start, cause = f"model folder {str(folder)!r}", error.__cause__
+    if isinstance(cause, SafetensorError | EOFError | struct.error):
+        broken = (
+            f"{start} cannot be loaded: its weights are damaged or cut short ({cause}); copy or download them again"
+        )
+        return ModelError(with_files(broken, folder, WEIGHT_FILES))
+    if isinstance(cause, UnpicklingError):
         return ModelError(f"{start} holds a pickle of more than tensors; it was not run")
-    if "trust_remote_code" in str(error) and not settings.trust_remote_code:
-        return ModelError(
-            f"{start} needs code of its own, which config.json's auto_map names; read that code, and set"
-            " trust_remote_code: true if you trust it"
-        )
+    if _asks_for_code(cause) and not settings.trust_remote_code:
+        return _needs_code(folder, "config.json")
     asked = settings.attn_implementation
     if asked is not None and "attention implementation" in str(error):
         return ModelError(f"attn_implementation {asked}: transformers has no such attention for this model")
-    return ModelError(f"{start} cannot be loaded: {one_line(error)}")
+    return error if cause is None else ModelError(with_files(str(error), folder, WEIGHT_FILES))
+
+
+def _asks_for_code(cause: BaseException | None) -> bool:
+    """True for transformers' error about code that comes with a folder."""
+    return "trust_remote_code" in str(cause)
+
+
+def _needs_code(folder: Path, file: str) -> ModelError:
+    """The error for a folder that opens with code of its own only."""
+    files = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "in another repository"
+    return ModelError(
+        f"model folder {str(folder)!r} needs code of its own ({files}), which the auto_map of {file} names; read that"
+        " code, and set trust_remote_code: true (--trust_remote_code) if you trust it"
+    )
 
 
 def refuse_own_code(folder: Path, settings: ModelSettings) -> None:
     """Raise ModelError for a folder that needs remote code, unless trust_remote_code is set."""
-    config = read_json(folder / "config.json") or {}
+    config = read_table(folder / "config.json") or {}
     known = config.get("model_type") in transformers.CONFIG_MAPPING
     if "auto_map" not in config or known or settings.trust_remote_code:
         return
     files = sorted({str(name).split(".")[0].split("--")[-1] + ".py" for name in _class_names(config["auto_map"])})
     raise ModelError(
         f"model folder {str(folder)!r} is opened by code that comes with it ({', '.join(files)}), which does not run"
-        " unless you allow it: read it, and set trust_remote_code: true"
+        " unless you allow it: read it, and set trust_remote_code: true (--trust_remote_code)"
     )
 
 
 def pretrained_processor(loader: Any, folder: Path, *, trust_remote_code: bool, kind: str) -> Any:
     """The tokenizer, image processor or processor that transformers' `loader` finds in a folder. Raises ModelError."""
     try:
-        with quiet():
+        with library_errors(ModelError, f"model folder {str(folder)!r} has no usable {kind}"), quiet():
             return loader.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, AttributeError) as error:
-        raise ModelError(f"model folder {str(folder)!r} has no usable {kind}: {one_line(error)}") from error
+    except ModelError as error:
+        if _asks_for_code(error.__cause__) and not trust_remote_code:
+            raise _needs_code(folder, "its tokenizer or processor") from error
+        raise ModelError(with_files(str(error), folder, PROCESSOR_FILES)) from error
 
 
 def one_line(error: Exception) -> str:
@@ -139,8 +200,8 @@ def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
     if pickles:
         raise ModelError(
             f"model folder {str(folder)!r} holds pickled weights only ({pickles[0]}); a pickle can run code when it is"
-            " opened. Set allow_pickled_weights: true, which reads tensors and runs nothing, or convert it to"
-            " safetensors once: vembed export MODEL --merge --allow_pickled_weights --output FOLDER"
+            " opened. Set allow_pickled_weights: true (--allow_pickled_weights), which reads tensors and runs nothing,"
+            " or convert it to safetensors once: vembed export MODEL --merge --allow_pickled_weights --output FOLDER"
         )
     raise ModelError(f"model folder {str(folder)!r} holds no weights; expected model.safetensors (no pickles)")
 
@@ -161,13 +222,13 @@ def _class_names(auto_map: dict[str, Any]) -> Iterator[str]:  # Any: JSON
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and loading reports; missing weights in them are checked here."""
-    logging = transformers.logging
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs = transformers.logging
+    verbosity, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        theirs.set_verbosity(verbosity)
         if bar:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()

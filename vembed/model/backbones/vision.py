@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vembed.errors import ModelError
+from vembed.errors import CheckpointError, ModelError
 from vembed.model.adapters.base_model import plain_folder
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.towers import (
@@ -24,12 +24,13 @@ from vembed.model.backbones.towers import (
     to_weights_of,
 )
 from vembed.model.families.vision import VISION
-from vembed.model.folder.find import HEADS_FILE, JsonFiles, read_json
+from vembed.model.folder.find import HEADS_FILE, JsonFiles, read_table
 from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec, Pooling
 from vembed.model.vectors.pooling import GEM_EXPONENT, pool
 from vembed.model.vectors.prefix_tokens import PrefixTokens, prefix_tokens
+from vembed.utils.untrusted import library_errors
 
 IMAGE_TENSORS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 EXPONENT_NAME = "vision_tower.exponent"
@@ -37,6 +38,7 @@ _CHANNELS = 3
 _TOKENS_NDIM = 3  # [images, tokens, width]
 _MODEL_POOLINGS = ("own", "pooler")
 _POOLINGS = ("cls", "mean", "max", "gem")
+_MAX_SIDE = 8192
 _PROBE_SIDE = 224  # of an image for a network whose config names no size: a convolutional one
 # Classes with weights that AutoModel would not load: CLIP's projection, MAE's decoder.
 _NOT_BY_AUTO_MODEL = ("CLIPVisionModelWithProjection", "ViTMAEForPreTraining")
@@ -176,6 +178,8 @@ def black_image(model: Backbone) -> dict[str, Tensor]:
         return {"pixel_values": torch.zeros(1, *config.pretrained_cfg["input_size"])}
     size = getattr(config, "image_size", None) or _PROBE_SIDE
     height, width = size if isinstance(size, list | tuple) else (size, size)
+    if not 0 < max(height, width) <= _MAX_SIDE:
+        raise ModelError(f"config.json says image_size: {size}; expected 1 to {_MAX_SIDE} pixels")
     return {"pixel_values": torch.zeros(1, _CHANNELS, height, width)}
 
 
@@ -193,7 +197,7 @@ def set_timm_image_size(model: Backbone, image_size: int | None) -> None:
 
 def _model_class(folder: Path, settings: ModelSettings) -> Any:  # Any: transformers is untyped
     """The transformers class that loads all weights of a folder: AutoModel, unless that would leave some out."""
-    config = read_json(plain_folder(folder, settings) / "config.json") or {}
+    config = read_table(plain_folder(folder, settings) / "config.json") or {}
     named = (config.get("architectures") or [""])[0]
     return getattr(transformers, named) if named in _NOT_BY_AUTO_MODEL else transformers.AutoModel
 
@@ -256,7 +260,9 @@ def _freeze_unused_parameters(tower: VisionTower) -> None:
 def _restore_exponent(exponent: nn.Parameter, folder: Path) -> None:
     """Load the gem exponent of a vembed checkpoint, whose tower may be loaded into a composed model."""
     path = folder / HEADS_FILE
-    state = load_file(path) if path.is_file() else {}
-    if EXPONENT_NAME in state:
-        with torch.no_grad():
+    if not path.is_file():
+        return
+    with library_errors(CheckpointError, f"{path} is broken or of another model"), torch.no_grad():
+        state = load_file(path)
+        if EXPONENT_NAME in state:
             exponent.copy_(state[EXPONENT_NAME])

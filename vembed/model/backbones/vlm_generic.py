@@ -16,7 +16,7 @@ from vembed.model.backbones.pretrained import Backbone, load_backbone, refuse_ow
 from vembed.model.backbones.vision_states import SplitAtVision, vision_call_of
 from vembed.model.backbones.vision_states_model import VisionStatesModel
 from vembed.model.base import disable_kv_cache
-from vembed.model.folder.find import JsonFiles, ModelFolders, read_json
+from vembed.model.folder.find import JsonFiles, ModelFolders, read_table
 from vembed.model.folder.sentence_transformers import sentence_files
 from vembed.model.network.parameters import Part, layer_numbers
 from vembed.model.settings import ModelSettings, Tower
@@ -24,6 +24,7 @@ from vembed.model.spec import ModelSpec
 from vembed.model.vectors.pooling import pool
 from vembed.model.vectors.rows import unit_vectors
 from vembed.types import Embeddings, Inputs
+from vembed.utils.untrusted import library_message
 
 _HEAD_NAME = "lm_head.weight"
 _CLASSES_WITH_HEAD = ("ForConditionalGeneration", "ForCausalLM", "ForVision2Seq")
@@ -110,7 +111,10 @@ class VlmModel(VisionStatesModel):
             read = {name: value for name, value in tensors.items() if name not in self.head_tensors}
             dtype = self.backbone.get_input_embeddings().weight.dtype
             read = {name: value.to(dtype) if value.is_floating_point() else value for name, value in read.items()}
-            output = self.backbone(**read, **self._forward_options, return_dict=True)
+            try:
+                output = self.backbone(**read, **self._forward_options, return_dict=True)
+            except ValueError as error:  # of transformers, which counts image tokens and what the pictures gave
+                raise ModelError(f"the processor's inputs do not fit this model: {library_message(error)}") from error
         hidden = output.hidden_states[-1] if self._has_head else output.last_hidden_state
         return TokenStates(hidden, read["attention_mask"].bool(), is_image)
 
@@ -170,7 +174,7 @@ def _name_of_language_model(backbone: Backbone) -> str:
 
 def _auto_class(folder: Path) -> Any:  # Any: transformers is untyped here
     """AutoModel, or the auto class for which a folder's remote code has a model."""
-    config = read_json(folder / "config.json") or {}
+    config = read_table(folder / "config.json") or {}
     offered = config.get("auto_map") or {}
     if config.get("model_type") in transformers.CONFIG_MAPPING or "AutoModel" in offered:
         return transformers.AutoModel

@@ -5,7 +5,7 @@ from typing import Literal
 from vembed.model.families.family import Architecture, Family
 from vembed.model.families.towers import PROCESSOR, check_patches, check_pooling, describe_dual, num_patches
 from vembed.model.folder.facts import ModelFacts
-from vembed.model.folder.find import Json, read_json
+from vembed.model.folder.find import Json, read_table
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 
@@ -38,7 +38,7 @@ def _own_class(facts: ModelFacts) -> str | None:
 def _describe_siglip(facts: ModelFacts, architecture: Architecture) -> ModelSpec:
     """SigLIP was trained on texts padded to a fixed length; SigLIP 2 (with Gemma's tokenizer) on lower-cased ones."""
     spec = describe_dual("siglip", facts, architecture)
-    tokenizer: Json = read_json(facts.model_folder / "tokenizer_config.json") or {}
+    tokenizer: Json = read_table(facts.model_folder / "tokenizer_config.json") or {}
     is_naflex = facts.model_type == "siglip2"
     is_second = is_naflex or str(tokenizer.get("tokenizer_class")).startswith(("Gemma", "Siglip2"))
     side: Literal["left", "right"] = "left" if is_second and tokenizer.get("padding_side") == "left" else "right"

@@ -79,7 +79,7 @@ def _own_code_hint(facts: ModelFacts) -> str:
         return ""
     return (
         f". It names code of its own ({facts.own_class}): set encoder_mode to the kind of model that it is"
-        f" ({', '.join(able)}) and trust_remote_code: true, if you trust that code"
+        f" ({', '.join(able)}) and trust_remote_code: true (--trust_remote_code), if you trust that code"
     )
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from vembed.errors import ModelError
 from vembed.model.families.family import Architecture
 from vembed.model.folder.facts import ModelFacts
-from vembed.model.folder.find import Json, read_json
+from vembed.model.folder.find import Json, read_table
 from vembed.model.folder.sentence_transformers import SentenceFolder
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import ModelSpec
@@ -101,8 +101,8 @@ def check_pooling(spec: ModelSpec, settings: ModelSettings) -> list[str]:
 
 def num_patches(facts: ModelFacts) -> int:
     """max_num_patches of the folder's image processor (SigLIP 2 NaFlex)."""
-    processor: Json = read_json(facts.model_folder / "processor_config.json") or {}
-    images: Json = processor.get("image_processor") or read_json(facts.model_folder / "preprocessor_config.json") or {}
+    processor: Json = read_table(facts.model_folder / "processor_config.json") or {}
+    images: Json = processor.get("image_processor") or read_table(facts.model_folder / "preprocessor_config.json") or {}
     return int(images.get("max_num_patches", _NAFLEX_PATCHES))
 
 

@@ -44,7 +44,7 @@ def _code_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:
         return []
     return [
         f"this model runs code that comes with its checkpoint ({spec.own_code}); read that code, and set"
-        " trust_remote_code: true if you trust it"
+        " trust_remote_code: true (--trust_remote_code) if you trust it"
     ]
 
 

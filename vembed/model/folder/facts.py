@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import SPEC_FILE, Json, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, read_table
 from vembed.model.folder.sentence_transformers import SentenceFolder, read_sentence_folder
 
 
@@ -30,7 +30,7 @@ class ModelFacts:
     @property
     def tokenizer(self) -> Json:
         """The contents of tokenizer_config.json; {} if there is none."""
-        return read_json(self.model_folder / "tokenizer_config.json") or {}
+        return read_table(self.model_folder / "tokenizer_config.json") or {}
 
     @property
     def model_type(self) -> str:
@@ -56,13 +56,11 @@ def read_facts(name: str, folder: Path) -> ModelFacts:
     """The facts of the model in `folder`. Raises ModelError when it has no config.json, or a broken one."""
     sentence = read_sentence_folder(folder)
     path = folder / sentence.model_path if sentence else folder
-    config = read_json(path / "config.json")
+    config = read_table(path / "config.json")
     if config is None:
         if sentence is not None and sentence.unsupported is not None:
             raise ModelError(sentence.unsupported)
         final = folder / "final"
         hint = f"; did you mean {str(final)!r}?" if (final / SPEC_FILE).exists() else ""
         raise ModelError(f"model folder {str(path)!r} holds no config.json{hint}")
-    if not isinstance(config, dict):
-        raise ModelError(f"{path / 'config.json'} holds no table of settings, but {type(config).__name__}")
     return ModelFacts(name, folder, config, sentence)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.settings import ModelSettings
-from vembed.utils.untrusted import is_folder, is_there
+from vembed.utils.untrusted import is_folder, is_there, library_errors, read_regular_file
 
 Json = dict[str, Any]  # Any: JSON
 JsonFiles = dict[str, Any]  # path inside the folder -> JSON
@@ -22,6 +23,9 @@ BASE_FILE = "vembed_base.json"
 
 _CONFIG_PATTERNS = ["*.json", STANFORD_FILE]
 _WEIGHT_PATTERNS = ["*.json", STANFORD_FILE, "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_MAX_JSON_BYTES = 2**26
+_TEXT_ENDINGS = {".json", ".jinja", ".model", ".txt"}
+_MAX_TEXT_BYTES = 2**28
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "flax/*", "coreml/*", "original/*"]
 
 
@@ -54,43 +58,61 @@ def weights_folder(name: str, settings: ModelSettings, revision: str | None = No
 
 def _code_repositories(folder: Path) -> list[str]:
     """Other repositories with a model's remote code: auto_map names a class there as "owner/name--module.Class"."""
-    named = (read_json(folder / "config.json") or {}).get("auto_map") or {}
-    values = [one for value in named.values() for one in (value if isinstance(value, list) else [value])]
+    named = (read_table(folder / "config.json") or {}).get("auto_map") or {}
+    listed = named.values() if isinstance(named, dict) else ()
+    values = [one for value in listed for one in (value if isinstance(value, list) else [value])]
     return sorted({str(one).split("--")[0] for one in values if one is not None and "--" in str(one)})
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any] | None:  # Any: JSON
     """adapter_config.json, None if there is none. Raises CheckpointError if it is broken, or no JSON object."""
     try:
-        content = read_json(folder / ADAPTER_CONFIG)
+        return read_table(folder / ADAPTER_CONFIG)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
-    if content is not None and not isinstance(content, dict):
-        raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG} holds no table of settings, as peft writes one, but {type(content).__name__}"
-        )
-    return content
 
 
 def read_json(path: Path) -> Any | None:  # Any: JSON
     """The content of a JSON file, None when it does not exist. Raises ModelError when it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    with library_errors(ModelError, f"{path} cannot be read"):
+        try:
+            data = read_regular_file(path, max_bytes=_MAX_JSON_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return json.loads(data.decode("utf-8"))
+
+
+def read_table(path: Path) -> Json | None:
+    """The table of settings in a JSON file, None when it does not exist. Raises ModelError for anything else."""
+    content = read_json(path)
+    if content is not None and not isinstance(content, dict):
+        raise ModelError(f"{path} holds no table of settings, but {type(content).__name__}")
+    return content
 
 
 def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:
     folder = os.path.expanduser(name)  # noqa: PTH111 (Path's raises for ~nobody)
     if is_folder(folder):
+        _refuse_irregular_files(Path(folder))
         return Path(folder)
     if is_there(folder):
         raise ModelError(f"model {name!r} is a file; give the folder that holds it")
     if _looks_like_path(name):
         raise ModelError(f"there is no model folder {name!r}")
     return _snapshot(name, revision, patterns)
+
+
+def _refuse_irregular_files(folder: Path) -> None:
+    """Raise ModelError for a pipe or a device in a folder, which a library would wait for, and texts of gigabytes."""
+    for path in (*folder.iterdir(), *folder.glob("*/*")):
+        try:
+            status = path.stat()
+        except OSError:  # a link to nothing, which is as good as missing
+            continue
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise ModelError(f"{path} is not a regular file; a model's folder holds files and folders")
+        if path.suffix in _TEXT_ENDINGS and status.st_size > _MAX_TEXT_BYTES:
+            raise ModelError(f"{path} has {status.st_size:,} bytes, more than any tokenizer or config")
 
 
 def _looks_like_path(name: str) -> bool:

@@ -6,19 +6,18 @@ changes nearly every number of a tensor, so that tuned weights differ from their
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from vembed.errors import CheckpointError
 from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, TRAINING_FILE
+from vembed.model.folder.tensors import read_entries
 from vembed.model.spec import ModelSpec
 
 _SAMPLE = 1024  # bytes
 _HASHED_IN_FULL = {".json", ".txt", ".model", ".jinja", ".py", ".tiktoken"}
 _NOT_HASHED = {SPEC_FILE, TRAINING_FILE, "training_state.json", "trainer_state.json"}
-_LENGTH_SIZE = 8
 
 
 def fingerprint(folder: Path) -> str:
@@ -59,17 +58,11 @@ def embedding_fingerprint(folder: Path, spec: ModelSpec) -> str:
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:
     """Name and digest (of dtype, shape and sampled bytes) of each tensor in a safetensors file."""
+    entries = read_entries(path)
     with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(_LENGTH_SIZE))
-            header = json.loads(file.read(length))
-        except (struct.error, ValueError, OverflowError, MemoryError) as error:
-            raise CheckpointError(f"{path} is damaged: its header cannot be read") from error
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = (_LENGTH_SIZE + length + offset for offset in entry["data_offsets"])
-            kind = f"{entry['dtype']} {entry['shape']} "
-            yield name, kind + hashlib.sha256(_samples(file, path, start, end)).hexdigest()
+        for name, entry in entries.items():
+            kind = f"{entry.dtype} {list(entry.shape)} "
+            yield name, kind + hashlib.sha256(_samples(file, path, entry.start, entry.end)).hexdigest()
 
 
 def _sampled(path: Path) -> str:
@@ -83,7 +76,7 @@ def _samples(file: BinaryIO, path: Path, start: int, end: int) -> bytes:
     parts = []
     for place in (start, (start + end) // 2, max(start, end - _SAMPLE)):
         file.seek(place)
-        wanted = min(_SAMPLE, end - place)
+        wanted = max(0, min(_SAMPLE, end - place))
         parts.append(file.read(wanted))
         if len(parts[-1]) != wanted:
             raise CheckpointError(f"{path} is shorter than its header says; copy or download it again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import STANFORD_FILE, Json, JsonFiles, read_json
+from vembed.model.folder.find import STANFORD_FILE, Json, JsonFiles, read_table
 from vembed.model.folder.sentence_layers import TOKENS, layer_config, read_layer
 from vembed.model.spec import LateInteraction, LayerSpec, ModelSpec
 
@@ -103,7 +103,7 @@ def is_stanford_colbert(config: Json) -> bool:
 
 def read_stanford_colbert(folder: Path, width: int) -> tuple[LateFolder, dict[str, str]]:
     """Settings and markers (by side) in a Stanford ColBERT's artifact.metadata. width: of its hidden states."""
-    found: Json = read_json(folder / STANFORD_FILE) or {}
+    found: Json = read_table(folder / STANFORD_FILE) or {}
     dim = int(found.get("dim") or 128)
     layer = LayerSpec(kind="dense", path="1_Dense", inputs=width, outputs=dim, bias=False, activation="Identity")
     fill = int(found.get("query_maxlen") or _DEFAULT_QUERY_LENGTH)
@@ -133,7 +133,7 @@ def _pylate_lengths(general: Json) -> Json:
 
 def _module_config(folder: Path, modules: Sequence[tuple[str, str]], kind: str) -> Json:
     path = next((path for found, path in modules if found == kind), None)
-    return dict(read_json(folder / path / "config.json") or {}) if path is not None else {}
+    return dict(read_table(folder / path / "config.json") or {}) if path is not None else {}
 
 
 def _refuse_unsupported_options(folder: Path, mask: Json, pooling: Json) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import Json, read_json
+from vembed.model.folder.find import Json, read_table
 from vembed.model.spec import LayerSpec
 
 LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm", "Normalize": "normalize", "Dropout": "dropout"}
@@ -22,7 +22,7 @@ def read_layer(folder: Path, kind: str, path: str, input_name: str = VECTOR) -> 
     input_name: the feature that it transforms, VECTOR or TOKENS. Raises ModelError for one that is not supported.
     """
     file = folder / path / "config.json"
-    config: Json = read_json(file) or {}
+    config: Json = read_table(file) or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, input_name):
             able = "the pooled vector" if input_name == VECTOR else input_name

@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from vembed.errors import ModelError
-from vembed.model.folder.find import SPEC_FILE, Json, JsonFiles, read_json
+from vembed.model.folder.find import SPEC_FILE, Json, JsonFiles, read_json, read_table
 from vembed.model.folder.multi_vector import LateFolder, is_late, pylate_prompts, read_late_folder
 from vembed.model.folder.sentence_layers import KIND_OF_LAYER, LAYER_KINDS, layer_config, read_layer
 from vembed.model.spec import LayerSpec, ModelSpec, Pooling
@@ -76,7 +76,7 @@ def read_sentence_folder(folder: Path) -> SentenceFolder | None:
     if modules is None:
         return None
     model_path = next((module.path for module in modules if module.kind in _TRANSFORMERS), "")
-    general: Json = read_json(folder / "config_sentence_transformers.json") or {}
+    general: Json = read_table(folder / "config_sentence_transformers.json") or {}
     if is_late([module.kind for module in modules], general):
         return _read_late(folder, modules, model_path, general)
     settings = _transformer_settings(folder / model_path)
@@ -218,7 +218,7 @@ def _unsupported_modules(modules: Sequence[SentenceModule], folder: Path) -> str
 def _transformer_settings(folder: Path) -> Json:
     names = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
     for name in names:
-        settings = read_json(folder / f"sentence_{name}_config.json")
+        settings = read_table(folder / f"sentence_{name}_config.json")
         if settings is not None:
             return dict(settings)
     return {}
@@ -284,7 +284,7 @@ def _pools_prompt(folder: Path) -> bool:
 
 
 def _pooling_config(folder: Path) -> Json:
-    config: Json | None = read_json(folder / "config.json")
+    config: Json | None = read_table(folder / "config.json")
     if config is None:
         raise ModelError(f"{folder / 'config.json'} is missing; modules.json says that pooling is described there")
     return config

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import Backbone, load_backbone
 from vembed.model.backbones.vision_states import SplitAtVision, vision_call_of
 from vembed.model.backbones.vision_states_model import VisionStatesModel
@@ -18,6 +19,7 @@ from vembed.model.network.parameters import Part
 from vembed.model.settings import ModelSettings, Tower
 from vembed.model.spec import LateInteraction, ModelSpec
 from vembed.types import Inputs, Ragged
+from vembed.utils.untrusted import library_message
 
 
 class LateRetrievalModel(VisionStatesModel, TokenVectorModel):
@@ -77,7 +79,10 @@ class LateRetrievalModel(VisionStatesModel, TokenVectorModel):
         ids, mask = inputs.tensors["input_ids"].values, inputs.tensors["attention_mask"].values
         with self.pictures.given(inputs) as complete:
             images = _IMAGE_INPUTS[_late_interaction(self.spec).architecture](complete.tensors, ids)
-            output = self.backbone(input_ids=ids, attention_mask=mask, **images)
+            try:
+                output = self.backbone(input_ids=ids, attention_mask=mask, **images)
+            except ValueError as error:  # of transformers, which counts image tokens and what the pictures gave
+                raise ModelError(f"the processor's inputs do not fit this model: {library_message(error)}") from error
         return TokenVectors(output.embeddings, mask.bool())
 
     def real_states(self, inputs: Inputs) -> Tensor:

@@ -19,12 +19,14 @@ from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
 from vembed.model.folder.find import ModelFolders
 from vembed.model.late_interaction.tokenization import document_flags, encode_texts, skiplist_ids
+from vembed.model.processors.auto import refuse_large_sizes
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.texts import forget_last_call
 from vembed.model.settings import ModelSettings
 from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, Inputs, LoadedItem, Ragged, Side
 
+_MOST_PIXELS = 100_000_000  # an edge in a size may count pixels of the whole picture
 NUM_AUGMENTATION_TOKENS = 10  # as in each of the three processors
 _MOST_AROUND_PICTURE = 64  # tokens of the format that surely no architecture exceeds
 
@@ -143,6 +145,8 @@ class LateRetrievalProcessor(ItemProcessor):
         super().__init__(spec, max_image_pixels=max_image_pixels)
         self._reader = reader
         self._skiplist = skiplist_ids(reader.processor.tokenizer, spec.late.skipped_words if spec.late else ())
+        image_token = getattr(reader.processor, "image_token_id", None)
+        self.placeholder_ids = () if image_token is None else (image_token,)
 
     @classmethod
     def from_folders(cls, spec: ModelSpec, folders: ModelFolders, settings: ModelSettings) -> "LateRetrievalProcessor":
@@ -152,10 +156,16 @@ class LateRetrievalProcessor(ItemProcessor):
         processor = pretrained_processor(
             transformers.AutoProcessor, folders.text, trust_remote_code=settings.trust_remote_code, kind="processor"
         )
+        refuse_large_sizes(processor.image_processor, folders.text, _MOST_PIXELS)
         processor.tokenizer.padding_side = spec.padding_side
         if spec.min_pixels is not None or spec.max_pixels is not None:
             _set_pixel_limits(processor.image_processor, spec)
         return cls(spec, _READERS[spec.late.architecture](processor))
+
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped here
+        """The tokenizer of the processor."""
+        return self._reader.processor.tokenizer
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """uint8 `pixel_values` [slices, ...], and the architecture's further tensors of a picture."""

@@ -47,6 +47,11 @@ class LateTextProcessor(ItemProcessor):
         _add_marker_tokens(tokenizer, (spec.query_prompt, spec.document_prompt))
         return cls(spec, tokenizer)
 
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped here
+        """The tokenizer."""
+        return self._tokenizer
+
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """Raises ModelError; not called, since the spec has a text tower only."""
         raise ModelError("a text model reads no images")

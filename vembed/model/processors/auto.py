@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vembed.errors import ModelError
 from vembed.model.backbones.pretrained import pretrained_processor
-from vembed.model.folder.find import ModelFolders, read_json
+from vembed.model.folder.find import ModelFolders, read_table
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.naflex import NaflexImages
 from vembed.model.processors.pictures import ImageReader, TimmImages, TransformersImages
@@ -23,6 +23,8 @@ from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, HeldItem, Inputs, LoadedItem, Ragged, Side
 
 _PATCH_SIZE = 16
+MAX_SIDE = 8192  # pixels
+_SIZE_NAMES = ("size", "crop_size", "pad_size", "min_pixels", "max_pixels", "patch_size", "merge_size")
 
 
 class TowerProcessor(ItemProcessor):
@@ -59,6 +61,11 @@ class TowerProcessor(ItemProcessor):
             images = image_reader(load_image_processor(folders.image, settings), spec)
             patch_size = _patch_size_of(folders.image)
         return cls(spec, texts, images, patch_size=patch_size)
+
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped here
+        """The tokenizer; None without texts."""
+        return None if self._texts is None else self._texts.tokenizer
 
     def read_picture(self, picture: PIL.Image.Image) -> Mapping[str, Tensor]:
         """uint8 `pixel_values` [3, height, width], or NaFlex's tensors."""
@@ -119,7 +126,7 @@ class TowerProcessor(ItemProcessor):
 
 def _patch_size_of(folder: Path) -> int:
     """The patch size in pixels in a model's config.json; 16 if it has none."""
-    config = read_json(folder / "config.json")
+    config = read_table(folder / "config.json")
     vision = config.get("vision_config", config) if isinstance(config, dict) else {}
     size = vision.get("patch_size") if isinstance(vision, dict) else None
     return size if isinstance(size, int) and size > 0 else _PATCH_SIZE
@@ -144,8 +151,19 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:  # Any: transf
 
 def load_image_processor(folder: Path, settings: ModelSettings) -> Any:  # Any: transformers is untyped here
     """The image processor in `folder`. Raises ModelError when its files are missing."""
-    loader = transformers.AutoImageProcessor
-    return pretrained_processor(loader, folder, trust_remote_code=settings.trust_remote_code, kind="image processor")
+    loader, code = transformers.AutoImageProcessor, settings.trust_remote_code
+    processor = pretrained_processor(loader, folder, trust_remote_code=code, kind="image processor")
+    refuse_large_sizes(processor, folder, MAX_SIDE)
+    return processor
+
+
+def refuse_large_sizes(processor: Any, folder: Path, limit: int) -> None:  # Any: transformers is untyped here
+    """Raise ModelError for an image processor that would make pictures of a size that takes all memory."""
+    for name in _SIZE_NAMES:
+        value = getattr(processor, name, None)
+        for size in [value] if value is None or isinstance(value, int | float) else dict(value).values():
+            if isinstance(size, int | float) and not 0 < size <= limit:
+                raise ModelError(f"{folder}: the image processor has {name}: {size:,}; expected 1 to {limit:,}")
 
 
 def image_reader(processor: object, spec: ModelSpec) -> ImageReader:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import PIL.Image
 import torch
@@ -40,6 +40,8 @@ class ItemProcessor(ABC):
 
     token_masks: tuple[str, ...] = ()
     reads_pictures_together = False
+    placeholder_ids: Sequence[int] = ()  # tokens that stand for an image
+    unreadable_tokens: Sequence[str] = ()  # words of the tokenizer that the model has no row for
 
     def __init__(self, spec: ModelSpec, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> None:
         self.spec = spec
@@ -71,6 +73,11 @@ class ItemProcessor(ABC):
     @abstractmethod
     def save(self, text_folder: Path, image_folder: Path) -> None:
         """Write the files that `from_folders` and transformers read."""
+
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped here
+        """The tokenizer; None for a processor of images alone, or one that keeps it to itself."""
+        return None
 
     def is_read_alike_elsewhere(self) -> bool:
         """True if sentence-transformers makes the same inputs with the files that `save` writes."""
@@ -176,6 +183,7 @@ class ItemProcessor(ABC):
             raise DataError(f"{where}an item needs a text, an image, or both")
         if item.text is not None and not _is_unicode(item.text):
             raise DataError(f"{where}the text holds half a character (a lone surrogate), which no tokenizer can read")
+        _refuse_tokens(item.text, self.unreadable_tokens, where)
         spec = self.spec
         if (item.text is not None and not spec.supports(["text"])) or (item.images and not spec.supports(["image"])):
             given = "a text" if not spec.supports(["text"]) else "an image"
@@ -192,6 +200,13 @@ def _place_of_all(item: Item, sources: Sequence[ImageSource]) -> str:
     place = place_of(sources[0]) or (f"{item.origin}: " if item.origin else "")
     others = f"or another of the item's {len(sources)} images: " if len(sources) > 1 else ""
     return f"{place}{others}"
+
+
+def _refuse_tokens(text: str | None, tokens: Sequence[str], where: str) -> None:
+    """Raise DataError for a text that spells one of these tokens, however its letters are written."""
+    found = [token for token in tokens if text is not None and token.lower() in text.lower()]
+    if found:
+        raise DataError(f"{where}the text holds {found[0]!r}, a token that this model has no embedding of")
 
 
 def _windows(items: Sequence[HeldItem]) -> list[list[int]]:

@@ -25,6 +25,7 @@ from vembed.errors import DataError, ModelError
 from vembed.model.backbones.pretrained import pretrained_processor, refuse_own_code
 from vembed.model.backbones.vlm_generic import IMAGE_TOKENS
 from vembed.model.folder.find import ModelFolders
+from vembed.model.processors.auto import refuse_large_sizes
 from vembed.model.processors.base import MAX_IMAGE_PIXELS, ItemProcessor
 from vembed.model.processors.conversation import Conversation, common_ending
 from vembed.model.processors.picture_lengths import PictureLengths
@@ -35,6 +36,7 @@ from vembed.model.spec import ModelSpec
 from vembed.types import AnyItem, Inputs, Item, LoadedItem, Ragged, Side
 
 _IMAGE_FILE = "preprocessor_config.json"  # which releases of transformers before 5 write, and other tools read
+_MOST_PIXELS = 100_000_000  # an edge in a size may count pixels of the whole picture
 _NOT_READ = ("attention_mask", "labels")  # `finish` makes the mask anew; labels are for generation
 # Image processors that keep a picture's aspect ratio. The edges in their `size` are numbers of pixels, of all of it.
 _BOUNDED = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
@@ -81,6 +83,7 @@ class VlmProcessor(ItemProcessor):
         # Most have one placeholder token; some also mark where an image begins, ends, or turns to its next line.
         image_ids = getattr(processor, "image_token_ids", [getattr(processor, "image_token_id", None)])
         self._image_ids = [token for token in image_ids if token is not None]
+        self.placeholder_ids = self._image_ids
         self._pictures = PictureParts(processor)
         self._conversation = Conversation(processor, starts_answer=spec.starts_answer)
         self._ending = common_ending(self._encode, lambda text: self._render("query", text, 0))
@@ -109,6 +112,7 @@ class VlmProcessor(ItemProcessor):
                 f" {type(processor).__name__} there. A vision-language model needs the files of its tokenizer and its"
                 " image processor, and an image token"
             )
+        refuse_large_sizes(processor.image_processor, folders.text, _MOST_PIXELS)
         return cls(spec, processor, has_image_file=(folders.text / _IMAGE_FILE).is_file())
 
     @property

@@ -181,7 +181,7 @@ def test_the_checkpoint_s_scale_and_bias_are_where_learning_starts(name, fresh, 
 def test_code_of_its_own_is_refused_until_it_is_trusted(folder_of):
     message = refusal(folder_of("own_code"))
     assert "this model runs code that comes with its checkpoint (eva_clip.EvaCLIPModel)" in message
-    assert "set trust_remote_code: true if you trust it" in message
+    assert "set trust_remote_code: true (--trust_remote_code) if you trust it" in message
     detected = detect(folder_of("own_code"), ModelSettings(trust_remote_code=True))
     assert "names code of its own" in detected.reason
 
