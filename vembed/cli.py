@@ -10,6 +10,7 @@ import typer
 from vembed.commands.config import config_app
 from vembed.commands.demo import demo
 from vembed.commands.doctor import doctor
+from vembed.commands.echo import echo
 from vembed.commands.encode import encode
 from vembed.commands.evaluate import evaluate
 from vembed.commands.export import export
@@ -32,17 +33,19 @@ class _Commands(typer.core.TyperGroup):
         except VembedError as error:
             if os.environ.get("VEMBED_DEBUG") == "1":
                 _tell(traceback.format_exc().rstrip())
-            _tell(f"{typer.style('Error: ', fg='red', bold=True)}{error}")
+            _tell(str(error), start="Error: ")
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             _tell("interrupted")
             raise typer.Exit(_INTERRUPTED) from error
 
 
-def _tell(message: str) -> None:
+def _tell(message: str, *, start: str = "") -> None:
     """Write to standard error. Where nobody reads it any more (a terminal closed), the exit code says it alone."""
     try:
-        typer.echo(message, err=True)
+        if start:
+            echo(start, colour="red", bold=True, err=True, nl=False)
+        echo(message, err=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # or Python fails when it flushes at the end
 
@@ -73,7 +76,7 @@ def main() -> None:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vembed {__version__}")
+        echo(f"vembed {__version__}")
         raise typer.Exit
 
 

@@ -3,6 +3,7 @@
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import TAKES_SETTINGS, arguments_of, one_positional
 
 config_app = typer.Typer(help="Show settings, defaults, a JSON schema.", no_args_is_help=True)
@@ -18,7 +19,8 @@ def show(context: typer.Context) -> None:
     from vembed.entrypoints import config as entrypoint
 
     arguments = arguments_of(context)
-    typer.echo(entrypoint.show(load_config(one_positional(arguments), arguments.words())), nl=False)
+    config = load_config(one_positional(arguments), arguments.words())
+    echo(entrypoint.show(config), nl=False)
 
 
 @config_app.command("defaults")
@@ -26,7 +28,7 @@ def defaults() -> None:
     """Print every key with its default, as YAML."""
     from vembed.entrypoints import config as entrypoint
 
-    typer.echo(entrypoint.defaults(), nl=False)
+    echo(entrypoint.defaults(), nl=False)
 
 
 @config_app.command("schema")
@@ -36,7 +38,7 @@ def schema() -> None:
 
     from vembed.entrypoints import config as entrypoint
 
-    typer.echo(json.dumps(entrypoint.schema(), indent=2))
+    echo(json.dumps(entrypoint.schema(), indent=2))
 
 
 @config_app.command("reference")
@@ -44,4 +46,4 @@ def reference() -> None:
     """Print all keys and presets as Markdown."""
     from vembed.entrypoints import config as entrypoint
 
-    typer.echo(entrypoint.reference(), nl=False)
+    echo(entrypoint.reference(), nl=False)

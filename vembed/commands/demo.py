@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
+
 
 def demo(
     output_dir: Annotated[
@@ -16,5 +18,5 @@ def demo(
     """Fine-tune two pretrained models on emoji and show the gain."""
     from vembed.entrypoints import demo as entrypoint
 
-    result = entrypoint.demo(output_dir, quick=quick, say=typer.echo)
-    typer.echo(f"\n{result.table}\nreport   {result.report}\nmetrics  {result.metrics}\nmodel    {result.final}")
+    result = entrypoint.demo(output_dir, quick=quick, say=echo)
+    echo(f"\n{result.table}\nreport   {result.report}\nmetrics  {result.metrics}\nmodel    {result.final}")

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import arguments_of, one_positional
 from vembed.errors import UsageError
 
@@ -35,9 +36,9 @@ def doctor(
     from vembed.entrypoints import doctor as entrypoint
 
     if not grad_check or config is None:
-        typer.echo(entrypoint.facts(config))
+        echo(entrypoint.facts(config))
         return
     found = entrypoint.grad_check(config, rows)
-    typer.echo("\n".join(found.lines()))
+    echo("\n".join(found.lines()))
     if not found.passed:
         raise typer.Exit(1)

@@ -1,12 +1,12 @@
 """`vembed encode`: its arguments and its help."""
 # ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vembed.commands.echo import echo, show_progress
 from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
 from vembed.errors import UsageError
 
@@ -80,10 +80,4 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
         max_bad_fraction=max_bad_fraction,
         load_options=load_options,
     )
-    typer.echo(entrypoint.encode(request, _show_progress).text())
-
-
-def _show_progress(done: int, total: int) -> None:
-    """One line that counts up, on a terminal only."""
-    if sys.stderr.isatty():
-        typer.echo(f"\r{done:,} of {total:,} items", err=True, nl=done == total)
+    echo(entrypoint.encode(request, show_progress).text())

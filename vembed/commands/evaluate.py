@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import arguments_of, one_positional, print_help
 from vembed.errors import UsageError
 
@@ -23,7 +24,7 @@ def evaluate(context: typer.Context, show_help: Annotated[bool, typer.Option("--
     what = resolve_target(target, arguments.words(without="output_dir"))
     from vembed.entrypoints import evaluate as entrypoint
 
-    typer.echo(entrypoint.evaluate_target(what, report_dir=arguments.last("output_dir")).text())
+    echo(entrypoint.evaluate_target(what, report_dir=arguments.last("output_dir")).text())
 
 
 _EVALUATE_USAGE = """\

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
 
 
@@ -31,4 +32,4 @@ def export(
         plugins=plugins or (),
     )
     request = entrypoint.ExportRequest(model=model, output=output, merge=merge, load_options=load_options)
-    typer.echo(entrypoint.export(request).text())
+    echo(entrypoint.export(request).text())

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import Plugins, allow_pickled_weights_option, torch_dtype_option, trust_remote_code_option
 from vembed.errors import UsageError
 
@@ -37,7 +38,7 @@ def models(
         if any(given.values()):
             words = " and ".join(word for word, value in given.items() if value)
             raise UsageError(f"{words} can only say how to load a model: name one with --check")
-        typer.echo(entrypoint.listing(plugins or ()))
+        echo(entrypoint.listing(plugins or ()))
         return
     load_options = LoadOptions(
         torch_dtype=torch_dtype,
@@ -46,4 +47,4 @@ def models(
         encoder_mode=encoder_mode,
         plugins=plugins or (),
     )
-    typer.echo(entrypoint.check(entrypoint.CheckRequest(model=check, load_options=load_options)))
+    echo(entrypoint.check(entrypoint.CheckRequest(model=check, load_options=load_options)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def print_help(usage: str, titles: Sequence[str] = (), *, common_only: bool) -> 
     from vembed.entrypoints.config import key_help
 
     width = min(100, max(80, shutil.get_terminal_size().columns))
-    typer.echo(usage)
+    echo(usage)
     for line in key_help(titles, common_only=common_only, width=width).splitlines():
-        typer.secho(line, bold=bool(line) and not line.startswith(" "))
+        echo(line, bold=bool(line) and not line.startswith(" "))
     if common_only:
-        typer.echo("These are the settings that matter most; --help-all shows every one.")
+        echo("These are the settings that matter most; --help-all shows every one.")

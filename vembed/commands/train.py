@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vembed.commands.echo import echo
 from vembed.commands.options import arguments_of, one_positional, print_help
 
 
@@ -26,11 +27,11 @@ def train(
     from vembed.entrypoints import train as entrypoint
 
     if dry_run:
-        typer.echo(entrypoint.dry_run(config))
+        echo(entrypoint.dry_run(config))
     if measure is not None:
-        typer.echo(entrypoint.measure(config, measure))
+        echo(entrypoint.measure(config, measure))
     if not dry_run and measure is None:
-        typer.echo(entrypoint.summary(entrypoint.train(config)))
+        echo(entrypoint.summary(entrypoint.train(config)))
 
 
 _TRAIN_USAGE = """\

@@ -30,6 +30,7 @@ from vembed.evaluation.rendering.tables import (
     shown_metrics,
 )
 from vembed.utils.files import atomic_file
+from vembed.utils.untrusted import printable
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -153,6 +154,7 @@ def html_text(content: ReportContent) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not of Markup, which is our own
         undefined=StrictUndefined,
         lstrip_blocks=True,
     )

@@ -1,5 +1,6 @@
 """One place that decides how log lines look: rich on a terminal, plain lines elsewhere, main process only."""
 
+import copy
 import functools
 import io
 import logging
@@ -8,6 +9,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from vembed.utils.distributed import is_main_process
+from vembed.utils.untrusted import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +73,24 @@ def _handler() -> logging.Handler:
     if sys.stderr.isatty():
         from rich.logging import RichHandler  # noqa: PLC0415 - heavy
 
-        return RichHandler(console=console(), show_path=False, log_time_format="%H:%M:%S")
+        coloured = RichHandler(console=console(), show_path=False, log_time_format="%H:%M:%S", markup=False)
+        coloured.setFormatter(_Printable("%(message)s"))
+        return coloured
     plain = logging.StreamHandler()
-    plain.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    plain.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     return plain
+
+
+class _Printable(logging.Formatter):
+    """Lines as a terminal may show them. What stands for a %s may come from data: it gets no line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        shown = copy.copy(record)
+        if isinstance(record.args, tuple):
+            shown.args = tuple(arg if isinstance(arg, int | float) else _in_one_line(arg) for arg in record.args)
+        return printable(super().format(shown))
+
+
+def _in_one_line(value: object) -> str:
+    return str(value).replace("\n", "\\n")

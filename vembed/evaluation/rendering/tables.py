@@ -8,6 +8,7 @@ from vembed.evaluation.comparison import Comparison, MetricComparison, SetCompar
 from vembed.evaluation.protocols import query_part_label
 from vembed.evaluation.rendering.formatting import VERDICT_MARKS, interval_text, percent, points
 from vembed.evaluation.rendering.sentences import distinct_figures
+from vembed.utils.untrusted import printable
 
 Row = tuple[str, ...]
 
@@ -69,7 +70,7 @@ def text_table(rows: Sequence[Row]) -> str:
     t2i     7.5
     emoji  10.0
     """
-    columns = list(zip(*rows, strict=True))
+    columns = list(zip(*([cell.replace("\n", "\\n") for cell in row] for row in rows), strict=True))
     aligned = [_align(column) for column in columns]
     return "\n".join("  ".join(row).rstrip() for row in zip(*aligned, strict=True))
 
@@ -88,7 +89,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def markdown_text(text: str) -> str:
     """Text without any meaning in Markdown or HTML, in one line."""
-    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return _MARKDOWN_SIGNS.sub(r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
 
 
 def _change(figure: MetricComparison) -> Row:
