@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vembed.configuration.consent import Reading
 from vembed.configuration.findings import Finding, Sections, findings, missing_data
 from vembed.configuration.keys import AnySection, as_plain_value, build, keys_of
 from vembed.configuration.layers import Overrides, Problem, Setting, user_settings
@@ -40,6 +41,7 @@ from vembed.registry import no_such
 from vembed.training.run.folder import RESOLVED
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
+from vembed.utils.untrusted import printable
 from vembed.version import __version__
 
 DEFAULT = "default"
@@ -116,7 +118,10 @@ class Config:
         """The text that `to_yaml` writes."""
         lines = [f"{RESOLVED} {__version__}: every key in force, and where its value comes from."]
         for name, section in self.sections().items():
-            keys = [f"{key}: {dump_value(value)}  # {self.origin(key)}" for key, value in _in_force(section, self.idle)]
+            keys = [
+                f"{key}: {dump_value(value)}  # {_in_one_line(self.origin(key))}"
+                for key, value in _in_force(section, self.idle)
+            ]
             lines += ["", f"# {name}", *keys] if keys else []
         return "\n".join(lines) + "\n"
 
@@ -127,16 +132,18 @@ def load_config(
     *,
     origin: str = "command line",
     purpose: Purpose = ANY,
+    reading: Reading = "followed",
 ) -> Config:
     """The config of a YAML file (None: no file) and, over it, overrides: a mapping, or the words of a command line.
 
+    reading: whether the file may allow code to run, or only the overrides (see `vembed.configuration.consent`).
     Raises ConfigError that lists every problem; UsageError for words that are no settings.
 
     >>> config = load_config(overrides=["--batch_size", "64", "preset=none"])
     >>> config.training.batch_size, config.origin("batch_size"), config.training.epochs, config.origin("epochs")
     (64, 'command line', 3, 'default')
     """
-    user = _without_null_preset(user_settings(path, overrides, origin))
+    user = _without_null_preset(user_settings(path, overrides, origin, reading))
     preset, problems = choose_preset(user)
     catalogue = catalogue_for(registered_loss(user, preset), distills_scores=distills_scores({**preset, **user}))
     problems += value_problems(user, catalogue)
@@ -148,8 +155,17 @@ def load_config(
         if location[0] not in wrong:
             problems.append(Problem(origin_of(location, valid), location, text))
     if problems:
-        raise ConfigError(_problems_text(problems))
+        raise ConfigError(_problems_text([*problems, *_left_out_plugins(user, reading, origin)]))
     return config
+
+
+def _left_out_plugins(user: Mapping[str, Setting], reading: Reading, origin: str) -> Iterator[Problem]:
+    """What to do where a key is unknown, perhaps because a file's plugins were not imported."""
+    plugins = user.get("plugins")
+    if reading == "shown" and plugins is not None and plugins.allows and plugins.origin != origin:
+        yield Problem(
+            plugins.origin, ("plugins",), "not imported here; name them with --plugins too, if you trust them"
+        )
 
 
 def _without_null_preset(user: dict[str, Setting]) -> dict[str, Setting]:
@@ -183,6 +199,11 @@ def _assemble(
         dropped=dropped,
         origins={key: setting.origin for key, setting in chosen.items()},
     )
+
+
+def _in_one_line(origin: str) -> str:
+    """A comment's text; the name of a file may hold a new line, which would begin another setting."""
+    return printable(origin).replace("\n", "\\n")
 
 
 def _values(config: Config) -> dict[str, object]:

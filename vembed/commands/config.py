@@ -19,8 +19,10 @@ def show(context: typer.Context) -> None:
     from vembed.entrypoints import config as entrypoint
 
     arguments = arguments_of(context)
-    config = load_config(one_positional(arguments), arguments.words())
+    config = load_config(one_positional(arguments), arguments.words(), reading="shown")
     echo(entrypoint.show(config), nl=False)
+    if config.setup.plugins and arguments.last("plugins") is None:
+        echo(f"plugins are not imported to show a file; --plugins {','.join(config.setup.plugins)} does it")
 
 
 @config_app.command("defaults")

@@ -30,7 +30,7 @@ def doctor(
 
     arguments = arguments_of(context)
     path, words = one_positional(arguments), arguments.words()
-    config = load_config(path, words, purpose=TRAIN) if path is not None or words else None
+    config = load_config(path, words, purpose=TRAIN, reading="judged") if path is not None or words else None
     if grad_check and config is None:
         raise UsageError("--grad-check needs a config: vembed doctor --grad-check CONFIG.yaml")
     from vembed.entrypoints import doctor as entrypoint

@@ -99,6 +99,11 @@ class Key:
         return type(None) in _options(self.field.annotation)
 
     @property
+    def needs_consent(self) -> bool:
+        """True if it lets code of others run, or more be read than was pointed at."""
+        return bool(self._marks.get("needs_consent"))
+
+    @property
     def _marks(self) -> Mapping[str, Any]:
         extra = self.field.json_schema_extra
         return extra if isinstance(extra, dict) else {}

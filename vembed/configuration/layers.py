@@ -2,12 +2,13 @@
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vembed.configuration.arguments import Arguments, parse_argument, split_arguments
-from vembed.configuration.keys import Key, as_plain_value
+from vembed.configuration.consent import Reading, consent_keys, is_module_name, question
+from vembed.configuration.keys import Key, as_plain_value, format_value
 from vembed.configuration.sections import every_key
 from vembed.configuration.yaml_text import Location, YamlMapping, parse_value, read_yaml
 from vembed.errors import ConfigError, UsageError
@@ -30,6 +31,16 @@ class Setting:
     def origin_at(self, location: Location) -> str:
         """The origin of the part of the value at `location`, which begins with the key: `my.yaml:3`."""
         return self.document.origin(location) if self.document else self.origin
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the file that sets it."""
+        return Path(self.document.name).parent if self.document is not None else None
+
+    @property
+    def allows(self) -> bool:
+        """True if it is set to anything but false, null or an empty list."""
+        return self.on and self.value not in ([], ())
 
     @property
     def on(self) -> bool:
@@ -59,9 +70,12 @@ def dotted(location: Location) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def user_settings(path: str | Path | None, overrides: Overrides, origin: str) -> dict[str, Setting]:
+def user_settings(
+    path: str | Path | None, overrides: Overrides, origin: str, reading: Reading = "followed"
+) -> dict[str, Setting]:
     """The user's settings: the YAML file's values, and over them the overrides. Imports the plugins that they name.
 
+    reading: a file that is judged may allow nothing, one that is shown has nothing imported; the overrides may.
     Raises ConfigError for a file that is no YAML mapping and for a plugin that fails; UsageError for stray words.
     """
     document = YamlMapping({}) if path is None else read_yaml(path)
@@ -69,11 +83,34 @@ def user_settings(path: str | Path | None, overrides: Overrides, origin: str) ->
     if isinstance(overrides, Mapping):
         with library_errors(ConfigError, f"{origin}: cannot be read"):
             given = {str(key): Setting(as_plain_value(value), origin) for key, value in overrides.items()}
-        import_plugins({**settings, **given})
+        _prepare(settings, given, reading)
         return {**settings, **given}
     texts = _texts(split_arguments(overrides, flags_of(every_key().values())))
-    import_plugins({**settings, **_read_texts(texts, origin)})
+    _prepare(settings, _read_texts(texts, origin), reading)
     return {**settings, **_read_texts(texts, origin)}
+
+
+def overridden(overrides: Overrides, names: Collection[str]) -> Overrides:
+    """The overrides of these keys alone."""
+    if isinstance(overrides, Mapping):
+        return {key: value for key, value in overrides.items() if key in names}
+    arguments = split_arguments(overrides, flags_of(every_key().values()))
+    kept = tuple((key, text) for key, text in arguments.settings if key in names)
+    return Arguments((), kept).words()
+
+
+def _prepare(settings: Mapping[str, Setting], given: Mapping[str, Setting], reading: Reading) -> None:
+    """Import the plugins, as far as a file may name any. Raises ConfigError for what only the caller may allow."""
+    if reading == "judged":
+        values = {key: setting.value for key, setting in settings.items()}
+        asked = [key for key in settings if key in consent_keys(every_key()) - given.keys() and settings[key].allows]
+        problems = [
+            str(Problem(settings[key].origin, (key,), question(key, settings[key].value, values, settings[key].folder)))
+            for key in asked
+        ]
+        if problems:
+            raise ConfigError("\n".join(problems))
+    import_plugins({**settings, **given} if reading == "followed" else given)
 
 
 def import_plugins(settings: Mapping[str, Setting]) -> None:
@@ -81,15 +118,32 @@ def import_plugins(settings: Mapping[str, Setting]) -> None:
     setting = settings.get("plugins")
     if setting is None or not isinstance(setting.value, list):
         return
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)
     for number, name in enumerate(setting.value):
+        origin = setting.origin_at(("plugins", number))
+        if not is_module_name(name):
+            raise ConfigError(f"{origin}: plugins: expected names of modules; got {format_value(name)}")
         try:
-            importlib.import_module(str(name))
+            _import_from_here(name)
         except ImportError as error:
-            origin = setting.origin_at(("plugins", number))
             raise ConfigError(f"{origin}: plugins: {name} cannot be imported: {error}") from error
+
+
+def _import_from_here(name: str) -> None:
+    """Import a module, which may lie in the current folder.
+
+    That stays on the path only if a plugin came from it: what else lies there is nobody's choice.
+    """
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.append(folder)
+    module = None
+    try:
+        module = importlib.import_module(name)
+    finally:
+        file = getattr(module, "__file__", None)
+        if added and (file is None or not Path(file).is_relative_to(folder)):
+            sys.path.remove(folder)
 
 
 def flags_of(keys: Iterable[Key]) -> set[str]:

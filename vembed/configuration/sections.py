@@ -14,7 +14,7 @@ from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.settings import ModelSettings
 from vembed.training.settings import OptimizerSettings, TrainingSettings
-from vembed.utils.settings import COMMON, Section
+from vembed.utils.settings import COMMON, NEEDS_CONSENT, Section
 
 LOSS_OPTIONS = "loss_options"
 _TEMPERATURE = ("temperature", "learn_temperature")
@@ -30,7 +30,9 @@ class SetupSettings(Section):
         json_schema_extra=COMMON,
     )
     plugins: tuple[str, ...] = Field(
-        (), description="Python modules to import first; they may register components with keys of their own."
+        (),
+        description="Python modules to import first; they may register components with keys of their own.",
+        json_schema_extra=NEEDS_CONSENT,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import COMMON, Section, instead_of, only_with
+from vembed.utils.settings import COMMON, NEEDS_CONSENT, Section, instead_of, only_with
 
 RetrievalMode = Literal["t2i", "i2t", "i2i", "t2t", "m2i", "m2t", "t2m", "i2m", "m2m"]
 Path = str
@@ -82,7 +82,9 @@ class DataSettings(Section):
     image_root: str | None = Field(
         None, description="Folder that image paths are relative to; default: the data file's folder."
     )
-    allow_paths_outside_image_root: bool = Field(False, description="Accept image paths that lead out of image_root.")
+    allow_paths_outside_image_root: bool = Field(
+        False, description="Accept image paths that lead out of image_root.", json_schema_extra=NEEDS_CONSENT
+    )
     on_bad_sample: Literal["raise", "skip"] = Field(
         "raise", description="A row or document that cannot be used stops the run, or is skipped and listed."
     )

@@ -16,13 +16,13 @@ from vembed.utils.settings import Section
 
 JsonSchema = dict[str, Any]  # Any: JSON
 _HELP_COLUMN = 32
-_MARKS = ("common", "only_with", "instead_of")
+_MARKS = ("common", "only_with", "instead_of", "needs_consent")
 
 
 def show(config: Config) -> str:
     """Every key in force with its value and origin, aligned; then keys without effect and what no preset could set."""
     flat = config.to_flat()
-    values = {key: dump_value(value) for key, value in flat.items()}
+    values = {key: dump_value(value).replace("\n", "\\n") for key, value in flat.items()}  # a line each
     key_width = max(len(key) for key in values)
     value_width = max(len(value) for value in values.values() if len(value) <= 40)
     lines: list[str] = []
@@ -214,5 +214,7 @@ A preset's `with_lora` block holds when `use_lora` is true. YAML is read as YAML
 and a key may appear only once. Anchors and aliases may repeat a part; no tags but those of plain values are read, and a
 file may have a megabyte, 50,000 values and 50 levels. A key that another trainer calls otherwise (`lr`, `fp16`,
 `per_device_train_batch_size`) is an error that names ours. `plugins: [my_module]` imports your modules first (from the
-current folder too); they may register losses with settings of their own, whose keys then work like the others.
+current folder too); they may register losses with settings of their own, whose keys then work like the others. A file
+that is only looked at (`vembed evaluate`, `doctor`, `config show`) imports nothing and allows nothing by itself: there
+the command line says it, `--plugins my_module` ([security.md](security.md)).
 """

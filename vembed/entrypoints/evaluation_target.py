@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vembed.config import Config, Purpose, load_config
-from vembed.configuration.layers import Overrides
+from vembed.configuration.consent import consent_keys
+from vembed.configuration.layers import Overrides, overridden
+from vembed.configuration.sections import every_key
+from vembed.data.settings import DataSettings
 from vembed.errors import UsageError
 from vembed.training.run.folder import RunFolder
 
@@ -33,7 +36,7 @@ def resolve_target(target: str | Path, overrides: Overrides = ()) -> EvaluationT
     if run.config.is_file() and run.record.is_file():
         return _run_target(run, overrides)
     if Path(target).suffix in {".yaml", ".yml"}:
-        config = load_config(target, overrides, purpose=Purpose(("model_name",)))
+        config = load_config(target, overrides, purpose=Purpose(("model_name",)), reading="judged")
         return EvaluationTarget(config, config.yaml_text(), is_base=True)
     config = load_config(None, _with_model(target, overrides), purpose=Purpose(("model_name",)))
     if config.data.test_data_path is None:
@@ -42,11 +45,16 @@ def resolve_target(target: str | Path, overrides: Overrides = ()) -> EvaluationT
 
 
 def _run_target(run: RunFolder, overrides: Overrides) -> EvaluationTarget:
-    config = load_config(run.config, overrides, purpose=Purpose(existing=()))
+    config = load_config(run.config, overrides, purpose=Purpose(existing=()), reading="judged")
     # The file itself says who set each key when the run was made; a config loaded from it says "config.yaml:12".
     text = config.yaml_text() if overrides else run.config.read_text(encoding="utf-8")
-    own = load_config(run.config, purpose=Purpose(existing=())).data if overrides else config.data
-    return EvaluationTarget(config, text, run, on_own_data=config.data == own)
+    return EvaluationTarget(config, text, run, on_own_data=config.data == _own_data(run, overrides))
+
+
+def _own_data(run: RunFolder, overrides: Overrides) -> DataSettings:
+    """The data that a run was made with; what is allowed in reading it, the overrides say."""
+    allowed = overridden(overrides, consent_keys(every_key()))
+    return load_config(run.config, allowed, purpose=Purpose(existing=()), reading="judged").data
 
 
 def _with_model(target: str | Path, overrides: Overrides) -> Overrides:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vembed.utils.settings import BY_FAMILY, COMMON, Section, instead_of, only_with
+from vembed.utils.settings import BY_FAMILY, COMMON, NEEDS_CONSENT, Section, instead_of, only_with
 
 Tower = Literal["text", "vision"]
 
@@ -37,11 +37,14 @@ class ModelSettings(Section):
         json_schema_extra=only_with("model_name"),
     )
     trust_remote_code: bool = Field(
-        False, description="Run model code that comes with the checkpoint. Off unless you trust it."
+        False,
+        description="Run model code that comes with the checkpoint. Off unless you trust it.",
+        json_schema_extra=NEEDS_CONSENT,
     )
     allow_pickled_weights: bool = Field(
         False,
         description="Read weights from .bin files where no safetensors are; tensors only, no code in them is run.",
+        json_schema_extra=NEEDS_CONSENT,
     )
     torch_dtype: Dtype = Field(
         "float32",

@@ -19,6 +19,11 @@ COMMON: Marks = {"common": True}
 BY_FAMILY: Marks = {"by_family": True}
 
 
+# Marks a key by which code of others runs, or more is read than was pointed at: only the caller sets it, no file that
+# is looked at.
+NEEDS_CONSENT: Marks = {"needs_consent": True}
+
+
 def only_with(key: str, *values: object) -> Marks:
     """Marks a key that has an effect only while `key` has one of `values`; without values: only while `key` is set."""
     return {"only_with": [key, *values]}

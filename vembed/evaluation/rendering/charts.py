@@ -113,7 +113,9 @@ def _metric_curves(history: Sequence[Line], metric: str) -> dict[str, list[tuple
 
 def _draw_svg(draw: Callable[[Axes], None], name: str) -> str:
     """The drawing as an <svg> element without a fixed size."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not what a matplotlibrc in the current folder says
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": name})
         figure = Figure(figsize=(5.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         axes.tick_params(length=0)
