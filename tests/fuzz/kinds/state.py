@@ -41,7 +41,6 @@ class RunFolders:
         shutil.rmtree(self._stopped / "checkpoint-4")
         shutil.rmtree(self._stopped / "final")
         shutil.rmtree(self._stopped / "best")
-        lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
         self._expected = load_file(whole / "checkpoint-4" / "model.safetensors")
 
     def try_one(self, draw: random.Random, folder: Path) -> Verdict:
@@ -49,7 +48,7 @@ class RunFolders:
         run = folder / "run"
         shutil.copytree(self._stopped, run)
         checkpoint = run / "checkpoint-2"
-        rest = sorted(path for path in checkpoint.iterdir() if path.name not in _STATE)
+        rest = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in _STATE)
         named = [*(checkpoint / name for name in _STATE), *(run / name for name in _RUN)]
         mutate_file(draw.choice([path for path in named if path.exists()] * 2 + rest), draw)
         Trainer(**self._settings).train(output_dir=str(run), resume_from_checkpoint="latest")

@@ -22,9 +22,16 @@ def check_fit(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) ->
     """
     check_vocabulary(model, processor, name)
     if processor.spec.supports(["image"]):
-        picture = PIL.Image.new("RGB", _PICTURE, "red")
-        with suppress(DataError):
-            processor.finish(processor.prepare([Item(images=(ImageSource(pil=picture),))], "document"))
+        _check_picture(processor)
+
+
+def _check_picture(processor: ItemProcessor) -> None:
+    picture = PIL.Image.new("RGB", _PICTURE, "red")
+    try:
+        processor.finish(processor.prepare([Item(images=(ImageSource(pil=picture),))], "document"))
+    except DataError as error:
+        if error.__cause__ is not None:  # a library's words: no picture can be read
+            raise error.__cause__ from None
 
 
 def check_vocabulary(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) -> None:
