@@ -206,8 +206,9 @@ def _write_config(config: Config, run: RunFolder) -> None:
 
 
 def _is_config(file: Path, config: Config) -> bool:
+    """Whether a file says the same. It lies in the folder of a run, so that nothing it names is imported for it."""
     try:
-        return load_config(file).to_flat() == config.to_flat()
+        return load_config(file, reading="shown").to_flat() == config.to_flat()
     except VembedError as error:
         _log.warning("%s cannot be read any more, and is written anew: %s", file, error)
         return False

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.pictures import write_pairs
@@ -146,6 +147,27 @@ def test_a_config_for_training_may_allow_it(key, run, canary, monkeypatch):
     assert CliRunner().invoke(app, ["train", str(run / "config.yaml"), "--dry_run"]).exit_code == 0
     assert canary.has_run == (key == "plugins")
     sys.modules.pop("trained_with", None)
+
+
+@pytest.mark.parametrize("how", ["command", "python"])
+def test_a_run_that_goes_on_imports_no_plugin_that_its_folder_names(how, run, canary, tmp_path, monkeypatch):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    mine = {**settings, "output_dir": str(run), "save_steps": 1, "overwrite_output_dir": True}
+    Trainer(mine).train()
+    add(run / "config.yaml", plugins=["surprise_on_resume"])
+    canary.module(tmp_path / "surprise_on_resume.py")
+    monkeypatch.chdir(tmp_path)
+    mine |= {"overwrite_output_dir": False}
+    if how == "python":
+        Trainer(mine).train(resume_from_checkpoint="latest")
+    else:
+        (tmp_path / "my.yaml").write_text(yaml.safe_dump(mine))
+        words = ["train", "my.yaml", "--output_dir", str(run), "--resume_from_checkpoint", "latest"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert not canary.has_run
+    assert "surprise_on_resume" not in sys.modules
+    assert "plugins: []" in (run / "config.yaml").read_text()  # written anew: it said something else
 
 
 SHADOWS = ("yaml", "torch", "typer", "numpy", "PIL", "sentencepiece", "bitsandbytes", "flash_attn", "kernels", "shadow")
