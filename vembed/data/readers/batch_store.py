@@ -17,9 +17,18 @@ _FREE_SHARE = 0.5  # of the temporary folder's free space, what a file may take
 
 @dataclass
 class MemoryLeft:
-    """The bytes that may still be held in memory, for all files of a data set together."""
+    """The bytes that may still be held in memory, for all files of a data set together.
+
+    Picklable: another process, which decodes the files again, begins with all of them, again for all files together.
+    """
 
     num_bytes: int = _MEMORY_BYTES
+
+    def __post_init__(self) -> None:
+        self._all = self.num_bytes
+
+    def __reduce__(self) -> tuple[type["MemoryLeft"], tuple[int]]:
+        return MemoryLeft, (self._all,)
 
 
 class BatchStore:

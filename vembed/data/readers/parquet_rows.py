@@ -5,8 +5,9 @@ time, so a file that was replaced by one of the same time gives its old rows; th
 and the home has to be writable.
 
 A page of Parquet is decoded whole, and rows are wanted in random order. So a file is decoded once, when it is opened:
-into memory while that takes little, else into a file without a name in the temporary folder, which is mapped, is shared
-with loader workers, and is gone when the process ends, however it ends. What happens to the file afterwards changes
+into memory while that takes little, else into a file without a name in the temporary folder, which is mapped and is
+gone when the process ends, however it ends. Loader workers that are forked share it; those that are spawned decode the
+file again, each within as much memory for all files of a data set. What happens to the file afterwards changes
 nothing. A page that cannot be decoded refuses the file, and says which rows it was to give; a single cell that cannot
 be (a text that is not UTF-8) makes its row a bad one.
 """
@@ -41,6 +42,7 @@ class ParquetTable:
 
     def __init__(self, path: str, memory: MemoryLeft) -> None:
         self._path = path
+        self._memory = memory
         self._identity = FileIdentity.of(path)
         self._batches, self.schema = _decode(path, memory)
         self._identity.check(path)
@@ -60,12 +62,12 @@ class ParquetTable:
         return self._batches[batch], index - int(self._starts[batch])
 
     def __reduce__(self) -> tuple[Any, ...]:  # Any: pickle's own protocol
-        return _decoded_again, (self._path, self._identity)
+        return _decoded_again, (self._path, self._identity, self._memory)
 
 
-def _decoded_again(path: str, identity: FileIdentity) -> ParquetTable:
+def _decoded_again(path: str, identity: FileIdentity, memory: MemoryLeft) -> ParquetTable:
     identity.check(path)
-    return ParquetTable(path, MemoryLeft())
+    return ParquetTable(path, memory)
 
 
 def _decode(path: str, memory: MemoryLeft) -> tuple[list[pyarrow.RecordBatch], pyarrow.Schema]:

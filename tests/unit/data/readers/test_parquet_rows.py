@@ -19,7 +19,9 @@ import pyarrow.parquet
 import pytest
 
 from vembed.data.loading import load_data
+from vembed.data.readers import batch_store
 from vembed.data.readers.batch_store import MemoryLeft
+from vembed.data.readers.joined_rows import JoinedRows
 from vembed.data.readers.parquet_rows import open_parquet
 from vembed.data.readers.table_rows import TableRows
 from vembed.data.records import RowReader
@@ -100,6 +102,23 @@ def test_a_file_that_is_removed_or_overwritten_changes_nothing_for_who_has_it_op
 
 def _query(rows, index, answers):
     answers.put(rows[index]["query"])
+
+
+def test_another_process_holds_no_more_in_memory_than_this_one(tmp_path, monkeypatch):
+    paths = [_pairs(tmp_path / f"{number}.parquet", 1000) for number in range(6)]
+    one = open_parquet(paths[0], left := MemoryLeft(1_000_000))
+    assert len(one) == 1000
+    files = []
+    opened = batch_store._BatchFile
+    monkeypatch.setattr(batch_store, "_BatchFile", lambda *words: files.append(words) or opened(*words))
+    memory = MemoryLeft(int(3.5 * (1_000_000 - left.num_bytes)))
+    rows = JoinedRows([open_parquet(path, memory) for path in paths])
+    assert len(files) == 3
+    packed = pickle.dumps(rows)
+    files.clear()
+    again = pickle.loads(packed)
+    assert len(files) == 3
+    assert again[5999]["query"] == rows[5999]["query"] == "q999"
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
