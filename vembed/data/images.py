@@ -72,7 +72,7 @@ def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
     with shown_warnings:
         image = _given(source.pil, source) if source.pil is not None else _open(read_bytes(source), source)
         _refuse_size(image.size, max_pixels, source)
-        with library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
+        with library_errors(DataError, f"{place_of(source)}{_BROKEN}", or_too_large=True):
             return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
 
 
@@ -101,7 +101,7 @@ def _no_file(source: ImageSource) -> DataError:
 def _pixel_bytes(source: ImageSource) -> bytes:
     assert source.pil is not None
     picture = _given(source.pil, source)
-    with shown_warnings, library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
+    with shown_warnings, library_errors(DataError, f"{place_of(source)}{_BROKEN}", or_too_large=True):
         pixels = picture.tobytes()
         palette = picture.getpalette() if picture.mode in {"P", "PA"} else None
         transparency = picture.info.get("transparency")
@@ -120,7 +120,7 @@ def _given(picture: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
 
 
 def _open(data: bytes, source: ImageSource) -> PIL.Image.Image:
-    with library_errors(DataError, f"{place_of(source)}{_BROKEN}"):
+    with library_errors(DataError, f"{place_of(source)}{_BROKEN}", or_too_large=True):
         try:
             return open_picture(data)
         except PIL.UnidentifiedImageError as error:

@@ -225,7 +225,7 @@ def _check_of(key: int, vectors: NDArray[Any]) -> int:
 def _open(folder: Path) -> _Shard:
     """The shard in a folder, its vectors mapped."""
     try:
-        with library_errors(CheckpointError, f"{folder} is damaged"):
+        with library_errors(CheckpointError, f"{folder} is damaged", or_too_large=True):
             return _read(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{error}. {_REMEDY}") from error

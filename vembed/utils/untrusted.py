@@ -7,6 +7,7 @@ by one. Files are opened by `read_regular_file`, which neither waits for a pipe 
 
 import os
 import stat
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ _KEPT = frozenset("\n\t\u200c\u200d")  # the two joiners are part of words and o
 
 
 @contextmanager
-def library_errors(error_type: type[VembedError], what: str) -> Iterator[None]:
+def library_errors(error_type: type[VembedError], what: str, *, or_too_large: bool = False) -> Iterator[None]:
     """Turns whatever a library raises in this block into an `error_type` that reads `{what}: {the library's words}`.
 
-    what: the place and what cannot be done there, such as "train.jsonl:17: the image is cut off or broken". Errors of
-    ours, interrupts and exits pass as they are. A panic of a library written in Rust is no `Exception`, and is caught
-    all the same.
+    what: the place and what cannot be done there, such as "train.jsonl:17: the image is cut off or broken".
+    or_too_large: whether the bytes say how much memory it takes to read them, so that too little of it is their fault.
+    Else memory that runs out passes as it is, as a device's always does, and as errors of ours, our own assertions,
+    interrupts and exits do. A panic of a library written in Rust is no `Exception`, and is caught all the same.
 
     >>> with library_errors(VembedError, "x.json: is no JSON"):
     ...     int("9" * 5000)
@@ -41,7 +43,26 @@ def library_errors(error_type: type[VembedError], what: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if (
+            _is_of_device_memory(error)
+            or _is_own_assertion(error)
+            or (isinstance(error, MemoryError) and not or_too_large)
+        ):
+            raise
         raise error_type(f"{what}: {library_message(error)}") from error
+
+
+def _is_of_device_memory(error: BaseException) -> bool:
+    """True for torch.OutOfMemoryError, by its name: torch takes seconds to import."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def _is_own_assertion(error: BaseException) -> bool:
+    """True for an `assert` in this package. Libraries have theirs, about what they read."""
+    if not isinstance(error, AssertionError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def library_message(error: BaseException) -> str:

@@ -4,9 +4,12 @@ import os
 import socket
 from pathlib import Path
 
+import pyarrow
 import pytest
 
+from vembed.data import images
 from vembed.errors import DataError, ModelError
+from vembed.types import ImageSource
 from vembed.utils.untrusted import library_errors, library_message, printable, read_regular_file
 
 
@@ -15,7 +18,8 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bad page"), RecursionError("bad page"), PanicException("bad page"), MemoryError("bad page")]
+    "error",
+    [ValueError("bad page"), RecursionError("bad page"), PanicException("bad page"), AssertionError("bad page")],
 )
 def test_whatever_a_library_raises_becomes_our_error_with_its_place(error: BaseException) -> None:
     with (
@@ -31,6 +35,37 @@ def test_interrupts_exits_and_our_own_errors_pass_as_they_are(error: BaseExcepti
     with pytest.raises(type(error)) as caught, library_errors(DataError, "a.parquet"):
         raise error
     assert caught.value is error
+
+
+class OutOfMemoryError(RuntimeError):
+    """Of this name, and no MemoryError, as torch has it."""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OutOfMemoryError("CUDA out of memory"), type("Of", (OutOfMemoryError,), {})()]
+)
+def test_memory_that_runs_out_is_no_fault_of_the_file(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, library_errors(DataError, "a.parquet"):
+        raise error
+    assert caught.value is error
+
+
+def test_memory_is_the_files_fault_where_it_says_how_much_is_taken() -> None:
+    for error in (MemoryError("malloc of size 9 failed"), pyarrow.ArrowMemoryError("malloc of size 9 failed")):
+        with (
+            pytest.raises(DataError, match=r"^a\.parquet: malloc of size 9 failed$"),
+            library_errors(DataError, "a.parquet", or_too_large=True),
+        ):
+            raise error
+    with pytest.raises(OutOfMemoryError), library_errors(DataError, "a.parquet", or_too_large=True):
+        raise OutOfMemoryError("CUDA out of memory")
+
+
+def test_our_own_assertions_are_told_from_those_of_a_library() -> None:
+    with pytest.raises(AssertionError), library_errors(DataError, "a.png"):
+        images._pixel_bytes(ImageSource())  # asserts that it has a picture
+    with pytest.raises(DataError), library_errors(DataError, "a.png"):
+        raise AssertionError("of a library")
 
 
 def test_a_librarys_message_is_one_short_printable_line() -> None:

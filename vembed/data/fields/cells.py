@@ -139,14 +139,14 @@ def parse_list(text: str, where: str) -> Sequence[str]:
 
 def _parse_literal(text: str) -> Cell:
     for parse in (json.loads, ast.literal_eval):
-        with suppress(DataError), library_errors(DataError, "no list"):
+        with suppress(DataError), library_errors(DataError, "no list", or_too_large=True):
             return parse(text)
     return None
 
 
 def _has_adjacent_strings(text: str) -> bool:
     kinds: list[int] = []
-    with suppress(DataError), library_errors(DataError, "no Python"):
+    with suppress(DataError), library_errors(DataError, "no Python", or_too_large=True):
         kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
     real = [kind for kind in kinds if kind not in {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT}]
     return any(a == b == tokenize.STRING for a, b in itertools.pairwise(real))

@@ -42,7 +42,9 @@ class DatasetTable:
 def open_saved(path: str, split: str | None) -> TableRows:
     """The rows of a folder written by `save_to_disk`; of a DatasetDict the split, by default "train"."""
     with library_errors(
-        DataError, f"{path}: not a folder written by datasets' save_to_disk, or it is empty or damaged"
+        DataError,
+        f"{path}: not a folder written by datasets' save_to_disk, or it is empty or damaged",
+        or_too_large=True,
     ):
         loaded = datasets.load_from_disk(path)
     if isinstance(loaded, datasets.DatasetDict):
@@ -56,7 +58,7 @@ def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
     """The rows of a hub data set's split, by default "train"."""
     failed = f"{name}: there is no such file or folder, and it could not be loaded from the Hugging Face hub"
     try:
-        with library_errors(DataError, failed):
+        with library_errors(DataError, failed, or_too_large=True):
             loaded = datasets.load_dataset(name, subset, split=split or "train")
     except DataError as error:
         folder = _unwritable_cache()
@@ -72,7 +74,7 @@ def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:
 def _table_rows(dataset: datasets.Dataset, path: str) -> TableRows:
     if len(dataset) == 0:
         raise DataError(f"{path}: the data set is empty")
-    with library_errors(DataError, f"{path}: the data set is damaged"):
+    with library_errors(DataError, f"{path}: the data set is damaged", or_too_large=True):
         dataset.data.validate(full=True)  # a mapped file is trusted otherwise: places in it may lead anywhere
         labels = {name: one.names for name, one in dataset.features.items() if isinstance(one, datasets.ClassLabel)}
         return TableRows(DatasetTable(dataset), path, labels)

@@ -71,7 +71,7 @@ def _decoded_again(path: str, identity: FileIdentity, memory: MemoryLeft) -> Par
 
 
 def _decode(path: str, memory: MemoryLeft) -> tuple[list[pyarrow.RecordBatch], pyarrow.Schema]:
-    with library_errors(DataError, f"{path}: not a Parquet file, or a damaged one"):
+    with library_errors(DataError, f"{path}: not a Parquet file, or a damaged one", or_too_large=True):
         file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
         schema, num_rows = file.schema_arrow, file.metadata.num_rows
     with file, closing(BatchStore(path, memory)) as store:
@@ -91,7 +91,7 @@ def _batches(file: pyarrow.parquet.ParquetFile, path: str) -> Iterator[pyarrow.R
     batches, first = file.iter_batches(size), 0
     while True:
         place = f"{path}: rows {first + 1} to {min(first + size, num_rows)}"
-        with library_errors(DataError, f"{place} cannot be decoded: the file is damaged"):
+        with library_errors(DataError, f"{place} cannot be decoded: the file is damaged", or_too_large=True):
             batch = next(batches, None)
             if batch is None:
                 return
@@ -102,7 +102,7 @@ def _batches(file: pyarrow.parquet.ParquetFile, path: str) -> Iterator[pyarrow.R
 
 def _batch_rows(file: pyarrow.parquet.ParquetFile, path: str) -> int:
     """Rows to decode at once, by what the file says of its size."""
-    with library_errors(DataError, f"{path}: the file is damaged"):
+    with library_errors(DataError, f"{path}: the file is damaged", or_too_large=True):
         metadata = file.metadata
         num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
         fitting: int = _BATCH_BYTES * metadata.num_rows // max(1, num_bytes)
@@ -111,7 +111,9 @@ def _batch_rows(file: pyarrow.parquet.ParquetFile, path: str) -> int:
 
 def _class_names(schema: pyarrow.Schema, path: str) -> Mapping[str, Sequence[str]]:
     """The names of the classes of each column that `datasets` wrote as a ClassLabel, from what it noted in the file."""
-    with library_errors(DataError, f"{path}: what datasets noted of its columns (metadata 'huggingface') is damaged"):
+    with library_errors(
+        DataError, f"{path}: what datasets noted of its columns (metadata 'huggingface') is damaged", or_too_large=True
+    ):
         text = (schema.metadata or {}).get(b"huggingface", b"{}")
         features = json.loads(text).get("info", {}).get("features") or {}
         return {

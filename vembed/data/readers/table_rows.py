@@ -51,7 +51,7 @@ class TableRows:
 
     def __getitem__(self, index: int) -> "TableRow":
         origin = self.origin(index)
-        with library_errors(DataError, f"{origin}: the row cannot be read"):
+        with library_errors(DataError, f"{origin}: the row cannot be read", or_too_large=True):
             cells, number = self._table.locate(index)
         return TableRow(cells, number, self._numbers, self._labels, origin)
 
@@ -83,7 +83,7 @@ class TableRow(Mapping[str, Cell]):
 
     def __getitem__(self, name: str) -> Cell:
         column = self._column_numbers[name]
-        with library_errors(DataError, f"{self._origin}: column {name!r} cannot be decoded"):
+        with library_errors(DataError, f"{self._origin}: column {name!r} cannot be decoded", or_too_large=True):
             cell = self._cells.column(column)[self._number].as_py()
         return _class_name(cell, self._labels[name], f"{self._origin}: {name}") if name in self._labels else cell
 

@@ -35,7 +35,10 @@ class TensorEntry:
 
 def read_entries(path: Path, error_type: type[VembedError] = CheckpointError) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file by name. Raises an `error_type` for a header that cannot be one."""
-    with library_errors(error_type, f"{path} is damaged: its header cannot be read"), path.open("rb") as file:
+    with (
+        library_errors(error_type, f"{path} is damaged: its header cannot be read", or_too_large=True),
+        path.open("rb") as file,
+    ):
         header, first = _header(file)
         return {
             name: TensorEntry(

@@ -172,7 +172,9 @@ class ItemProcessor(ABC):
         What the libraries that resize and cut them raise is a DataError, as there are shapes that they refuse.
         """
         pictures = [read_image(source, max_pixels=self.max_image_pixels) for source in sources]
-        with library_errors(DataError, f"{_place_of_all(item, sources)}an image cannot be read by this model"):
+        with library_errors(
+            DataError, f"{_place_of_all(item, sources)}an image cannot be read by this model", or_too_large=True
+        ):
             pictures = pictures if transform is None else [transform(picture) for picture in pictures]
             return self.read_pictures(pictures)
 

@@ -149,10 +149,11 @@ class Checkpoints:
         tensors = _read_tensors(folder, record)
         self._check_spec(folder)
         best = self._read_best()
-        with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
-            if self.classes is not None:
+        if self.classes is not None:
+            with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
                 _load_classes(self.classes, with_prefix(tensors, _CLASSES))
-            self._load_parameters(folder, record)
+        self._load_parameters(folder, record)
+        with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
             load_optimizer_tensors(self._named_parameters(), self.optimizer, tensors)
             if self.scaler is not None and record["scaler"] is not None:
                 self.scaler.load_state_dict(record["scaler"])
@@ -272,10 +273,12 @@ class Checkpoints:
 
         They come from the files of the deployable model, which anybody may have replaced since.
         """
-        self._open_weights(folder)
+        with library_errors(CheckpointError, f"{folder} is not a whole checkpoint"):
+            self._open_weights(folder)
+            written = record["weights"]
         old = record["format"] == _WITHOUT_CHECKSUMS
         now = byte_sum(self._named_parameters()) if old else fingerprint(self._saved_tensors())
-        if now != record["weights"]:
+        if now != written:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
 
     def _open_weights(self, folder: Path) -> None:
