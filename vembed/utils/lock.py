@@ -75,7 +75,7 @@ class FolderLock:
         self._ended.set()
         self._thread.join(timeout=1)  # a server that is gone may keep it waiting
         with suppress(OSError):
-            if not self._is_lost():
+            if is_in_place(self._descriptor, self._file) and not self._is_lost():
                 self._file.unlink()  # before the lock goes: who has it open already sees that the file is another's
         _close(self._descriptor)
 

@@ -126,6 +126,18 @@ def take(folder):
         assert (folder / LOCK_FILE).is_file()
 
 
+def test_the_end_of_a_run_takes_no_lock_of_another_process_away(tmp_path):
+    """Also not one that says nobody's name yet, as in the moment in which it is made."""
+    with lock_folder(tmp_path, "output_dir"):
+        (tmp_path / LOCK_FILE).unlink()
+        (tmp_path / LOCK_FILE).touch()
+    assert (tmp_path / LOCK_FILE).exists()
+    (tmp_path / LOCK_FILE).unlink()
+    with lock_folder(tmp_path, "output_dir"):
+        pass
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
 def test_a_folder_that_is_held_is_refused_with_the_name_of_its_process(tmp_path, hold):
     other = hold(tmp_path)
     with pytest.raises(UsageError) as caught:
