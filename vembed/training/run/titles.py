@@ -1,13 +1,14 @@
 """What models are called in reports: hub ids as they are, folders by as much of their path as tells them apart."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vembed.model.folder.find import SPEC_FILE
+from vembed.errors import ModelError
+from vembed.model.folder.find import SPEC_FILE, read_table
 from vembed.model.settings import ModelSettings
+from vembed.utils.untrusted import is_there, library_errors
 
 # Names that every run gives its models: alone they say nothing of which run it was.
 _OF_EVERY_RUN = re.compile(r"final|best|text|image|checkpoint-\d+")
@@ -36,7 +37,7 @@ def _names(settings: ModelSettings) -> Iterator[str | None]:
 
 def _titles(names: Sequence[str]) -> list[str]:
     """A title for each name; those of different folders differ."""
-    paths = [Path(os.path.abspath(name)) if Path(name).exists() else None for name in names]  # noqa: PTH100 - no links
+    paths = [Path(os.path.abspath(name)) if is_there(name) else None for name in names]  # noqa: PTH100 - no links
     sizes = [1 if path is None else _num_telling_parts(path) for path in paths]
     while True:
         ends = zip(names, paths, sizes, strict=True)
@@ -68,8 +69,11 @@ def _end(path: Path, num_parts: int) -> str:
 
 def _tuned_before(name: str) -> str | None:
     try:
-        saved = json.loads((Path(name) / SPEC_FILE).read_text(encoding="utf-8"))
-        base, step = ModelSettings(**saved["base_model"]), int(saved["step"])
-    except (OSError, ValueError, TypeError, KeyError):
+        with library_errors(ModelError, f"{name} was made by no run"):
+            saved = read_table(Path(name) / SPEC_FILE)
+            if saved is None:
+                return None
+            base, step = ModelSettings(**saved["base_model"]), int(saved["step"])
+    except ModelError:
         return None
     return f"{_titles([name])[0]}, the base, was itself tuned before: from {model_title(base)}, to step {step:,}"

@@ -1,6 +1,7 @@
 """What models are called in reports."""
 
 import json
+import os
 
 import pytest
 
@@ -48,3 +49,19 @@ def test_a_base_that_a_run_made_says_what_it_was_tuned_from(here):
     for broken in ("{", "[]", '{"base_model": 3, "step": 1}'):
         (here / "two" / "final" / "vembed_config.json").write_text(broken)
         assert tuned_before(ModelSettings(model_name="two/final")) is None
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"base_model": {}, "step": 1e999}', '{"base_model": {}}'])
+def test_a_file_that_says_no_such_thing_is_told_as_none(here, content):
+    (here / "two" / "final" / "vembed_config.json").write_text(content)
+    assert tuned_before(ModelSettings(model_name="two/final")) is None
+
+
+def test_a_pipe_is_not_waited_for(here):
+    os.mkfifo(here / "two" / "final" / "vembed_config.json")
+    assert tuned_before(ModelSettings(model_name="two/final")) is None
+
+
+def test_a_name_that_no_file_can_have_is_its_own_title():
+    assert model_title(ModelSettings(model_name="x" * 5000)) == "x" * 5000
+    assert tuned_before(ModelSettings(model_name="x\0y")) is None
