@@ -15,7 +15,7 @@ from tests.pictures import write_pairs
 from tests.runs import finish, read_bytes, read_lines, start_training, two_data_sets, wait_for, wait_until_caught
 from vembed.errors import CheckpointError, ConfigError, DataError
 from vembed.trainer import Trainer
-from vembed.training.run.folder import read_facts
+from vembed.training.run.folder import read_saved_facts
 from vembed.training.state import Best
 from vembed.training.step import auto_chunking
 from vembed.utils.sealed import read_sealed, sealed, write_sealed
@@ -313,7 +313,7 @@ def test_best_is_what_its_folder_holds(tmp_path, settings):
     first = Trainer(few).train()
     assert first.best is not None
     record = tmp_path / "run" / "best" / "vembed_config.json"
-    newer = read_facts(record) | {"step": 7, "best": {"metric": "ndcg@10", "value": 0.999}}
+    newer = read_saved_facts(record) | {"step": 7, "best": {"metric": "ndcg@10", "value": 0.999}}
     record.write_text(json.dumps(json.loads(record.read_text()) | sealed(newer)))
     again = Trainer({**few, "resume_from_checkpoint": "latest", "max_steps": 2}).train()
     assert again.best == Best("ndcg@10", 0.999, 7)

@@ -11,7 +11,9 @@ from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAIN
 from vembed.model.folder.weight_names import rename_weights_like
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
+from vembed.utils.sealed import Json, sealed, unsealed
 
+_WEIGHTS = "weights"
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")
 _OURS = {ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, Path(TRAINING_FILE).with_suffix(".json").name}
 
@@ -29,13 +31,25 @@ def merge_folder(name: str | Path, target: Path, settings: ModelSettings | None 
     record = read_table(folder / SPEC_FILE) or {}
     base = ModelSource(**record["base_model"]) if "base_model" in record else opened.base
     model = VisualRetrievalModel(opened.model, opened.processor, base, opened.reason)
-    extra = {key: value for key, value in record.items() if key not in ("version", "spec", "base_model")}
-    model.save_pretrained(target, extra)
+    model.save_pretrained(target, _facts_of_merged(record, folder / SPEC_FILE))
     for subfolder in model.model.backbones():
         plain = plain_folder(folder / subfolder, settings)
         rename_weights_like(plain, target / subfolder)
         _copy_other_files(plain, target / subfolder, settings)
     return model
+
+
+def _facts_of_merged(record: Json, file: Path) -> Json:
+    """What a run noted beside the model, without the checksum of its weights: the merged ones are others.
+
+    Raises CheckpointError when it is not what was written, rather than give it a new seal.
+    """
+    facts = {key: value for key, value in record.items() if key not in ("version", "spec", "base_model")}
+    if _WEIGHTS not in facts:
+        return facts
+    content = unsealed(facts, file)
+    del content[_WEIGHTS]
+    return sealed(content)
 
 
 def _refuse_quantized(folder: Path) -> None:

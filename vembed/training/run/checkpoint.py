@@ -31,7 +31,7 @@ from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
 from vembed.training.rng import capture_rng, restore_rng
 from vembed.training.run.compatibility import check_same_run, versions
-from vembed.training.run.folder import RunFolder, checkpoint_step, read_facts
+from vembed.training.run.folder import RunFolder, checkpoint_step, read_saved_facts
 from vembed.training.run.tensors import (
     NamedParameters,
     byte_sum,
@@ -178,7 +178,7 @@ class Checkpoints:
         """Raise CheckpointError when vembed_config.json is not what was written: it describes another model then."""
         file = folder / SPEC_FILE
         written = read_object(file)
-        read_facts(file)
+        read_saved_facts(file)
         if written.get("version") == __version__ and written.get("spec") != self.model.spec.model_dump(mode="json"):
             raise CheckpointError(f"{file} is damaged: it describes another model than the one that is trained")
 
@@ -214,7 +214,7 @@ class Checkpoints:
         file = self.run.best / SPEC_FILE
         if not file.exists():
             return None
-        written = read_facts(file)
+        written = read_saved_facts(file)
         with library_errors(CheckpointError, f"{file} is damaged"):
             best = Best(step=written["step"], **written["best"])
         if "weights" in written:

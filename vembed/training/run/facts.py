@@ -13,7 +13,7 @@ from vembed.evaluation.rendering.formatting import metric_label, mode_label, per
 from vembed.evaluation.report import FactTable, SettingLine
 from vembed.model.folder.find import SPEC_FILE
 from vembed.training.run.best import equal_figures_note
-from vembed.training.run.folder import RunFolder, read_facts
+from vembed.training.run.folder import RunFolder, read_saved_facts
 from vembed.utils.sealed import read_sealed
 from vembed.utils.untrusted import library_errors, read_regular_file
 
@@ -41,7 +41,7 @@ def read_run_facts(run: RunFolder) -> RunFacts:
     """The facts of a finished run. Raises CheckpointError when its files are damaged."""
     try:
         record = read_sealed(run.record)
-        saved = read_facts(run.final / SPEC_FILE)
+        saved = read_saved_facts(run.final / SPEC_FILE)
         history = _json_lines(run.metrics)
         bad = _json_lines(run.bad_samples, last_may_be_half=True)
     except CheckpointError as error:

@@ -235,7 +235,7 @@ def write_json(file: Path, value: Mapping[str, object]) -> None:
     write_sealed(file, value)
 
 
-def read_facts(file: Path) -> Mapping[str, Any]:  # Any: JSON
+def read_saved_facts(file: Path) -> Mapping[str, Any]:  # Any: JSON
     """The entries of a run in a model's vembed_config.json: step, figure, loss. Raises CheckpointError.
 
     What describes the model itself is not looked at, and may be edited.

@@ -23,7 +23,9 @@ from vembed.model.heads import heads_state
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.parameters import parameter_infos
 from vembed.model.settings import ModelSettings
+from vembed.training.run.folder import read_saved_facts
 from vembed.types import Item
+from vembed.utils.sealed import sealed
 
 KINDS = ("clip", "vit_pair", "sentence", "qwen3_vl", "colbert")
 VARIANTS = {"lora": {}, "dora": {"use_dora": True}, "rslora": {"use_rslora": True, "lora_r": 4}}
@@ -343,6 +345,18 @@ def test_files_that_opening_did_not_need_are_kept(fresh, items_for, tmp_path):
     merge_folder(tmp_path / "adapter", tmp_path / "merged")
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "{{ messages }}"
     assert not (tmp_path / "merged" / "model.safetensors.index.json").exists()
+
+
+def test_what_a_run_noted_of_adapters_is_not_said_of_merged_weights(fresh, items_for, tmp_path):
+    model = trained(fresh, "bert", items_for)
+    facts = sealed({"step": 3, "weights": "of the adapters", "loss": "infonce"})
+    model.save_pretrained(tmp_path / "adapter", facts, merge_adapters=False)
+    merge_folder(tmp_path / "adapter", tmp_path / "merged")
+    assert read_saved_facts(tmp_path / "merged" / "vembed_config.json") == {"step": 3, "loss": "infonce"}
+    file = tmp_path / "adapter" / "vembed_config.json"
+    file.write_text(file.read_text().replace('"step": 3', '"step": 4'))
+    with pytest.raises(CheckpointError, match=r"adapter/vembed_config\.json is damaged: its checksum"):
+        merge_folder(tmp_path / "adapter", tmp_path / "again")
 
 
 def test_an_adapter_beside_4_bit_weights_is_not_merged(fresh, items_for, tmp_path):
