@@ -22,7 +22,7 @@ from vembed.model.base import BaseEmbeddingModel
 from vembed.model.learning.compilation import compile_towers, is_compiled
 from vembed.scoring import at_least_float32
 from vembed.training.rng import preserve_rng
-from vembed.training.run.tensors import fingerprint
+from vembed.training.run.tensors import tensor_checksum
 from vembed.types import Embeddings
 
 
@@ -36,7 +36,7 @@ class Reference:
     def __init__(self, model: BaseEmbeddingModel) -> None:
         self.model = frozen_copy(model)
         trainable = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        self.start_checksum = fingerprint(trainable)
+        self.start_checksum = tensor_checksum(trainable)
 
     def embed(self, side: ChunkedSide) -> Embeddings:
         """The side's embeddings, [rows, dim] or [rows, tokens, dim], in the order of its chunks and without a graph.

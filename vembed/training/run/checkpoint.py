@@ -35,11 +35,11 @@ from vembed.training.run.folder import RunFolder, checkpoint_step, read_saved_fa
 from vembed.training.run.tensors import (
     NamedParameters,
     byte_sum,
-    fingerprint,
     load_optimizer_tensors,
     named_parameters,
     optimizer_tensors,
     saved_tensors,
+    tensor_checksum,
     with_prefix,
 )
 from vembed.training.state import Best, TrainState
@@ -110,7 +110,7 @@ class Checkpoints:
         assert state.best is not None
         self._check_writable(state)
         with atomic_folder(self.run.best) as new:
-            self._save_model(new, state, weights=fingerprint(saved_tensors(self.model.model)))
+            self._save_model(new, state, weights=tensor_checksum(saved_tensors(self.model.model)))
         _log.info("step %d is the best so far: %s %.4f", state.step, state.best.metric, state.best.value)
         return self.run.best
 
@@ -220,7 +220,7 @@ class Checkpoints:
         if "weights" in written:
             with library_errors(CheckpointError, f"the model in {self.run.best} cannot be opened"):
                 self._open_weights(self.run.best)
-            if fingerprint(saved_tensors(self.model.model)) != written["weights"]:
+            if tensor_checksum(saved_tensors(self.model.model)) != written["weights"]:
                 raise CheckpointError(
                     f"the weights in {self.run.best} are not those that were written; delete it, and the best from here"
                     " on is kept"
@@ -234,7 +234,7 @@ class Checkpoints:
     def _save_model(
         self, folder: Path, state: TrainState, *, merge_adapters: bool = False, weights: str | None = None
     ) -> None:
-        """Write the model. weights: their fingerprint, where vembed_config.json is to have it."""
+        """Write the model. weights: their checksum, where vembed_config.json is to have it."""
         best = None if state.best is None else {"metric": state.best.metric, "value": state.best.value}
         facts = {**self.identity.provenance, "step": state.step, "best": best}
         extra = sealed(facts if weights is None else {**facts, "weights": weights})
@@ -260,8 +260,8 @@ class Checkpoints:
             "format": _FORMAT,
             "state": state.to_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "weights": fingerprint(self._saved_tensors()),
-            "tensors": fingerprint(tensors),
+            "weights": tensor_checksum(self._saved_tensors()),
+            "tensors": tensor_checksum(tensors),
             "start": self.identity.start_checksum,
             "settings": dict(self.identity.settings),
             "rows": dict(self.identity.rows),
@@ -277,7 +277,7 @@ class Checkpoints:
             self._open_weights(folder)
             written = record["weights"]
         old = record["format"] == _WITHOUT_CHECKSUMS
-        now = byte_sum(self._named_parameters()) if old else fingerprint(self._saved_tensors())
+        now = byte_sum(self._named_parameters()) if old else tensor_checksum(self._saved_tensors())
         if now != written:
             raise CheckpointError(f"the weights in {folder} are not those that were trained; its files were changed")
 
@@ -296,7 +296,7 @@ def _read_tensors(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {TRAINING_FILE} is missing, or no file")
     with library_errors(CheckpointError, f"{folder} is not a whole checkpoint: {TRAINING_FILE}"):
         tensors: dict[str, Tensor] = load_file(file)
-    if record["format"] == _FORMAT and fingerprint(tensors) != record.get("tensors"):
+    if record["format"] == _FORMAT and tensor_checksum(tensors) != record.get("tensors"):
         raise CheckpointError(f"{file} is damaged: its checksum says that it holds something else than was written")
     return tensors
 

@@ -78,7 +78,7 @@ def saved_tensors(model: BaseEmbeddingModel, classes: Tensor | None = None) -> d
     return tensors if classes is None else {**tensors, "classes/weight": classes}
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
     """A checksum of tensors: names, dtypes, shapes and every bit; the same on any device.
 
     It takes as long as reading their memory does, for it is made of sums, which devices do at that speed:
