@@ -12,9 +12,10 @@ from vembed.data.images import check_file
 from vembed.data.settings import DataSettings
 from vembed.errors import CheckpointError, DataError
 from vembed.types import Example
-from vembed.utils.untrusted import library_errors
+from vembed.utils.json_files import read_json_lines
 
 _SHOWN = 10
+_REMEDY = "; delete it, and its rows are found anew"
 Visit = Callable[[int, Example, Mapping[str, int]], None]
 
 
@@ -117,13 +118,11 @@ class BadSamples:
             file.write(text.encode("utf-8", "backslashreplace"))
 
     def _listed(self) -> Iterator[Mapping[str, str]]:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return
-        with library_errors(CheckpointError, f"{self._path} is damaged; delete it, and its rows are found anew"):
-            texts = self._path.read_text(encoding="utf-8").split("\n")
-            lines = [json.loads(text) for text in texts if text.endswith("}")]  # a killed run may leave half a line
-            if not all(isinstance(line[key], str) for line in lines for key in ("origin", "reason")):
-                raise ValueError("an origin or a reason is no text")
+        lines = read_json_lines(self._path, CheckpointError, remedy=_REMEDY, last_may_be_half=True)
+        if not all(isinstance(line.get(key), str) for line in lines for key in ("origin", "reason")):
+            raise CheckpointError(f"{self._path} is damaged{_REMEDY}: an origin or a reason is no text")
         yield from lines
 
 

@@ -11,7 +11,8 @@ from vembed.model.folder.find import ADAPTER_CONFIG, BASE_FILE, SPEC_FILE, TRAIN
 from vembed.model.folder.weight_names import rename_weights_like
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
-from vembed.utils.sealed import Json, sealed, unsealed
+from vembed.utils.json_files import Json
+from vembed.utils.sealed import sealed, unsealed
 
 _WEIGHTS = "weights"
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,13 +21,16 @@ from vembed.training.run.learning_watch import LearningWatch
 from vembed.training.state import Metrics, TrainState
 from vembed.training.trackers.registry import OpenTracker, TrackedRun
 from vembed.utils.files import atomic_file, disk_errors
+from vembed.utils.json_files import MOST_BYTES, read_json_lines
 from vembed.utils.logging import console
 from vembed.utils.memory import peak_memory_mib
+from vembed.utils.untrusted import library_errors, read_regular_file
 
 Line = Mapping[str, Any]  # Any: JSON; of metrics.jsonl
 
 _log = logging.getLogger(__name__)
 _SHOWN_METRICS = ("recall@", "mrr")
+_REMEDY = ", and trackers get its figures again; take report_to out, or mend the line"
 _WIDE_COLUMNS = 130  # columns of a terminal from which on the bar shows every fact
 
 
@@ -35,8 +39,8 @@ def open_callbacks(
     run: RunFolder, plan: Plan, device: torch.device, *, state: TrainState, trackers: Mapping[str, OpenTracker]
 ) -> Iterator[Sequence[Callback]]:
     """The callbacks of a run that goes on from `state`; those that hold files are closed when the block ends."""
-    kept = truncate_metrics(run.metrics, state)
-    lines = _parsed(run.metrics, kept) if trackers else []
+    truncate_metrics(run.metrics, state)
+    lines = read_json_lines(run.metrics, CheckpointError, remedy=_REMEDY) if trackers else []
     with ExitStack() as stack:
         opened = [
             stack.enter_context(open_tracker(TrackedRun(run.tracker(name), plan, device, state.step, lines)))
@@ -102,7 +106,9 @@ def truncate_metrics(file: Path, state: TrainState) -> list[bytes]:
 
     Raises CheckpointError when they are not those that were written. Where the file is gone, the lines begin anew.
     """
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    with library_errors(CheckpointError, f"{file} cannot be read"):
+        data = read_regular_file(file, max_bytes=MOST_BYTES) if os.path.lexists(file) else b""
+    lines = data.splitlines(keepends=True)
     kept = lines[: state.num_metrics_lines]
     if not lines:
         if state.num_metrics_lines:
@@ -117,19 +123,6 @@ def truncate_metrics(file: Path, state: TrainState) -> list[bytes]:
         with atomic_file(file) as new:
             new.write_bytes(b"".join(kept))
     return kept
-
-
-def _parsed(file: Path, lines: Sequence[bytes]) -> list[Line]:
-    """The lines of metrics.jsonl. Raises CheckpointError for one that is damaged."""
-    parsed = []
-    for number, line in enumerate(lines, 1):
-        try:
-            parsed.append(json.loads(line))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{file}:{number} is damaged, and trackers get its figures again; take report_to out, or mend the line"
-            ) from error
-    return parsed
 
 
 class LogLines:

@@ -8,16 +8,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vembed.errors import CheckpointError
 from vembed.utils.files import atomic_file
-from vembed.utils.untrusted import library_errors, read_regular_file
-
-Json = dict[str, Any]  # Any: JSON
+from vembed.utils.json_files import Json, read_json_object
+from vembed.utils.untrusted import library_errors
 
 CHECKSUM = "checksum"
-_MOST_BYTES = 2**30
+_FAULT = "is damaged or missing"
 
 
 def sealed(values: Mapping[str, object]) -> Json:
@@ -63,10 +61,9 @@ def unsealed(values: Json, file: Path) -> Json:
 
 def read_object(file: Path) -> Json:
     """The JSON object in a file, of any content. Raises CheckpointError."""
-    with library_errors(CheckpointError, f"{file} is damaged or missing"):
-        content = json.loads(read_regular_file(file, max_bytes=_MOST_BYTES).decode("utf-8"))
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is damaged: it holds no JSON object, but {type(content).__name__}")
+    content = read_json_object(file, CheckpointError, fault=_FAULT)
+    if content is None:
+        raise CheckpointError(f"{file} {_FAULT}")
     return content
 
 

@@ -1,6 +1,7 @@
 """Bad rows: found before training, counted once, listed, and too many of them stop the run."""
 
 import json
+import os
 
 import pytest
 
@@ -8,7 +9,7 @@ from tests.pictures import write_jsonl, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadSamples, check_dataset
-from vembed.errors import DataError
+from vembed.errors import CheckpointError, DataError
 
 
 def _settings(**values):
@@ -103,3 +104,21 @@ def test_a_reason_with_half_of_a_surrogate_pair_can_be_listed(tmp_path):
     samples.add("d.jsonl:1", "the row has: \ud800")
     assert BadSamples(_settings(on_bad_sample="skip"), tmp_path).num_bad == 1
     assert json.loads((tmp_path / "bad_samples.jsonl").read_text())["reason"] == "the row has: \ud800"
+
+
+@pytest.mark.parametrize(
+    ("listed", "fault"),
+    [
+        ('{"origin": "a:1", "reason": "b"}\n{"origin": 3, "reason": "b"}\n', ": an origin or a reason is no text"),
+        ('{"origin": "a:1", "reason": "b"}\n{"origin": "a:2", }\n', ":2 is damaged; delete it"),
+        ("[}\n", ":1 is damaged; delete it, and its rows are found anew"),
+    ],
+)
+def test_a_damaged_list_of_bad_rows_is_refused_by_its_line(tmp_path, listed, fault):
+    (tmp_path / "bad_samples.jsonl").write_text(listed)
+    with pytest.raises(CheckpointError, match=f"bad_samples.jsonl.*{fault}"):
+        BadSamples(_settings(), tmp_path)
+    (tmp_path / "bad_samples.jsonl").unlink()
+    os.mkfifo(tmp_path / "bad_samples.jsonl")
+    with pytest.raises(CheckpointError, match="it is a pipe"):
+        BadSamples(_settings(), tmp_path)

@@ -207,7 +207,7 @@ def test_a_folder_without_usable_weights_is_refused(tmp_path):
 
 def test_missing_or_broken_files_are_refused(tmp_path):
     write_json(tmp_path / "list" / "config.json", [])
-    assert "config.json holds no table of settings, but list" in refusal(tmp_path / "list")
+    assert "config.json cannot be read: it holds no JSON object, but list" in refusal(tmp_path / "list")
     folder = Path(tiny_clip(tmp_path / "clip"))
     (folder / "processor_config.json").unlink()
     assert "has no usable image processor" in refusal(folder)

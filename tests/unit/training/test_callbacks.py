@@ -97,6 +97,12 @@ def test_other_lines_than_those_that_were_written_are_refused(tmp_path, found):
     assert file.read_bytes() == found
 
 
+def test_a_pipe_in_the_place_of_the_lines_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read: it is a pipe"):
+        truncate_metrics(tmp_path / "metrics.jsonl", TrainState())
+
+
 def test_lines_that_are_gone_are_told_and_begin_anew(tmp_path, caplog):
     state = known(b"1\n2\n")
     assert truncate_metrics(tmp_path / "metrics.jsonl", state) == []

@@ -1,6 +1,5 @@
 """Find a model's files: a local folder, or a hub repository in the local cache or downloaded. Imports no torch."""
 
-import json
 import os
 import stat
 from dataclasses import dataclass
@@ -9,9 +8,10 @@ from typing import Any
 
 from vembed.errors import CheckpointError, ModelError
 from vembed.model.settings import ModelSettings
-from vembed.utils.untrusted import is_folder, is_there, library_errors, read_regular_file
+from vembed.utils import json_files
+from vembed.utils.untrusted import is_folder, is_there
 
-Json = dict[str, Any]  # Any: JSON
+Json = json_files.Json
 JsonFiles = dict[str, Any]  # path inside the folder -> JSON
 
 SPEC_FILE = "vembed_config.json"
@@ -74,20 +74,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any] | None:  # Any: JSON
 
 def read_json(path: Path) -> Any | None:  # Any: JSON
     """The content of a JSON file, None when it does not exist. Raises ModelError when it is broken."""
-    with library_errors(ModelError, f"{path} cannot be read"):
-        try:
-            data = read_regular_file(path, max_bytes=_MAX_JSON_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return json.loads(data.decode("utf-8"))
+    return json_files.read_json(path, ModelError, max_bytes=_MAX_JSON_BYTES)
 
 
 def read_table(path: Path) -> Json | None:
     """The table of settings in a JSON file, None when it does not exist. Raises ModelError for anything else."""
-    content = read_json(path)
-    if content is not None and not isinstance(content, dict):
-        raise ModelError(f"{path} holds no table of settings, but {type(content).__name__}")
-    return content
+    return json_files.read_json_object(path, ModelError, max_bytes=_MAX_JSON_BYTES)
 
 
 def _folder(name: str, revision: str | None, patterns: list[str]) -> Path:

@@ -1,9 +1,7 @@
 """The facts of a finished run, read from its folder, as tables for its report."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vembed.data.splits.overlap import Overlap
@@ -14,13 +12,13 @@ from vembed.evaluation.report import FactTable, SettingLine
 from vembed.model.folder.find import SPEC_FILE
 from vembed.training.run.best import equal_figures_note
 from vembed.training.run.folder import RunFolder, read_saved_facts
+from vembed.utils.json_files import read_json_lines
 from vembed.utils.sealed import read_sealed
-from vembed.utils.untrusted import library_errors, read_regular_file
+from vembed.utils.untrusted import library_errors
 
 Record = Mapping[str, Any]  # Any: JSON
 
 _MINUTE = 60
-_MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ def read_run_facts(run: RunFolder) -> RunFacts:
     try:
         record = read_sealed(run.record)
         saved = read_saved_facts(run.final / SPEC_FILE)
-        history = _json_lines(run.metrics)
-        bad = _json_lines(run.bad_samples, last_may_be_half=True)
+        history = read_json_lines(run.metrics, CheckpointError)
+        bad = read_json_lines(run.bad_samples, CheckpointError, last_may_be_half=True)
     except CheckpointError as error:
         raise CheckpointError(f"{run.path} is not the folder of a finished run: {error}") from error
     steps = [line for line in history if "loss" in line]
@@ -91,27 +89,6 @@ def setting_lines(config_text: str) -> list[SettingLine]:
             setting, _, origin = text.rpartition("  # ")
             key, _, value = setting.partition(": ")
             lines.append(SettingLine(section, key, value, origin))
-    return lines
-
-
-def _json_lines(path: Path, *, last_may_be_half: bool = False) -> list[Line]:
-    """The lines of a file, one JSON object each; none without the file. Raises CheckpointError that names the line.
-
-    last_may_be_half: pass over lines without an end, as a run that was killed leaves them.
-    """
-    if not path.exists():
-        return []
-    lines: list[Line] = []
-    with library_errors(CheckpointError, f"{path} is damaged"):
-        texts = read_regular_file(path, max_bytes=_MOST_BYTES).split(b"\n")
-    for number, text in enumerate(texts, 1):
-        if not text or (last_may_be_half and not text.endswith(b"}")):
-            continue
-        with library_errors(CheckpointError, f"{path}:{number} is damaged"):
-            line = json.loads(text.decode("utf-8"))
-        if not isinstance(line, dict):
-            raise CheckpointError(f"{path}:{number} is damaged: it holds no JSON object, but {type(line).__name__}")
-        lines.append(line)
     return lines
 
 

@@ -267,7 +267,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(fresh, items_for, tmp_path
 @pytest.mark.parametrize("ours", [True, False])  # with vembed_base.json, or as peft alone writes a folder
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "adapter_config.json holds no table of settings, but list"), ("{", "cannot be read")],
+    [("[]", "adapter_config.json cannot be read: it holds no JSON object, but list"), ("{", "cannot be read")],
 )
 def test_a_broken_description_of_an_adapter_is_told(content, message, ours, fresh, items_for, tmp_path):
     trained(fresh, "bert", items_for).save_pretrained(tmp_path, merge_adapters=False)
