@@ -32,7 +32,7 @@ from vembed.training.callbacks import open_callbacks
 from vembed.training.distillation.teacher import teacher_items
 from vembed.training.plan import rows_per_batch
 from vembed.training.run.checkpoint import Checkpoints
-from vembed.training.run.folder import RunFolder, find_checkpoint, hold_output_dir, open_run_folder, write_json
+from vembed.training.run.folder import RunFolder, find_checkpoint, hold_output_dir, prepare_output_dir
 from vembed.training.run.report import RunReport, report_run
 from vembed.training.session import Session, overview, run_record, train
 from vembed.training.state import Best, Metrics, TrainState
@@ -149,7 +149,7 @@ def _fit(config: Config, run: RunFolder) -> TrainState:
     evaluate = validation_function(config, loaded)
     if loaded.teacher is not None:
         loaded.teacher.fill(teacher_items(loaded.data.train, config.data))
-    open_run_folder(config.training)
+    prepare_output_dir(config.training)
     session = assemble(config, loaded, BadSamples(config.data, run.path), loaded.teacher)
     checkpoints = checkpoints_of(config, loaded, session, run)
     state = _start(config, session, checkpoints)
@@ -184,7 +184,7 @@ def _start(config: Config, session: Session, checkpoints: Checkpoints) -> TrainS
     session.engine.trainer.chunking_finder.restore(state.chunks)
     with disk_errors(run.path):
         if resume is None:
-            write_json(run.record, run_record(session))  # first: it marks the folder as a run, which may be deleted
+            run.write_record(run_record(session))  # first: it marks the folder as a run, which may be deleted
         if session.data.split is not None and session.data.validation:
             save_split(session.data.split, run.split)
         _write_config(config, run)

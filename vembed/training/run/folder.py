@@ -110,6 +110,10 @@ class RunFolder:
             for path in sorted(self.contents(), key=lambda path: path == self.record):
                 remove(path)
 
+    def write_record(self, record: Mapping[str, object]) -> None:
+        """Write run.json with a checksum, wholly or not at all. Raises CheckpointError when the disk refuses."""
+        write_sealed(self.record, record)
+
     def check_held(self) -> None:
         """Raise CheckpointError if another process has taken the folder since this one did."""
         if self.lock is not None:
@@ -188,8 +192,8 @@ def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> 
         )
 
 
-def open_run_folder(settings: TrainingSettings) -> RunFolder:
-    """The run's folder, ready to be written: old run deleted if asked for, leftovers of a dead process cleared.
+def prepare_output_dir(settings: TrainingSettings) -> None:
+    """Make the run's folder ready to be written: old run deleted if asked for, leftovers of a dead process cleared.
 
     The caller holds it (`hold_output_dir`).
     """
@@ -205,7 +209,6 @@ def open_run_folder(settings: TrainingSettings) -> RunFolder:
         for name in {leftover_of(path) for path in run.contents()}:
             if name is not None:
                 recover(run.path / name)
-    return run
 
 
 def find_checkpoint(run: RunFolder, name: str) -> Path:
@@ -228,11 +231,6 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
             " replace; move those away first, or use `latest`"
         )
     return chosen
-
-
-def write_json(file: Path, value: Mapping[str, object]) -> None:
-    """Write `value` to `file` with a checksum, wholly or not at all. Raises CheckpointError when the disk refuses."""
-    write_sealed(file, value)
 
 
 def read_saved_facts(file: Path) -> Mapping[str, Any]:  # Any: JSON

@@ -10,8 +10,7 @@ from vembed.training.run.folder import (
     check_output_dir,
     find_checkpoint,
     hold_output_dir,
-    open_run_folder,
-    write_json,
+    prepare_output_dir,
 )
 from vembed.training.settings import TrainingSettings
 
@@ -23,7 +22,7 @@ def run(tmp_path):
     for folder in (run.path, run.checkpoint(20), run.checkpoint(30), run.best, run.final, run.report):
         folder.mkdir()
     run.config.write_text("model_name: x\n")
-    write_json(run.record, {"rows": 3})
+    run.write_record({"rows": 3})
     run.metrics.write_text("")
     (run.path / "notes.txt").write_text("mine")
     return run
@@ -41,7 +40,7 @@ def settings(run, **values):
 def test_a_folder_that_holds_any_part_of_a_run_is_refused(tmp_path, left):
     (tmp_path / left).mkdir()
     with pytest.raises(UsageError, match=f"{re.escape(left)}.*overwrite_output_dir: true"):
-        open_run_folder(TrainingSettings(output_dir=str(tmp_path)))
+        prepare_output_dir(TrainingSettings(output_dir=str(tmp_path)))
     assert files(tmp_path) == [left]
 
 
@@ -54,10 +53,10 @@ def test_a_run_without_a_checkpoint_is_not_said_to_go_on(tmp_path):
 
 
 def test_a_new_or_unrelated_folder_is_taken(tmp_path):
-    open_run_folder(TrainingSettings(output_dir=str(tmp_path / "a" / "b")))
+    prepare_output_dir(TrainingSettings(output_dir=str(tmp_path / "a" / "b")))
     assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "pairs.csv").write_text("query,positive\n")
-    open_run_folder(TrainingSettings(output_dir=str(tmp_path)))
+    prepare_output_dir(TrainingSettings(output_dir=str(tmp_path)))
     assert files(tmp_path) == ["a", "a/b", "pairs.csv"]
 
 
@@ -80,7 +79,7 @@ def test_checking_changes_nothing(run):
 
 
 def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(run):
-    open_run_folder(settings(run, overwrite_output_dir=True))
+    prepare_output_dir(settings(run, overwrite_output_dir=True))
     assert files(run.path) == ["notes.txt"]
 
 
@@ -88,7 +87,7 @@ def test_overwriting_refuses_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text("mine")
     (tmp_path / "report").mkdir()
     with pytest.raises(UsageError, match="not the folder of a run"):
-        open_run_folder(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
+        prepare_output_dir(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
     assert files(tmp_path) == ["config.yaml", "report"]
 
 
@@ -121,7 +120,7 @@ def test_nothing_to_resume_is_refused(tmp_path, run):
 def test_leftovers_of_a_dead_process_are_cleared_on_resume(run):
     (run.path / ".checkpoint-40.new").mkdir()
     run.best.rename(run.path / ".best.old")
-    open_run_folder(settings(run, resume_from_checkpoint="latest"))
+    prepare_output_dir(settings(run, resume_from_checkpoint="latest"))
     assert run.best.is_dir()
     assert not [name for name in files(run.path) if name.startswith(".")]
 
@@ -158,14 +157,14 @@ def test_a_start_that_died_blocks_its_folder_for_nobody(tmp_path, left):
     with pytest.raises(UsageError, match=r"leave the key out to start, with overwrite_output_dir: true$"):
         check_output_dir(plain.model_copy(update={"resume_from_checkpoint": "latest"}))
     with hold_output_dir(plain.model_copy(update={"overwrite_output_dir": True})):
-        open_run_folder(plain.model_copy(update={"overwrite_output_dir": True}))
+        prepare_output_dir(plain.model_copy(update={"overwrite_output_dir": True}))
     assert files(tmp_path) == ["notes.txt"]
 
 
 def test_a_config_that_no_run_wrote_is_moved_aside_not_deleted(tmp_path):
     for number, kept in enumerate(["config.yaml.kept", "config.yaml.kept2"]):
         (tmp_path / "config.yaml").write_text(f"epochs: {number}")
-        open_run_folder(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
+        prepare_output_dir(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
         assert (tmp_path / kept).read_text() == f"epochs: {number}"
     assert files(tmp_path) == ["config.yaml.kept", "config.yaml.kept2"]
 
@@ -187,7 +186,7 @@ def test_what_need_not_be_a_runs_is_told_by_every_start_and_stays(tmp_path, name
 def test_other_files_that_look_like_leftovers_are_not_a_runs(run):
     for name in (".vimrc.old", ".notes.new"):
         (run.path / name).write_text("mine")
-    open_run_folder(settings(run, overwrite_output_dir=True))
+    prepare_output_dir(settings(run, overwrite_output_dir=True))
     assert files(run.path) == [".notes.new", ".vimrc.old", "notes.txt"]
 
 
@@ -205,7 +204,7 @@ def test_a_deletion_that_is_killed_at_any_point_can_be_done_again(run, monkeypat
     monkeypatch.setattr(folder_module, "remove", delete_one_and_die)
     while run.contents():
         with pytest.raises(KeyboardInterrupt):
-            open_run_folder(settings(run, overwrite_output_dir=True))
+            prepare_output_dir(settings(run, overwrite_output_dir=True))
     assert len(deleted) == 11
     assert deleted[-1] == "run.json"
     assert files(run.path) == ["notes.txt"]
@@ -218,7 +217,7 @@ def test_what_was_moved_and_linked_back_is_unlinked_and_not_followed(run, tmp_pa
     (elsewhere / "precious").write_text("1")
     folder_module.remove(run.path / name)
     (run.path / name).symlink_to(elsewhere / "precious" if "." in name else elsewhere)
-    open_run_folder(settings(run, overwrite_output_dir=True))
+    prepare_output_dir(settings(run, overwrite_output_dir=True))
     assert files(run.path) == ["notes.txt"]
     assert (elsewhere / "precious").read_text() == "1"
 
@@ -230,7 +229,7 @@ def test_a_link_to_the_folder_stands_for_it(run, tmp_path):
     with hold_output_dir(by_link):
         with pytest.raises(UsageError, match="writes there"), hold_output_dir(settings(run, overwrite_output_dir=True)):
             pass
-        open_run_folder(by_link)
+        prepare_output_dir(by_link)
     assert link.is_symlink()
     assert files(run.path) == ["notes.txt"]
 
@@ -259,5 +258,5 @@ def test_holding_is_undone_where_the_start_is_refused(run, tmp_path):
 
 def test_overwriting_keeps_the_lock(run):
     with hold_output_dir(settings(run, overwrite_output_dir=True)):
-        open_run_folder(settings(run, overwrite_output_dir=True))
+        prepare_output_dir(settings(run, overwrite_output_dir=True))
         assert files(run.path) == ["notes.txt", "run.lock"]

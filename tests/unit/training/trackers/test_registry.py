@@ -8,7 +8,7 @@ import pytest
 
 from vembed.config import load_config
 from vembed.errors import ConfigError, UsageError
-from vembed.training.run.folder import RunFolder, check_output_dir, open_run_folder, write_json
+from vembed.training.run.folder import RunFolder, check_output_dir, prepare_output_dir
 from vembed.training.settings import TrainingSettings
 
 
@@ -56,6 +56,6 @@ def test_the_trackers_folders_are_part_of_the_run_and_others_of_their_names_are_
         run.tracker(name).mkdir(parents=True)
     with pytest.raises(UsageError, match=r"already holds a run \(trackers\)"):
         check_output_dir(TrainingSettings(output_dir=str(tmp_path)))
-    write_json(run.record, {})
-    open_run_folder(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
+    run.write_record({})
+    prepare_output_dir(TrainingSettings(output_dir=str(tmp_path), overwrite_output_dir=True))
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
