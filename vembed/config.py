@@ -41,7 +41,7 @@ from vembed.registry import no_such
 from vembed.training.run.folder import RESOLVED
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
-from vembed.utils.untrusted import printable
+from vembed.utils.untrusted import in_one_line
 from vembed.version import __version__
 
 DEFAULT = "default"
@@ -119,7 +119,7 @@ class Config:
         lines = [f"{RESOLVED} {__version__}: every key in force, and where its value comes from."]
         for name, section in self.sections().items():
             keys = [
-                f"{key}: {dump_value(value)}  # {_in_one_line(self.origin(key))}"
+                f"{key}: {dump_value(value)}  # {in_one_line(self.origin(key))}"
                 for key, value in _in_force(section, self.idle)
             ]
             lines += ["", f"# {name}", *keys] if keys else []
@@ -199,11 +199,6 @@ def _assemble(
         dropped=dropped,
         origins={key: setting.origin for key, setting in chosen.items()},
     )
-
-
-def _in_one_line(origin: str) -> str:
-    """A comment's text; the name of a file may hold a new line, which would begin another setting."""
-    return printable(origin).replace("\n", "\\n")
 
 
 def _values(config: Config) -> dict[str, object]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, TextIO, cast
 
 from vembed.utils.distributed import is_main_process
-from vembed.utils.untrusted import printable
+from vembed.utils.untrusted import in_one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,9 +88,5 @@ class _Printable(logging.Formatter):
         """The record's line."""
         shown = copy.copy(record)
         if isinstance(record.args, tuple):
-            shown.args = tuple(arg if isinstance(arg, int | float) else _in_one_line(arg) for arg in record.args)
+            shown.args = tuple(arg if isinstance(arg, int | float) else in_one_line(arg) for arg in record.args)
         return printable(super().format(shown))
-
-
-def _in_one_line(value: object) -> str:
-    return str(value).replace("\n", "\\n")

@@ -127,6 +127,15 @@ def printable(text: str) -> str:
     return "".join(_escaped(sign) if _is_control(sign) else sign for sign in text)
 
 
+def in_one_line(value: object) -> str:
+    """The value's text as it may stand within a line: a new line in it, which would begin another, is written escaped.
+
+    >>> in_one_line("a.yaml\\nplugins: [x]")
+    'a.yaml\\\\nplugins: [x]'
+    """
+    return printable(str(value)).replace("\n", "\\n")
+
+
 def _mode(name: str, holds: Callable[[int], bool]) -> bool:
     try:
         return holds(Path(name).stat().st_mode)

@@ -185,11 +185,6 @@ def pretrained_processor(loader: Any, folder: Path, *, trust_remote_code: bool, 
         raise ModelError(with_files(str(error), folder, PROCESSOR_FILES)) from error
 
 
-def one_line(error: Exception) -> str:
-    """A library's error in one line: its type and the first 300 characters of its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def _format_options(folder: Path, settings: ModelSettings) -> dict[str, bool]:
     """Options of `from_pretrained` for safetensors, or for pickles where they are allowed. Raises ModelError."""
     if any(folder.glob("*.safetensors")):

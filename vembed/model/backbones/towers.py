@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from vembed.errors import ModelError, UsageError
 from vembed.model.backbones.layers import VectorLayers
-from vembed.model.backbones.pretrained import Backbone, one_line
+from vembed.model.backbones.pretrained import Backbone
 from vembed.model.folder.sentence_layers import width_after
 from vembed.model.spec import Pooling
 from vembed.model.vectors.pooling import pool
+from vembed.utils.untrusted import library_errors
 
 
 class TextTower(nn.Module):
@@ -93,11 +94,8 @@ def refuse_unreadable_size(tower: Callable[[Tensor], Tensor], image_size: int | 
     """Raise ModelError if the tower cannot read images of that size; tries one black image."""
     if image_size is None:
         return
-    try:
-        with torch.no_grad():
-            tower(torch.zeros(1, 3, image_size, image_size))
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise ModelError(f"image_size {image_size}: the model cannot read it ({one_line(error)})") from error
+    with library_errors(ModelError, f"image_size {image_size}: the model cannot read it"), torch.no_grad():
+        tower(torch.zeros(1, 3, image_size, image_size))
 
 
 def _not_none(value: Tensor | None) -> Tensor:
