@@ -5,7 +5,6 @@ import json
 import os
 import re
 import socket
-import stat
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from vembed.errors import VembedError
-from vembed.utils.untrusted import library_errors, printable
+from vembed.utils.untrusted import library_errors, open_regular, printable
 
 if sys.platform == "win32":
     import msvcrt
@@ -28,7 +27,6 @@ _MOST_BYTES = 4096
 _LOCKED_BYTE = 2**30  # on Windows, where a locked byte cannot be read: beyond the owner's name
 _TOKEN = re.compile("[0-9a-f]{32}")
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_FLAGS = os.O_RDWR | _NOFOLLOW | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Owner:
 
 def create_lock_file(file: Path) -> int:
     """A new file, open. Raises FileExistsError in all processes but one."""
-    return os.open(file, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
+    return open_regular(file, os.O_RDWR | _NOFOLLOW | os.O_CREAT | os.O_EXCL)
 
 
 def open_lock_file(file: Path) -> tuple[int, bool]:
@@ -61,11 +59,7 @@ def open_lock_file(file: Path) -> tuple[int, bool]:
     try:
         return create_lock_file(file), True
     except FileExistsError:
-        descriptor = os.open(file, _FLAGS)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{file} is no regular file")
-    return descriptor, False
+        return open_regular(file, os.O_RDWR | _NOFOLLOW), False
 
 
 def system_lock(descriptor: int) -> bool | None:
@@ -94,7 +88,7 @@ def write_owner(descriptor: int, owner: Owner) -> None:
 def read_owner(file: Path) -> Owner | None:
     """The owner that the file names; None when it is gone, or says none."""
     try:
-        descriptor = os.open(file, os.O_RDONLY | (_FLAGS & ~os.O_RDWR))
+        descriptor = open_regular(file, os.O_RDONLY | _NOFOLLOW)
     except OSError:
         return None
     try:

@@ -2,7 +2,8 @@
 
 A library that reads foreign bytes may raise anything at all. It is called inside `library_errors`, which makes an error
 of ours of it, with the place that the bytes came from; nothing else in the package catches a library's exceptions one
-by one. Files are opened by `read_regular_file`, which neither waits for a pipe nor reads a device to its end.
+by one. Files are opened by `open_regular` and read by `read_regular_file`, which neither wait for a pipe nor read a
+device.
 """
 
 import os
@@ -81,11 +82,9 @@ def read_regular_file(path: str | Path, *, max_bytes: int) -> bytes:
     Raises OSError when it is missing, a folder, a pipe, a socket or a device, or holds more than `max_bytes`;
     ValueError for a name that no file can have.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    descriptor = open_regular(path)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"it is {_kind(status.st_mode)}, not a regular file")
         # Asked before anything is read, and again after: a file may grow, and those of /proc say 0.
         data = b"" if status.st_size > max_bytes else _read_at_most(descriptor, max_bytes + 1, status.st_size + 1)
     finally:
@@ -93,6 +92,19 @@ def read_regular_file(path: str | Path, *, max_bytes: int) -> bytes:
     if max(status.st_size, len(data)) > max_bytes:
         raise OSError(f"it holds over {max_bytes:,} bytes, more than is read of one file")
     return data
+
+
+def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a regular file, open. flags: of os.open, beside those that wait for no pipe.
+
+    Raises OSError when it is missing or anything else than a regular file; ValueError for a name that no file can have.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0), 0o644)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(f"it is {_kind(mode)}, not a regular file")
+    return descriptor
 
 
 def _read_at_most(descriptor: int, limit: int, expected: int) -> bytes:

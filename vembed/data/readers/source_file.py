@@ -4,11 +4,13 @@ import mmap
 import os
 import stat
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vembed.errors import DataError
+from vembed.utils.untrusted import open_regular
 
 _SECONDS_BETWEEN_LOOKS = 0.01
 
@@ -54,13 +56,11 @@ class SourceFile:
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: the file cannot be read: {error}") from error
-        self._identity = FileIdentity.of_status(os.fstat(self._descriptor), path)
-        if self._identity.num_bytes == 0:
-            raise DataError(f"{path}: the file is empty")
-        try:
+            self._descriptor = open_regular(path)
+            weakref.finalize(self, os.close, self._descriptor)
+            self._identity = FileIdentity.of_status(os.fstat(self._descriptor), path)
+            if self._identity.num_bytes == 0:
+                raise DataError(f"{path}: the file is empty")
             self.map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: the file cannot be read: {error}") from error
@@ -77,10 +77,6 @@ class SourceFile:
                 raise _changed(self.path)
             self._next_look = now + _SECONDS_BETWEEN_LOOKS
         return self.map[start:end].decode()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):  # it has none where it could not be opened
-            os.close(self._descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:  # Any: pickle's own protocol
         return _opened_again, (self.path, self._identity)

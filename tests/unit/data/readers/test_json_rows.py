@@ -217,5 +217,5 @@ def test_an_open_file_that_is_written_to_is_refused(tmp_path, monkeypatch, conte
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "data.jsonl")
-    with pytest.raises(DataError, match=r"data\.jsonl: is no regular file"):
+    with pytest.raises(DataError, match=r"data\.jsonl: .*it is a pipe, not a regular file"):
         open_json(str(tmp_path / "data.jsonl"))
