@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Generic, TypeVar
 
 from vembed.data.hashing import mixed_hash, row_name
+from vembed.data.negatives import with_documents
 from vembed.errors import DataError
 from vembed.types import Example, Item, RowNeeds
 
@@ -66,6 +67,22 @@ def read_what_can_be(
     if left_out and too_few:
         raise DataError(left_out[0])
     return ReadDocuments(positives, dict(sorted(kept.items())), tuple(left_out))
+
+
+def readable_part(
+    example: Example, check: Callable[[Item], object], needs: RowNeeds
+) -> tuple[Example, tuple[str, ...]]:
+    """The row without the documents that `check` raises DataError for, and why; all of its negatives are asked for.
+
+    Raises DataError when the row cannot be used: its query cannot be read, or too few documents are left.
+    """
+
+    def read(item: Item, _slot: int) -> None:
+        check(item)
+
+    check(example.query)
+    found = read_what_can_be(example, range(len(example.negatives)), read, needs=needs)
+    return with_documents(example, list(found.positives), list(found.negatives)), found.left_out
 
 
 def other_negatives(example: Example, chosen: Sequence[int], *, seed: int, epoch: int) -> Iterator[int]:

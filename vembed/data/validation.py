@@ -4,14 +4,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.documents import readable_part
 from vembed.data.images import check_file
 from vembed.data.settings import DataSettings
 from vembed.errors import CheckpointError, DataError
-from vembed.types import Example
+from vembed.types import Example, Item, RowNeeds
 from vembed.utils.json_files import read_json_lines
 
 _SHOWN = 10
@@ -32,8 +34,8 @@ def check_dataset(
 ) -> tuple[BadRow, ...]:
     """The rows that are bad by what they say, or that name no existing image file; no picture is opened.
 
-    visit: is given every row that is not bad: its number, its example, and the sizes of the files that it names; so
-    rows are read once for both.
+    visit: is given every row that is not bad, and what is used of one that is, with on_bad_sample: skip: its number,
+    its example, and the sizes of the files that it names; so rows are read once for both.
     Raises DataError that lists them, with on_bad_sample: raise when there are any, else when there are more than
     max_bad_fraction.
     """
@@ -45,7 +47,7 @@ def check_dataset(
 
 
 def visit_rows(dataset: VisualRetrievalDataset, visit: Visit) -> None:
-    """Give `visit` every row that `check_dataset` finds nothing bad in."""
+    """Give `visit` every row that can be used, as `check_dataset` does."""
     for _ in _bad_rows(dataset, visit):
         pass
 
@@ -134,21 +136,34 @@ def _last_byte(file: BinaryIO) -> bytes:
 def _bad_rows(dataset: VisualRetrievalDataset, visit: Visit | None) -> Iterator[BadRow]:
     width: int | None = None
     for index in range(len(dataset)):
+        example: Example | None = None
+        sizes: dict[str, int] = {}
         try:
             example = dataset[index]
-            sizes = {}
             for item in (example.query, *example.positives, *example.negatives, *example.ignored):
-                for source in item.images:
-                    size = check_file(source)
-                    if source.path is not None and size is not None:
-                        sizes[source.path] = size
+                _note_sizes(sizes, item)
             if example.embeddings is not None:
                 width = _same_width(width, len(example.embeddings.query), example.origin)
         except DataError as error:
             yield BadRow(dataset.origin(index), str(error))
-            continue
-        if visit is not None:
+            example = None if example is None else _usable_part(example, dataset.reader.needs, sizes)
+        if visit is not None and example is not None:
             visit(index, example, sizes)
+
+
+def _usable_part(example: Example, needs: RowNeeds, sizes: dict[str, int]) -> Example | None:
+    """What of a bad row is used with on_bad_sample: skip; None when nothing is. sizes: taken in, of its files."""
+    try:
+        return readable_part(example, partial(_note_sizes, sizes), needs)[0]
+    except DataError:
+        return None
+
+
+def _note_sizes(sizes: dict[str, int], item: Item) -> None:
+    for source in item.images:
+        size = check_file(source)
+        if source.path is not None and size is not None:
+            sizes[source.path] = size
 
 
 def _same_width(width: int | None, own: int, origin: str) -> int:

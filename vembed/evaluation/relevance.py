@@ -22,14 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
-from vembed.data.documents import read_what_can_be
+from vembed.data.documents import readable_part
 from vembed.data.hashing import content_hash, image_hash
 from vembed.data.images import read_image
-from vembed.data.negatives import with_documents
 from vembed.data.settings import DataSettings
 from vembed.data.validation import BadRow, BadSamples
 from vembed.errors import DataError
-from vembed.types import Example, Item, Ragged, RowNeeds
+from vembed.types import Example, Item, Ragged
 
 Keys = NDArray[np.int64]
 
@@ -85,7 +84,7 @@ def retrieval_set(
     read, every picture is read once here; a document that cannot be is left out where the row has another positive.
     """
     builder = _RetrievalSetBuilder()
-    reader = _ReadableRows(read or partial(_decode, max_pixels=settings.max_image_pixels), dataset.reader.needs)
+    check = read or partial(_decode, max_pixels=settings.max_image_pixels)
     skipped: list[BadRow] = []
     left_out: list[BadRow] = []
     bad_samples = BadSamples(settings)
@@ -96,7 +95,7 @@ def retrieval_set(
         try:
             example = dataset[index]
             if settings.on_bad_sample == "skip":
-                example, reasons = reader.readable(example)
+                example, reasons = readable_part(example, check, dataset.reader.needs)
             builder.add(example if dataset.reader.needs.scores_say_relevance else replace(example, scores=()))
         except DataError as error:
             bad_samples.add(origin, str(error))
@@ -105,23 +104,6 @@ def retrieval_set(
         bad_samples.add_documents(origin, reasons)
         left_out += [BadRow(origin, reason) for reason in reasons]
     return builder.build(dataset, tuple(skipped), tuple(left_out))
-
-
-@dataclass(frozen=True)
-class _ReadableRows:
-    """Rows without the documents that `read` refuses."""
-
-    read: Callable[[Item], object]
-    needs: RowNeeds
-
-    def readable(self, example: Example) -> tuple[Example, tuple[str, ...]]:
-        """The row as it can be used, and why documents were left out. Raises DataError when it cannot be used."""
-        self._read(example.query, 0)
-        found = read_what_can_be(example, range(len(example.negatives)), self._read, needs=self.needs)
-        return with_documents(example, list(found.positives), list(found.negatives)), found.left_out
-
-    def _read(self, item: Item, _slot: int) -> None:
-        self.read(item)
 
 
 @dataclass

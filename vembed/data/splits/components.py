@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vembed.data.dataset import VisualRetrievalDataset
+from vembed.data.documents import readable_part
 from vembed.data.hashing import image_hash, mixed_hash, text_hash
-from vembed.data.splits.duplicates import file_content_keys, file_sizes
+from vembed.data.splits.duplicates import file_content_keys, file_size
 from vembed.errors import DataError
-from vembed.types import Example, Item
+from vembed.types import Example, Item, RowNeeds
 
 _MISSING = -1
 
@@ -19,7 +20,7 @@ _MISSING = -1
 class Components:
     """Rows are numbered through all data sets.
 
-    labels: int64 [rows], the component of each row, -1 for a row that cannot be read. keys: int64 [components], the
+    labels: int64 [rows], the component of each row, -1 for a row that cannot be used. keys: int64 [components], the
     smallest content key in it, which does not depend on the order of rows or data sets. one_kind: bool [components],
     True where all rows share one key (their group, one text or picture), so that all is relevant to all.
     """
@@ -65,38 +66,73 @@ def _of_one_kind(
 def _row_keys(datasets: Sequence[VisualRetrievalDataset]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Row numbers and content keys, int64 [pairs] each, sorted by key, equal ones by row.
 
-    A row without a key names a file that is missing or empty: it cannot be trained on, and nothing else of it counts.
+    A document whose file is missing or empty has no key, as the loader leaves it out; a row without any key cannot be
+    trained on, and nothing else of it counts.
     """
     rows: list[int] = []
     keys: list[int] = []
     file_rows: list[int] = []
     files: list[str] = []
-    for row, example in readable_examples(datasets):
+    sizes = _FileSizes()
+    for row, dataset, given in readable_examples(datasets):
+        example = sizes.usable(given, dataset.reader.needs)
+        if example is None:
+            continue
         for key in _content_keys(example):
             rows.append(row)
             keys.append(key)
         for path in _image_files(example):
             file_rows.append(row)
             files.append(path)
-    sizes = file_sizes(files)
-    key_of = file_content_keys(files, sizes)
+    key_of = file_content_keys(files, sizes.known)
     all_rows = np.array(rows + file_rows, np.int64)
     all_keys = np.array(keys + [mixed_hash("image", key_of[path]) for path in files], np.int64)
-    broken = [row for row, path in zip(file_rows, files, strict=True) if not sizes[path]]
-    usable = ~np.isin(all_rows, broken)
-    order = np.lexsort((all_rows[usable], all_keys[usable]))
-    return all_rows[usable][order], all_keys[usable][order]
+    order = np.lexsort((all_rows, all_keys))
+    return all_rows[order], all_keys[order]
 
 
-def readable_examples(datasets: Sequence[VisualRetrievalDataset]) -> Iterator[tuple[int, Example]]:
-    """Row number and example of the rows that can be read; check_dataset and the loader report the others."""
+class _FileSizes:
+    """Which documents name a file that holds something. known: the bytes of each file asked for, None for no file."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int | None] = {}
+
+    def usable(self, example: Example, needs: RowNeeds) -> Example | None:
+        """The row without the documents whose files hold nothing; None when it cannot be used without them."""
+        items: tuple[Item, ...] = (example.query, *example.positives)
+        if needs.negatives or needs.num_documents > 1:
+            items += example.negatives
+        if all(map(self._is_there, items)):  # no more is done for almost every row
+            return example
+        try:
+            return readable_part(example, self._check, needs)[0]
+        except DataError:
+            return None
+
+    def _is_there(self, item: Item) -> bool:
+        return all(source.path is None or self._size(source.path) for source in item.images)
+
+    def _check(self, item: Item) -> None:
+        if not self._is_there(item):
+            raise DataError(f"{item.origin}: a file of it is missing or empty")
+
+    def _size(self, path: str) -> int | None:
+        if path not in self.known:
+            self.known[path] = file_size(path)
+        return self.known[path]
+
+
+def readable_examples(
+    datasets: Sequence[VisualRetrievalDataset],
+) -> Iterator[tuple[int, VisualRetrievalDataset, Example]]:
+    """Row number, data set and example of the rows that can be read; check_dataset and the loader report the others."""
     places = ((dataset, index) for dataset in datasets for index in range(len(dataset)))
     for row, (dataset, index) in enumerate(places):
         try:
             example = dataset[index]
         except DataError:
             continue
-        yield row, example
+        yield row, dataset, example
 
 
 def _content_keys(example: Example) -> Iterator[int]:
@@ -140,4 +176,4 @@ def class_keys(datasets: Sequence[VisualRetrievalDataset]) -> list[int]:
 
     Every row is read once; no picture is opened.
     """
-    return sorted({example.group for _, example in readable_examples(datasets) if example.group is not None})
+    return sorted({example.group for _, _, example in readable_examples(datasets) if example.group is not None})

@@ -18,7 +18,16 @@ _END_BYTES = 4096
 
 def file_sizes(paths: Iterable[str]) -> dict[str, int | None]:
     """The bytes of each file; None for what is no file."""
-    return {path: _size(path) for path in dict.fromkeys(paths)}
+    return {path: file_size(path) for path in dict.fromkeys(paths)}
+
+
+def file_size(path: str) -> int | None:
+    """The bytes of the file; None for what is no file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (once a row, and pathlib is slow)
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def file_content_keys(paths: Iterable[str], sizes: Mapping[str, int | None] | None = None) -> dict[str, int]:
@@ -51,14 +60,6 @@ def _with_equal(paths: Sequence[str], key: Callable[[str], Hashable]) -> list[li
     for path in paths:
         found[key(path)].append(path)
     return [same for same in found.values() if len(same) > 1]
-
-
-def _size(path: str) -> int | None:
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError):
-        return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _ends_key(path: str) -> Hashable:

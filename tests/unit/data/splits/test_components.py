@@ -7,6 +7,7 @@ from tests.pictures import write_jsonl, write_pairs, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataSettings
 from vembed.data.splits.components import find_components
+from vembed.types import RowNeeds
 
 
 def _labels(tmp_path, *sets):
@@ -116,3 +117,43 @@ def test_components_equal_those_of_a_naive_search(tmp_path, seed):
                     expected[one] = expected[other] = min(expected[one], expected[other])
     numbers: dict[int, int] = {}
     assert _labels(tmp_path, ("t2t", rows)) == [numbers.setdefault(label, len(numbers)) for label in expected]
+
+
+def test_a_document_without_a_file_costs_itself_alone(tmp_path):
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "empty.png").write_bytes(b"")
+    rows = [
+        {"query": "a", "positive": ["0.png", "gone.png"]},
+        {"query": "b", "positive": ["0.png"]},
+        {"query": "c", "positive": ["empty.png", "1.png"], "negatives": ["gone.png"]},
+        {"query": "d", "positive": ["1.png"]},
+        {"query": "b", "positive": ["gone.png"]},  # no positive is left
+        {"query": "e", "positive": ["2.png", "gone.png"], "group": "g"},
+        {"query": "f", "positive": ["3.png"], "group": "g"},
+    ]
+    assert _labels(tmp_path, ("t2i", rows)) == [0, 0, 1, 1, -1, 2, 2]
+
+
+def test_a_query_without_a_file_costs_its_row(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", number)
+    rows = _pairs(("gone.png", "0.png"), ("1.png", "0.png"), ("2.png", "0.png"))
+    assert _labels(tmp_path, ("i2i", rows)) == [-1, 0, 0]
+
+
+def test_a_row_needs_the_negatives_of_its_loss(tmp_path):
+    for number in range(3):
+        write_picture(tmp_path / f"{number}.png", number)
+    rows = [
+        {"query": "a", "positive": ["0.png"], "negatives": ["gone.png"]},
+        {"query": "b", "positive": ["0.png"], "negatives": ["gone.png", "1.png"]},
+        {"query": "c", "positive": ["2.png"], "negatives": ["1.png"]},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    settings = DataSettings(retrieval_mode="t2i")
+    for needs, expected in ((RowNeeds(), [0, 0, 1]), (RowNeeds(negatives=True), [-1, 0, 1])):
+        labels = find_components(load_datasets(path, settings, needs=needs)).labels
+        assert [label < 0 for label in labels] == [label < 0 for label in expected]
+        assert labels[1] != labels[2]
+        assert (labels[0] == labels[1]) == (expected[0] == expected[1])

@@ -163,3 +163,21 @@ def test_rows_that_cannot_be_used_are_not_counted(overlaps):
         data=[*_pairs(0, 40), "{broken"], test_data=[*_pairs(35, 40), "{}"], on_bad_sample="skip", max_bad_fraction=0.5
     )
     assert _counts(found["test", "train"]) == (5, 5, 5, 5)
+
+
+@pytest.mark.parametrize("role", ["data", "val_data"])
+def test_a_row_that_is_used_without_a_document_is_looked_at_on_either_side(overlaps, tmp_path, role):
+    for number in range(6):
+        write_picture(tmp_path / f"{number}.png", number)
+    sides = {
+        "data": [{"query": f"q{number}", "positive": [f"{number}.png"]} for number in range(4)],
+        "val_data": [{"query": f"q{number}", "positive": [f"{number}.png"]} for number in (2, 4, 5)],
+    }
+    shared = next(row for row in sides[role] if row["query"] == "q2")
+    shared["positive"].insert(0, "gone.png")
+    shared["negatives"] = ["gone too.png"]
+    unusable = next(row for row in sides[role] if row["query"] != "q2")
+    unusable.update(query="q2", positive=["gone.png"])
+    found = overlaps("t2i", **sides, on_bad_sample="skip", max_bad_fraction=1)
+    num_rows = 3 if role == "data" else 2
+    assert {place: _counts(one) for place, one in found.items()} == {("validation", "train"): (num_rows, 1, 1, 1)}
