@@ -81,10 +81,11 @@ def retrieval_set(
 
     read: how the measured model reads an item; default: its pictures are decoded. Raises DataError for rows that cannot
     be used, as `on_bad_sample` and `max_bad_fraction` say, and when no query is left to measure. To skip what cannot be
-    read, every picture is read once here; a document that cannot be is left out where the row has another positive.
+    read, every distinct item is read once here, however many rows name it; a document that cannot be read is left out
+    where the row has another positive.
     """
     builder = _RetrievalSetBuilder()
-    check = read or partial(_decode, max_pixels=settings.max_image_pixels)
+    check = _ReadOnce(read or partial(_decode, max_pixels=settings.max_image_pixels))
     skipped: list[BadRow] = []
     left_out: list[BadRow] = []
     bad_samples = BadSamples(settings)
@@ -104,6 +105,21 @@ def retrieval_set(
         bad_samples.add_documents(origin, reasons)
         left_out += [BadRow(origin, reason) for reason in reasons]
     return builder.build(dataset, tuple(skipped), tuple(left_out))
+
+
+class _ReadOnce:
+    """Reads items, each content once. What cannot be read is read again, so that each message names its own row."""
+
+    def __init__(self, read: Callable[[Item], object]) -> None:
+        self._read = read
+        self._readable: set[int] = set()
+
+    def __call__(self, item: Item) -> None:
+        """Raise DataError for an item that cannot be read."""
+        key = content_hash(item)  # of a file, known by its time of change
+        if key not in self._readable:
+            self._read(item)
+            self._readable.add(key)
 
 
 @dataclass

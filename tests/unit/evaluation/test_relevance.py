@@ -1,6 +1,7 @@
 """Rows to queries, gallery and relevance."""
 
 import shutil
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.pictures import write_jsonl, write_picture
 from vembed.data.dataset import load_datasets
 from vembed.data.hashing import content_hash
+from vembed.data.images import read_image
 from vembed.data.settings import DataSettings
 from vembed.errors import DataError
 from vembed.evaluation.relevance import RetrievalSet, independent_groups, retrieval_set
@@ -270,3 +272,25 @@ def test_what_the_model_cannot_read_is_left_out_too(tmp_path):
     one = retrieval_set(dataset, data, read)
     assert [query.text for query in one.queries] == ["a"]
     assert (len(one.skipped), len(one.left_out), len(one.documents)) == (1, 1, 1)
+
+
+def test_what_many_rows_name_is_read_once_and_what_is_broken_is_told_of_each(tmp_path):
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png", number)
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
+    shared = ["0.png", "copy.png", "1.png", "cut.png"]
+    rows = [{"query": f"{number % 3}.png", "positive": ["3.png"], "negatives": shared} for number in range(12)]
+    data = DataSettings(retrieval_mode="i2i", on_bad_sample="skip", max_bad_fraction=1)
+    (dataset,) = load_datasets(write_jsonl(tmp_path / "rows.jsonl", rows), data)
+    opened = []
+
+    def read(item):
+        opened.append(PurePath(str(item.images[0].path)).name)
+        read_image(item.images[0], max_pixels=10**6)
+
+    one = retrieval_set(dataset, data, read)
+    assert sorted(name for name in opened if name != "cut.png") == ["0.png", "1.png", "2.png", "3.png"]
+    assert [row.origin.rsplit(":", 1)[1] for row in one.left_out] == [str(number) for number in range(1, 13)]
+    assert all(f"{row.origin}: " in row.reason for row in one.left_out)
+    assert len(one.documents) == 3
