@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
-from tests.pictures import write_pairs
+from tests.pictures import write_jsonl, write_pairs
 from tests.runs import two_data_sets
+from tests.tiny.saving import with_unreadable_token
 from vembed.config import load_config
 from vembed.data.dataset import load_datasets
 from vembed.entrypoints.evaluate import evaluate
@@ -170,3 +171,34 @@ def test_test_data_that_has_gone_is_refused(run, tmp_path):
     with pytest.raises(DataError, match="gone"):
         evaluate(moved)
     assert Path(moved / "report" / "metrics.json").is_file()
+
+
+def test_a_text_that_the_model_has_no_embedding_of_is_passed_over_before_and_after_training(tmp_path, bert_folder):
+    number = with_unreadable_token(bert_folder, tmp_path / "model")
+    unreadable = f"a <soft_{number}> shoe"
+    rows = [{"query": f"shoe {one}", "positive": [f"a shoe of size {one}"]} for one in range(16)]
+    held_out = [{"query": f"hat {one}", "positive": [f"a hat of size {one}"]} for one in range(8)]
+    for some in (rows, held_out):
+        some[1]["positive"].append(unreadable)
+        some[2]["query"] = unreadable
+    settings = {
+        "model_name": str(tmp_path / "model"),
+        "data_path": write_jsonl(tmp_path / "rows.jsonl", rows),
+        "test_data_path": write_jsonl(tmp_path / "test.jsonl", held_out),
+        "retrieval_mode": "t2t",
+        "val_fraction": 0.25,
+        "on_bad_sample": "skip",
+        "max_bad_fraction": 0.5,
+        "batch_size": 8,
+        "max_steps": 2,
+        "bootstrap_samples": 10,
+        "device": "cpu",
+    }
+    trained = Trainer({**settings, "output_dir": str(tmp_path / "run")}).train()
+    record = json.loads((trained.output_dir / "report" / "metrics.json").read_text())
+    listed = record["meta"]["sets"]["t2t"]["bad_samples"]
+    assert [PurePath(line["origin"]).name for line in listed] == ["test.jsonl:3", "test.jsonl:2"]
+    assert all(f"<soft_{number}>" in line["reason"] for line in listed)
+    del settings["data_path"]
+    (tmp_path / "untuned.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    assert evaluate(tmp_path / "untuned.yaml").metrics["base"] == record["base"]

@@ -1,6 +1,7 @@
 """Write a tiny model with weights that tell inputs apart."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -47,3 +48,18 @@ def write_json(path: Path, content: object) -> None:
     """Write a JSON file, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2))
+
+
+def with_unreadable_token(model: str | Path, folder: str | Path, *, special: bool = False) -> int:
+    """A copy of a tiny model with an added token `<soft_N>` beyond its embedding table; returns N, the table's rows."""
+    shutil.copytree(model, folder)
+    num_rows = int(json.loads(Path(folder, "config.json").read_text())["vocab_size"])
+    file = Path(folder, "tokenizer.json")
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    for number in range(len(vocabulary), num_rows):
+        vocabulary[f"unused{number}"] = number
+    token = {"id": num_rows, "content": f"<soft_{num_rows}>", "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer["added_tokens"].append(token | {"normalized": False, "special": special})
+    file.write_text(json.dumps(tokenizer))
+    return num_rows

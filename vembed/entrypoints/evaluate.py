@@ -18,10 +18,9 @@ from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.rendering.sentences import headline_sentence, reading_notes
 from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, text_table
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
-from vembed.model.processors.loading import load_processor
 from vembed.training.run.facts import setting_lines
 from vembed.training.run.folder import RunFolder
-from vembed.training.run.report import ReportSettings, held_out_data, load_untuned, readable_sets, report_run
+from vembed.training.run.report import ReportSettings, UntunedModel, held_out_data, readable_sets, report_run
 from vembed.training.run.titles import model_title
 from vembed.utils.lock import lock_folder
 
@@ -89,11 +88,10 @@ def _held(run: RunFolder, report: Path | None) -> Iterator[None]:
 def _evaluate_untuned(target: EvaluationTarget, settings: ReportSettings, folder: Path | None) -> Evaluation:
     config = target.config
     held_out = held_out_data(config.data, seed=config.training.seed, needs=settings.needs)
-    sets = readable_sets(held_out, config.data, lambda: load_processor(None, config.model))
+    untuned = UntunedModel(settings)
+    sets = readable_sets(held_out, config.data, untuned)
     label, protocol = (BASE, base_protocols) if target.is_base else (MODEL, model_protocols)
-    comparison = measure_models(
-        sets, [ModelToMeasure(label, lambda: load_untuned(settings), protocol)], config.evaluation
-    )
+    comparison = measure_models(sets, [ModelToMeasure(label, untuned.take, protocol)], config.evaluation)
     content = ReportContent(
         title=model_title(config.model),
         comparison=comparison,

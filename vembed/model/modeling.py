@@ -75,7 +75,7 @@ class VisualRetrievalModel:
             processor = processor_in(folders, detected.spec, settings)
             model = MODEL_CLASSES.get(detected.spec.family).load(detected.spec, folders, settings, seed)
             load_or_create_heads(model, folders.root, seed)
-            check_fit(model, processor, shown)
+            processor.unreadable_tokens = check_fit(model, processor, shown)
         if temperature is not None:
             set_temperature(model, temperature)
         model.logit_scale.requires_grad_(learn_temperature)

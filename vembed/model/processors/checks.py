@@ -15,14 +15,16 @@ _PICTURE = (40, 32)  # pixels
 _REPLACES_IMAGE_TOKENS = ("colpali", "gemma3", "paligemma")
 
 
-def check_fit(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) -> None:
-    """Raise ModelError, or what a library raises, for a processor whose tokens or pictures the model cannot read.
+def check_fit(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) -> tuple[str, ...]:
+    """The tokens that the processor must refuse in texts, its `unreadable_tokens`: the model has no embedding of them.
 
+    Raises ModelError, or what a library raises, for a processor whose other tokens or pictures the model cannot read.
     That a picture takes more tokens than the settings allow is told with the first one that is given.
     """
-    check_vocabulary(model, processor, name)
+    unreadable = check_vocabulary(model, processor, name)
     if processor.spec.supports(["image"]):
         _check_picture(processor)
+    return unreadable
 
 
 def _check_picture(processor: ItemProcessor) -> None:
@@ -34,16 +36,16 @@ def _check_picture(processor: ItemProcessor) -> None:
             raise error.__cause__ from None
 
 
-def check_vocabulary(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) -> None:
-    """Raise ModelError, with both numbers, for a tokenizer that gives tokens beyond the table of the text tower.
+def check_vocabulary(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) -> tuple[str, ...]:
+    """The added tokens beyond the table of the text tower that only a text which spells them is given.
 
-    A table may have more rows than there are tokens. Added tokens beyond it that the tokenizer gives for no text but
-    one that spells them (as EmbeddingGemma has one) are let be; the processor then refuses such a text.
+    EmbeddingGemma has one. Raises ModelError, with both numbers, for a tokenizer that gives others beyond the table.
+    A table may have more rows than there are tokens.
     """
     tokenizer = processor.tokenizer
     num_rows = _table_rows(model) if tokenizer is not None else None
     if tokenizer is None or num_rows is None:
-        return
+        return ()
     _check_placeholders(model, processor, num_rows, name)
     outside = {token: number for token, number in tokenizer.get_vocab().items() if number >= num_rows}
     own = {*_own_tokens(processor)} - {*processor.placeholder_ids}
@@ -55,7 +57,7 @@ def check_vocabulary(model: BaseEmbeddingModel, processor: ItemProcessor, name: 
             f"model {name!r}: its tokenizer gives tokens up to number {number:,} ({token!r}), and its embedding table"
             f" has {num_rows:,} rows; tokenizer and weights are of different models"
         )
-    processor.unreadable_tokens = tuple(sorted(outside))
+    return tuple(sorted(outside))
 
 
 def _own_tokens(processor: ItemProcessor) -> list[int]:

@@ -4,7 +4,7 @@ Everything is read from the run's folder and its settings, so that a report can 
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from vembed.evaluation.relevance import RetrievalSet, retrieval_set
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.evaluation.settings import EvaluationSettings
 from vembed.model.modeling import VisualRetrievalModel
-from vembed.model.processors.base import ItemProcessor
-from vembed.model.processors.loading import load_processor
 from vembed.model.settings import ModelSettings
 from vembed.training.frozen_features import FrozenFeatures, items_of_sets
 from vembed.training.run.data import find_overlaps
@@ -85,10 +83,10 @@ def report_run(run: RunFolder, settings: ReportSettings, folder: Path | None, *,
             " resume_from_checkpoint: latest, or evaluate one of its checkpoints with test_data_path"
         )
     held_out = held_out_data(settings.data, seed=settings.seed, needs=settings.needs, saved_split=run.split)
-    tuned = settings.model.for_opening()
-    sets = readable_sets(held_out, settings.data, lambda: load_processor(str(run.final), tuned))
+    untuned = UntunedModel(settings)
+    sets = readable_sets(held_out, settings.data, untuned)
     candidates = (
-        ModelToMeasure(BASE, lambda: _with_features(load_untuned(settings), settings, sets), base_protocols),
+        ModelToMeasure(BASE, lambda: _with_features(untuned.take(), settings, sets), base_protocols),
         ModelToMeasure(TUNED, lambda: _with_features(_load_final(run, settings), settings, sets)),
     )
     overlaps = read_overlaps(run, held_out.role) if on_own_data else _overlaps(run, settings, held_out)
@@ -115,15 +113,35 @@ def held_out_data(settings: DataSettings, *, seed: int, needs: RowNeeds, saved_s
     return HeldOut("validation", split_validation(everything, settings.val_fraction, seed).validation)
 
 
-def readable_sets(held_out: HeldOut, data: DataSettings, processor: Callable[[], ItemProcessor]) -> list[RetrievalSet]:
-    """The retrieval sets. With on_bad_sample: skip, without what the model's processor, loaded for it, cannot read."""
-    read = None
-    if data.on_bad_sample == "skip":
-        read = processor().with_image_limit(data.max_image_pixels).load
+class UntunedModel:
+    """The model as it is before training, opened once: for what it can read, if that is asked, and to be measured."""
+
+    def __init__(self, settings: ReportSettings) -> None:
+        self._settings = settings
+        self._model: VisualRetrievalModel | None = None
+
+    def look(self) -> VisualRetrievalModel:
+        """The model, kept for `take`."""
+        if self._model is None:
+            self._model = _load_untuned(self._settings)
+        return self._model
+
+    def take(self) -> VisualRetrievalModel:
+        """The model, which is not kept, so that the next one finds its memory free."""
+        model, self._model = self.look(), None
+        return model
+
+
+def readable_sets(held_out: HeldOut, data: DataSettings, untuned: UntunedModel) -> list[RetrievalSet]:
+    """The retrieval sets. With on_bad_sample: skip, without what the model cannot read, which training does not change.
+
+    What it has no embedding of is known with its weights alone, so it is opened for that.
+    """
+    read = untuned.look().processor.load if data.on_bad_sample == "skip" else None
     return [retrieval_set(dataset, data, read) for dataset in held_out.datasets]
 
 
-def load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
+def _load_untuned(settings: ReportSettings) -> VisualRetrievalModel:
     """The model as it is before training: pretrained weights, and new ones drawn from the run's seed."""
     # Without what concerns training alone; new adapters would change nothing, and cost time.
     plain = {"freeze": (), "freeze_layers": {}, "use_lora": False, "gradient_checkpointing": False}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.cases import CASES
 from tests.tiny.llava import tiny_llava
+from tests.tiny.saving import with_unreadable_token
 from vembed.errors import DataError, ModelError
 from vembed.inference import Predictor
 from vembed.model.modeling import VisualRetrievalModel
@@ -71,18 +71,7 @@ def test_of_a_composed_model_the_text_tower_counts(vit_folder, tmp_path):
 @pytest.mark.parametrize("special", [False, True])
 def test_an_added_token_beyond_the_table_is_refused_in_texts_alone(special, bert_folder, tmp_path):
     """EmbeddingGemma has such a token: nobody writes it, and a text without it is embedded as ever."""
-    shutil.copytree(bert_folder, tmp_path / "model")
-    num_rows = json.loads((tmp_path / "model" / "config.json").read_text())["vocab_size"]
-    file = tmp_path / "model" / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    for number in range(max(entry["id"] for entry in tokenizer["added_tokens"]) + 1, num_rows + 1):
-        token = {"id": number, "content": f"<soft_{number}>", "single_word": False, "lstrip": False, "rstrip": False}
-        if number == num_rows:
-            tokenizer["added_tokens"].append(token | {"normalized": False, "special": special})
-    vocabulary = tokenizer["model"]["vocab"]
-    for number in range(len(vocabulary), num_rows):
-        vocabulary[f"unused{number}"] = number
-    file.write_text(json.dumps(tokenizer))
+    num_rows = with_unreadable_token(bert_folder, tmp_path / "model", special=special)
     predictor = Predictor(tmp_path / "model")
     assert predictor.encode_text("a red shoe").shape == (predictor.dim,)
     with pytest.raises(
