@@ -1,6 +1,5 @@
 """A named data set: rows on disk, read as examples on demand."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ from vembed.data.records import RowReader
 from vembed.data.settings import DataEntry, DataSettings, DataSource
 from vembed.errors import ConfigError, DataError
 from vembed.types import Example, RowNeeds
+from vembed.utils.untrusted import is_folder
 
 
 class VisualRetrievalDataset:
@@ -102,7 +102,7 @@ def _image_parser(entry: DataEntry, settings: DataSettings) -> ImageCellParser:
     root = entry.image_root or settings.image_root
     if root is None:
         return ImageCellParser(data_folder(entry))
-    if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that no folder can have)
+    if not is_folder(root):
         raise DataError(f"image_root: there is no folder {root[:300]}")
     return ImageCellParser(root, confined=not settings.allow_paths_outside_image_root)
 

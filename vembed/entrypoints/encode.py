@@ -11,9 +11,10 @@ from vembed.errors import DataError, UsageError
 from vembed.inference import Predictor
 from vembed.model.encoding import EncodeOptions
 from vembed.retrieval.encode_file import FileEncoder, LeftOut, OnBadSample, Progress
-from vembed.retrieval.items_file import open_items
-from vembed.retrieval.vectors_file import bad_samples_path, check_vectors_path, open_vectors
+from vembed.retrieval.items_file import files_of_input, open_items
+from vembed.retrieval.vectors_file import bad_samples_path, check_vectors_path, open_vectors, written_paths
 from vembed.types import Side
+from vembed.utils.untrusted import is_folder, is_there
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,20 @@ def _check(request: EncodeRequest) -> None:
     if request.on_bad_sample == "raise" and request.max_bad_fraction != 1:
         raise UsageError("max_bad_fraction has an effect only with on_bad_sample skip")
     check_vectors_path(request.output)
+    _refuse_to_overwrite(request)
+
+
+def _refuse_to_overwrite(request: EncodeRequest) -> None:
+    """Raise UsageError for an output, or a file beside it, that is what is read: the items or the model's weights."""
+    read = [path for path in files_of_input(request.items) if is_there(str(path))]
+    for path in (one for one in written_paths(request.output) if is_there(str(one))):
+        if any(path.samefile(one) for one in read):
+            raise UsageError(
+                f"output {request.output}: {path} would be written over, and is the input; name another file"
+            )
+        if path.suffix.lower() == ".safetensors" and _is_inside(path, request.model):
+            raise UsageError(f"output {path}: is there already, in the model's own folder; name a file elsewhere")
+
+
+def _is_inside(path: Path, model: str) -> bool:
+    return is_folder(model) and path.resolve().is_relative_to(Path(model).resolve())

@@ -19,9 +19,10 @@ from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import check_file
 from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
+from vembed.data.shards import is_pattern, matching_files
 from vembed.errors import DataError
 from vembed.types import ImageSource, Item
-from vembed.utils.untrusted import printable, read_regular_file
+from vembed.utils.untrusted import is_folder, is_there, printable, read_regular_file
 
 _IMAGE_ENDINGS = frozenset(".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .png .ppm .tif .tiff .webp".split())
 _MAX_TEXT_BYTES = 1 << 34
@@ -65,7 +66,7 @@ class ItemsFile:
 
 def open_items(path: Path) -> ItemsFile:
     """The items of a folder or file. Raises DataError when it cannot be read, or holds none."""
-    if os.path.isdir(path):  # noqa: PTH112 (pathlib's raises for a name that no folder can have)
+    if is_folder(str(path)):
         items = _images_of_folder(path)
     elif path.suffix.lower() == ".txt":
         items = _texts_of_file(path)
@@ -76,10 +77,14 @@ def open_items(path: Path) -> ItemsFile:
     return items
 
 
-def read_items(path: Path) -> list[NamedItem]:
-    """All items of a folder or file. Raises DataError that names file and line of what cannot be used."""
-    items = open_items(path)
-    return [items[number] for number in range(len(items))]
+def files_of_input(path: Path) -> list[Path]:
+    """The files that `open_items` reads at the path: itself, or those that a pattern such as `shards/*.parquet` names.
+
+    Raises DataError for a pattern that names none.
+    """
+    if is_there(str(path)) or not is_pattern(str(path)):
+        return [path]
+    return matching_files(str(path), None)
 
 
 def _images_of_folder(folder: Path) -> ItemsFile:

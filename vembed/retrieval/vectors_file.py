@@ -175,6 +175,15 @@ class VectorsWriter:
         return np.frombuffer(data, "<f4").reshape(last - first, self._dim)
 
 
+def written_paths(path: Path) -> list[Path]:
+    """The files that are written or taken away for this one: itself, its ids, and its list of what was left out.
+
+    >>> [one.name for one in written_paths(Path("out/vectors.npy"))]
+    ['vectors.npy', 'vectors.ids.jsonl', 'vectors.bad_samples.jsonl']
+    """
+    return [path, *([ids_path(path)] if path.suffix.lower() == ".npy" else []), bad_samples_path(path)]
+
+
 def ids_path(path: Path) -> Path:
     """The file of ids beside an .npy file.
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import tracemalloc
 import weakref
 from dataclasses import replace
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -271,3 +273,52 @@ def test_a_predictor_names_what_it_cannot_read_by_its_number(clip_folder, tmp_pa
         with pytest.raises(DataError, match=r"^item 1: "):
             call(wrong)
     assert predictor.encode_image(os.fsencode(good).decode()).shape == (16,)
+
+
+@pytest.mark.parametrize(
+    ("items", "output"),
+    [
+        ("in.parquet", "in.parquet"),
+        ("in.parquet", "soft.parquet"),
+        ("in.parquet", "hard.parquet"),
+        ("soft.parquet", "in.parquet"),
+        ("i?.parquet", "in.parquet"),
+        ("out.ids.jsonl", "out.npy"),
+        ("out.bad_samples.jsonl", "out.npz"),
+        ("soft.jsonl", "out.npz"),
+    ],
+)
+def test_an_output_that_is_the_input_is_refused_and_left_alone(tmp_path, items, output):
+    pq.write_table(pa.table({"text": ["red", "blue"]}), tmp_path / "in.parquet")
+    for name in ("out.ids.jsonl", "out.bad_samples.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": "red"}])
+    (tmp_path / "soft.parquet").symlink_to("in.parquet")
+    (tmp_path / "soft.jsonl").symlink_to("out.bad_samples.jsonl")
+    os.link(tmp_path / "in.parquet", tmp_path / "hard.parquet")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    request = EncodeRequest(model="no/model", items=tmp_path / items, output=tmp_path / output, on_bad_sample="skip")
+    with pytest.raises(UsageError, match="would be written over, and is the input; name another file"):
+        encode(request)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_of_the_model_are_no_output(tmp_path, bert_folder):
+    model = shutil.copytree(bert_folder, tmp_path / "model")
+    (tmp_path / "items.txt").write_text("red\n")
+    (tmp_path / "link").symlink_to(model)
+    before = (model / "model.safetensors").read_bytes()
+    for name in ("model", "link"):
+        output = tmp_path / name / "model.safetensors"
+        with pytest.raises(UsageError, match="is there already, in the model's own folder"):
+            encode(EncodeRequest(model=str(model), items=tmp_path / "items.txt", output=output))
+    assert (model / "model.safetensors").read_bytes() == before
+    assert (
+        encode(EncodeRequest(model=str(model), items=tmp_path / "items.txt", output=model / "red.npz")).num_items == 1
+    )
+
+
+def test_another_file_may_be_written_again(tmp_path, bert_folder):
+    (tmp_path / "items.txt").write_text("red\n")
+    for _ in range(2):
+        encode(EncodeRequest(model=bert_folder, items=tmp_path / "items.txt", output=tmp_path / "out.npy"))
+    assert (tmp_path / "items.txt").read_text() == "red\n"

@@ -6,7 +6,13 @@ import pytest
 
 from tests.pictures import write_csv, write_jsonl, write_picture
 from vembed.errors import DataError
-from vembed.retrieval.items_file import read_items
+from vembed.retrieval.items_file import open_items
+
+
+def read_items(path):
+    """All items of a folder or file."""
+    items = open_items(path)
+    return [items[number] for number in range(len(items))]
 
 
 def test_a_folder_holds_its_images_at_any_depth_in_order(tmp_path):
