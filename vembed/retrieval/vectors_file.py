@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vembed.errors import UsageError, VembedError
-from vembed.utils.files import atomic_file
+from vembed.errors import UsageError
+from vembed.utils.files import atomic_file, disk_errors
+from vembed.utils.untrusted import is_folder, printable
 
 _COPIED_AT_ONCE = 1 << 24  # bytes
 
@@ -36,7 +37,16 @@ class NamedVectors:
 
 
 def check_vectors_path(path: Path, *, per_token: bool = False) -> None:
-    """Raise UsageError when the file's ending says no format that can be written (with a vector per token)."""
+    """Raise UsageError for a name that no file can have, and an ending of no format that can be written.
+
+    per_token: with a vector per token.
+    """
+    try:
+        path.lstat()
+    except ValueError as error:
+        raise UsageError(f"output {printable(str(path))}: no file can have this name: {error}") from error
+    except OSError:  # such as a folder that may not be looked into, which is told when the file is to be written
+        pass
     if path.suffix.lower() not in _WRITERS:
         raise UsageError(f"output {path}: the ending says the format, one of {', '.join(_WRITERS)}")
     if per_token and path.suffix.lower() == ".npy":
@@ -44,12 +54,6 @@ def check_vectors_path(path: Path, *, per_token: bool = False) -> None:
         raise UsageError(
             f"output {path}: .npy holds one table of one vector per item; this model has a vector per token: use {able}"
         )
-
-
-def write_vectors(path: Path, named: NamedVectors) -> None:
-    """Write the file, wholly or not at all. Raises UsageError for its ending, VembedError when the disk refuses."""
-    with open_vectors(path, per_token=named.counts is not None) as writer:
-        writer.add(named)
 
 
 @contextmanager
@@ -62,27 +66,18 @@ def open_vectors(path: Path, *, per_token: bool = False) -> Iterator["VectorsWri
 
     Vectors go to a file without a name in the same folder first: in most formats their number stands before them, and
     is known at the end. So what is held in memory is the ids. Raises UsageError for the ending or an output that is a
-    folder, VembedError when the disk refuses: before there is any vector, where that shows so early.
+    folder, CheckpointError when the disk refuses: before there is any vector, where that shows so early.
     """
     check_vectors_path(path, per_token=per_token)
-    with _disk_refuses(path):
-        if path.is_dir():
-            raise UsageError(f"output {path}: is a folder; name a file in it")
+    if is_folder(str(path)):
+        raise UsageError(f"output {path}: is a folder; name a file in it")
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=path.parent, prefix=".vembed_")  # noqa: SIM115 (closed below)
     with spool:
         writer = VectorsWriter(spool, path, per_token=per_token)
         yield writer
-        with _disk_refuses(path):
-            writer.write()
-
-
-@contextmanager
-def _disk_refuses(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise VembedError(f"{path} could not be written: {error}") from error
+        writer.write()
 
 
 class VectorsWriter:
@@ -107,13 +102,13 @@ class VectorsWriter:
         return self._ends[-1], self._dim
 
     def add(self, named: NamedVectors) -> None:
-        """Append rows. Raises VembedError when the disk refuses."""
+        """Append rows. Raises CheckpointError when the disk refuses."""
         counts = [1] * len(named.ids) if named.counts is None else named.counts.tolist()
         assert len(counts) == len(named.ids)
         assert sum(counts) == len(named.vectors)
         if named.ids:
             self._dim = named.vectors.shape[1]
-        with _disk_refuses(self._path):
+        with disk_errors(self._path):
             self._spool.seek(0, os.SEEK_END)
             self._spool.write(np.ascontiguousarray(named.vectors, dtype="<f4").data)
         self._ids += named.ids
@@ -123,11 +118,11 @@ class VectorsWriter:
     def vectors_of(self, row: int) -> NDArray[np.float32]:
         """The vectors of a row that was added, [vectors, dim]."""
         first, last = self._ends[row], self._ends[row + 1]
-        with _disk_refuses(self._path):
+        with disk_errors(self._path):
             return self._read(first, last)
 
     def write(self) -> None:
-        """Write the file of all rows."""
+        """Write the file of all rows. Raises CheckpointError when the disk refuses."""
         with atomic_file(self._path) as unfinished:
             _WRITERS[self._path.suffix.lower()](unfinished, self)
         if self._path.suffix.lower() == ".npy":

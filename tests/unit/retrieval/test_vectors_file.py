@@ -8,9 +8,14 @@ import pytest
 from safetensors import safe_open
 
 from vembed.errors import UsageError, VembedError
-from vembed.retrieval.vectors_file import NamedVectors, check_vectors_path, write_vectors
+from vembed.retrieval.vectors_file import NamedVectors, check_vectors_path, open_vectors
 
 NAMED = NamedVectors(["a/b.png", "7", "line\nbreak 猫"], np.arange(12, dtype=np.float32).reshape(3, 4))
+
+
+def write_vectors(path, named):
+    with open_vectors(path, per_token=named.counts is not None) as writer:
+        writer.add(named)
 
 
 def read_npy(path):
@@ -55,6 +60,8 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(VembedError, match="could not be written"):
         write_vectors(tmp_path / "file" / "out.npy", NAMED)
+    with pytest.raises(UsageError, match="no file can have this name"):
+        write_vectors(tmp_path / "no\0name" / "out.npy", NAMED)
 
 
 TOKENS = NamedVectors(["a", "b", "c"], np.arange(20, dtype=np.float32).reshape(5, 4), np.array([2, 0, 3]))
