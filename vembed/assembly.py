@@ -104,7 +104,7 @@ def assemble(config: Config, loaded: Loaded, bad_samples: BadSamples, teacher: T
     model, precision = loaded.model, loaded.precision
     loader = TrainingLoader(
         loaded.data.train,
-        model.processor,
+        model.processor if loaded.teacher is None else loaded.teacher.reading(model.processor),
         config.data,
         batch_size=rows_per_batch(config.training),
         seed=config.training.seed,

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.pictures import write_jsonl, write_pairs
+from tests.pictures import write_jsonl, write_pairs, write_picture
 from tests.runs import read_bytes, read_lines
+from tests.tiny.saving import with_unreadable_token
 from vembed.config import load_config
 from vembed.data.batches.blocks import BlockLoader
 from vembed.data.collators.default import Collator
@@ -383,6 +384,50 @@ def test_a_row_that_the_teacher_cannot_read_is_passed_over_with_its_row(tmp_path
     }
     assert Trainer(run).train().num_steps > 0
     assert (tmp_path / "run" / "bad_samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("host_cache", ["uint8", "encoded"])
+def test_a_picture_that_the_teacher_alone_cannot_read_is_a_bad_sample(tmp_path, settings, clip_folder, host_cache):
+    data = Path(write_pairs(tmp_path / "pictures", 8, "t2i"))
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    write_picture(data.parent / "thin.png", 1, size=(230, 1))
+    rows[1]["positive"] = [rows[1]["positive"], "thin.png"]
+    rows[2]["positive"] = "thin.png"
+    rows[3]["negatives"] = ["thin.png", rows[1]["positive"][0]]
+    run = {
+        **settings,
+        "model_name": clip_folder,
+        "teacher_model_name": tiny.tiny_qwen2_vl(tmp_path / "qwen"),
+        "data_path": write_jsonl(data, rows),
+        "retrieval_mode": "t2i",
+        "image_host_cache": host_cache,
+    }
+    with pytest.raises(DataError, match=r"pairs\.jsonl:[234]: the teacher .* cannot read it: .*thin\.png"):
+        Trainer(run).train()
+    skipping = {"on_bad_sample": "skip", "max_bad_fraction": 0.5, "output_dir": str(tmp_path / "skipping")}
+    assert Trainer({**run, **skipping}).train().num_steps > 0
+    listed = read_lines(tmp_path / "skipping" / "bad_samples.jsonl")
+    assert sorted((line["origin"][-1], line.get("left_out", "row")) for line in listed) == [
+        ("2", "document"),
+        ("3", "row"),
+        ("4", "document"),
+    ]
+
+
+def test_a_text_that_the_teacher_alone_cannot_read_is_a_bad_sample(tmp_path, settings, bert_folder):
+    number = with_unreadable_token(bert_folder, tmp_path / "teacher")
+    rows = [*ROWS, {"query": f"a <soft_{number}> sign", "positive": "a sign"}]
+    run = {
+        **settings,
+        "teacher_model_name": str(tmp_path / "teacher"),
+        "data_path": write_jsonl(tmp_path / "some.jsonl", rows),
+        "on_bad_sample": "skip",
+        "max_bad_fraction": 0.5,
+    }
+    assert Trainer(run).train().num_steps > 0
+    (line,) = read_lines(tmp_path / "run" / "bad_samples.jsonl")
+    assert line["origin"].endswith(f"some.jsonl:{len(rows)}")
+    assert f"cannot read it: {line['origin']}: the text holds '<soft_{number}>'" in line["reason"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 
 from vembed.data.hashing import image_hash
 from vembed.errors import DataError, ModelError
-from vembed.model.encoding import EncodeOptions, encode_items
+from vembed.model.encoding import EncodeOptions, encode_readable
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.network.freezing import fixed_state
 from vembed.model.settings import Tower
@@ -105,17 +105,14 @@ class FeatureCache:
         return added
 
     def _encode(self, tower: Tower, entries: Sequence[tuple[int, Item]], side: Side) -> int:
-        keys, items = [key for key, _ in entries], [item for _, item in entries]
-        try:
-            options = EncodeOptions(side, features="slice")
-            features = encode_items(self._model.model, self._model.processor, items, options)
-        except DataError:
-            half = len(entries) // 2
-            return sum(self._encode(tower, part, side) for part in (entries[:half], entries[half:]) if half)
-        if tower == "text":
-            self._warn_of_truncation(items, side)
-        self._stores[tower].append(keys, features)
-        return len(keys)
+        items, options = [item for _, item in entries], EncodeOptions(side, features="slice")
+        features, refused = encode_readable(self._model.model, self._model.processor, items, options)
+        kept = [entry for number, entry in enumerate(entries) if number not in refused]
+        if kept:
+            if tower == "text":
+                self._warn_of_truncation([item for _, item in kept], side)
+            self._stores[tower].append([key for key, _ in kept], features)
+        return len(kept)
 
     def _warn_of_truncation(self, items: Sequence[Item], side: Side) -> None:
         cut = self._model.processor.prepare(items, side).num_truncated

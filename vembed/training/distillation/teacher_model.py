@@ -22,6 +22,7 @@ from vembed.data.hashing import content_hash
 from vembed.errors import CheckpointError, ConfigError, DataError, ModelError
 from vembed.losses.objective import Teacher, scale_of
 from vembed.model.detect import detect
+from vembed.model.encoding import EncodeOptions, encode_readable
 from vembed.model.families.registry import hub_id
 from vembed.model.folder.find import weights_folder
 from vembed.model.folder.fingerprint import embedding_fingerprint
@@ -31,9 +32,10 @@ from vembed.model.spec import ModelSpec
 from vembed.retrieval.encode import canonical_side, refuse_not_finite
 from vembed.retrieval.vector_store import VectorStore
 from vembed.scoring import get_scorer
+from vembed.training.distillation.taught_processor import TaughtProcessor
 from vembed.training.frozen_features import ItemSides
 from vembed.training.rng import preserve_rng
-from vembed.types import Batch, Embeddings, Item, Side, Sides
+from vembed.types import Batch, Embeddings, Item, Processor, Side, Sides
 from vembed.utils.files import disk_errors
 from vembed.utils.sealed import CHECKSUM, read_object, read_sealed, write_sealed
 from vembed.utils.untrusted import library_errors
@@ -82,6 +84,7 @@ class TeacherModel:
         folders = {side: canonical_side(spec, side) for side in sides}
         stores = {folder: VectorStore(self._folder / folder) for folder in sorted(set(folders.values()))}
         self._stores = {side: stores[folder] for side, folder in folders.items()}
+        self._refused: dict[int, str] = {}  # content hash -> why it cannot read the item
 
     @property
     def teacher(self) -> Teacher:
@@ -101,8 +104,8 @@ class TeacherModel:
     def fill(self, items: ItemSides) -> int:
         """Embed and write the items that are not there yet; returns their number.
 
-        An item that cannot be read is left out: the loader skips or refuses its row when the student is to read it, or
-        else `embeddings` does. Raises ModelError for an item that the teacher cannot take.
+        An item that cannot be read is left out, and is a bad sample where a row names it: see `reading`. Raises
+        ModelError for an item that the teacher cannot take.
         """
         added, last_logged = 0, time.monotonic()
         self._write_facts()
@@ -116,6 +119,10 @@ class TeacherModel:
         num_kept = sum(len(store) for store in set(self._stores.values()))
         _log.info("teacher %s: %d items embedded, %d kept in %s", self.name, added, num_kept, self._folder)
         return added
+
+    def reading(self, processor: Processor) -> Processor:
+        """The student's processor, refusing what the teacher could not read when `fill` gave it to it."""
+        return TaughtProcessor(processor, self.name, self._refused)
 
     def summary(self) -> str:
         """Its family, dim and name, in words."""
@@ -162,23 +169,18 @@ class TeacherModel:
         yield from ((side, block) for side, block in blocks.items() if block)
 
     def _embed(self, model: VisualRetrievalModel, block: Mapping[int, Item], side: Side) -> int:
-        """Embed and write a block, without the items that cannot be read; returns how many are written.
-
-        Which item of a failed block cannot be read is found by halving it.
-        """
-        items = list(block.values())
-        try:
-            embeddings = model.encode(items, side=side, batch_size=self._options.batch_size)
-        except DataError as error:
-            if len(block) == 1:
-                _log.warning("the teacher cannot read an item: %s", error)
-                return 0
-            entries = list(block.items())
-            halves = (entries[: len(entries) // 2], entries[len(entries) // 2 :])
-            return sum(self._embed(model, dict(half), side) for half in halves)
-        refuse_not_finite(embeddings, items)
-        self._stores[side].append(list(block), embeddings)
-        return len(items)
+        """Embed and write a block, without the items that cannot be read; returns how many are written."""
+        keys, items = list(block), list(block.values())
+        options = EncodeOptions(side, self._options.batch_size)
+        embeddings, refused = encode_readable(model.model, model.processor, items, options)
+        for number, error in refused.items():
+            _log.warning("the teacher cannot read an item: %s", error)
+            self._refused[keys[number]] = str(error)
+        kept = [number for number in range(len(items)) if number not in refused]
+        if kept:
+            refuse_not_finite(embeddings, [items[number] for number in kept])
+            self._stores[side].append([keys[number] for number in kept], embeddings)
+        return len(kept)
 
     def _open(self) -> VisualRetrievalModel:
         # A run that finds all embeddings on disk does not open the teacher, and must draw the same random numbers.
