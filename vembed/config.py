@@ -23,13 +23,13 @@ from vembed.configuration.presets import (
     other_loss,
     registered_loss,
 )
+from vembed.configuration.resolved_yaml import resolved_yaml
 from vembed.configuration.rules import (
     combination_problems,
     idle_keys,
     value_problems,
 )
 from vembed.configuration.sections import LOSS_OPTIONS, Catalogue, SetupSettings, catalogue_for
-from vembed.configuration.yaml_text import dump_value
 from vembed.data.settings import DataSettings
 from vembed.errors import ConfigError
 from vembed.evaluation.settings import EvaluationSettings
@@ -38,11 +38,8 @@ from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.model.settings import ModelSettings
 from vembed.registry import no_such
-from vembed.training.run.folder import RESOLVED
 from vembed.training.settings import OptimizerSettings, TrainingSettings
 from vembed.utils.settings import Section
-from vembed.utils.untrusted import in_one_line
-from vembed.version import __version__
 
 DEFAULT = "default"
 DATA_KEYS = ("data_path", "val_data_path", "test_data_path", "image_root")
@@ -116,14 +113,8 @@ class Config:
 
     def yaml_text(self) -> str:
         """The text that `to_yaml` writes."""
-        lines = [f"{RESOLVED} {__version__}: every key in force, and where its value comes from."]
-        for name, section in self.sections().items():
-            keys = [
-                f"{key}: {dump_value(value)}  # {in_one_line(self.origin(key))}"
-                for key, value in _in_force(section, self.idle)
-            ]
-            lines += ["", f"# {name}", *keys] if keys else []
-        return "\n".join(lines) + "\n"
+        in_force = {name: dict(_in_force(section, self.idle)) for name, section in self.sections().items()}
+        return resolved_yaml(in_force, self.origin)
 
 
 def load_config(
