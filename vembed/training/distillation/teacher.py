@@ -15,7 +15,8 @@ from vembed.errors import DataError
 from vembed.losses.objective import Teacher
 from vembed.losses.settings import LossSettings
 from vembed.scoring import get_scorer
-from vembed.training.distillation.teacher_model import TeacherFacts, TeacherModel, TeacherOptions
+from vembed.training.distillation.teacher_facts import TeacherFacts
+from vembed.training.distillation.teacher_model import TeacherModel, TeacherOptions
 from vembed.training.frozen_features import items_of_rows
 from vembed.training.run.data import Datasets
 from vembed.types import Batch, Embeddings, Item, Side, Sides

@@ -28,21 +28,16 @@ from vembed.model.folder.find import weights_folder
 from vembed.model.folder.fingerprint import embedding_fingerprint
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.model.settings import ModelSettings
-from vembed.model.spec import ModelSpec
 from vembed.retrieval.encode import canonical_side, refuse_not_finite
 from vembed.retrieval.vector_store import VectorStore
 from vembed.scoring import get_scorer
 from vembed.training.distillation.taught_processor import TaughtProcessor
+from vembed.training.distillation.teacher_facts import TeacherFacts, read_teacher_facts, write_teacher_facts
 from vembed.training.frozen_features import ItemSides
 from vembed.training.rng import preserve_rng
 from vembed.types import Batch, Embeddings, Item, Processor, Side, Sides
-from vembed.utils.files import disk_errors
-from vembed.utils.sealed import CHECKSUM, read_object, read_sealed, write_sealed
-from vembed.utils.untrusted import library_errors
-from vembed.version import __version__
 
 _log = logging.getLogger(__name__)
-_RECORD = "teacher.json"
 # Items that are embedded before they are written, by kind of scoring: what an interruption costs.
 _BLOCK_SIZES = {"single": 1024, "maxsim": 128}
 _SECONDS_BETWEEN_LINES = 30
@@ -58,15 +53,6 @@ class TeacherOptions:
     max_image_pixels: int
 
 
-@dataclass(frozen=True)
-class TeacherFacts:
-    """The facts of a teacher that are known without its weights. temperature: that its scores are divided by."""
-
-    spec: ModelSpec
-    dim: int
-    temperature: float
-
-
 class TeacherModel:
     """The model called `name`, with its embeddings below `cache`. Raises ConfigError when there is no such model."""
 
@@ -79,7 +65,7 @@ class TeacherModel:
         except (ModelError, CheckpointError) as error:
             raise ConfigError(f"teacher_model_name: {error}") from error
         self._folder = cache / f"{self.fingerprint.removeprefix('sha256:')[:32]}-{options.settings.torch_dtype}"
-        self.facts = self._read_facts(spec) or self._open_facts()
+        self.facts = read_teacher_facts(self._folder, spec) or self._open_facts()
         sides: tuple[Side, ...] = ("query", "document")
         folders = {side: canonical_side(spec, side) for side in sides}
         stores = {folder: VectorStore(self._folder / folder) for folder in sorted(set(folders.values()))}
@@ -108,7 +94,7 @@ class TeacherModel:
         ModelError for an item that the teacher cannot take.
         """
         added, last_logged = 0, time.monotonic()
-        self._write_facts()
+        write_teacher_facts(self._folder, self.name, self.facts)
         model: VisualRetrievalModel | None = None
         for side, block in self._missing(items):
             model = self._open() if model is None else model  # not opened at all where nothing is missing
@@ -192,36 +178,3 @@ class TeacherModel:
     def _open_facts(self) -> TeacherFacts:
         model = self._open().model
         return TeacherFacts(model.spec, model.dim, 1 / scale_of(model.logit_scale).item())
-
-    def _write_facts(self) -> None:
-        if _is_sealed(self._folder / _RECORD):
-            return
-        record = {
-            "model": self.name,
-            "version": __version__,
-            "spec": self.facts.spec.model_dump(mode="json"),
-            "dim": self.facts.dim,
-            "temperature": self.facts.temperature,
-        }
-        with disk_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-        write_sealed(self._folder / _RECORD, record)
-
-    def _read_facts(self, spec: ModelSpec) -> TeacherFacts | None:
-        file = self._folder / _RECORD
-        if not _is_sealed(file):
-            return None
-        try:
-            record = read_sealed(file)
-            with library_errors(CheckpointError, f"{file} is damaged"):
-                return TeacherFacts(spec, int(record["dim"]), float(record["temperature"]))
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}. Delete it, and it is made anew") from error
-
-
-def _is_sealed(record: Path) -> bool:
-    """True if the file is there and has a checksum; one of an earlier version is made anew. Raises CheckpointError."""
-    try:
-        return record.exists() and CHECKSUM in read_object(record)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}. Delete it, and it is made anew") from error
