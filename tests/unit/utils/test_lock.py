@@ -39,9 +39,14 @@ try:
         if children:
             import multiprocessing, time
             context = multiprocessing.get_context("fork")
+            begun = context.Semaphore(0)
+            def work():
+                begun.release()
+                time.sleep(600)
             for _ in range(children):
-                child = context.Process(target=time.sleep, args=(600,), daemon=True)
+                child = context.Process(target=work, daemon=True)
                 child.start()
+                begun.acquire()
                 print(child.pid, flush=True)
         print("held", flush=True)
         sys.stdin.read()
