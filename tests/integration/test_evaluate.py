@@ -19,6 +19,7 @@ from vembed.evaluation.protocols import base_protocols
 from vembed.evaluation.relevance import retrieval_set
 from vembed.model.modeling import VisualRetrievalModel
 from vembed.trainer import Trainer
+from vembed.utils.lock import lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +203,25 @@ def test_a_text_that_the_model_has_no_embedding_of_is_passed_over_before_and_aft
     del settings["data_path"]
     (tmp_path / "untuned.yaml").write_text(json.dumps(settings))  # JSON is YAML
     assert evaluate(tmp_path / "untuned.yaml").metrics["base"] == record["base"]
+
+
+def test_a_report_that_is_a_link_out_of_the_run_is_not_followed(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "report.md").write_text("mine")
+    for target in (others, copy / "report"):
+        shutil.rmtree(copy / "report") if not (copy / "report").is_symlink() else (copy / "report").unlink()
+        (copy / "report").symlink_to(target)
+        with pytest.raises(UsageError, match="is a link that leads out of the run's folder"):
+            evaluate(copy)
+        assert (others / "report.md").read_text() == "mine"
+
+
+def test_no_report_is_written_into_a_run_that_another_process_has(run, tmp_path):
+    living = tmp_path / "living"
+    living.mkdir()
+    (living / "run.json").write_text("{}")
+    for folder in (living, living / "report"):
+        with lock_folder(living, "it", "wait"), pytest.raises(UsageError, match="writes there"):
+            evaluate(run, report_dir=folder)

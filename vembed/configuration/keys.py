@@ -176,7 +176,11 @@ def faults_of(settings: type[Section], values: Mapping[str, object]) -> list[Fau
             )
             continue
         try:
-            settings.model_validate_json(json.dumps({name: value}), strict=True)
+            text = json.dumps({name: value})
+            if r"\u0000" in text:
+                faults.append(Fault((name,), "holds a null character, which no name, path or text has"))
+                continue
+            settings.model_validate_json(text, strict=True)
         except ValidationError as error:
             details = [detail for detail in error.errors() if detail["loc"][:1] == (name,)]
             faults += _faults(key, value, details or error.errors())  # of what is no JSON the place is not told

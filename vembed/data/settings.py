@@ -114,6 +114,6 @@ class DataSettings(Section):
         "uint8",
         description="What is held of a batch's images: pixels as the model reads them, or files, decoded per chunk.",
     )
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    num_workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         "auto", description="Processes that decode rows; auto: 0 on CPU, else up to 8."
     )

@@ -5,6 +5,7 @@ vembed evaluate my.yaml                                    the model as it is be
 vembed evaluate MODEL --test_data_path pairs.jsonl         a folder or a hub id
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from pathlib import Path
 from vembed.assembly import report_settings
 from vembed.configuration.layers import Overrides
 from vembed.entrypoints.evaluation_target import EvaluationTarget, resolve_target
+from vembed.errors import UsageError
 from vembed.evaluation.comparison import BASE, Comparison, ModelToMeasure, measure_models
 from vembed.evaluation.protocols import base_protocols, model_protocols
 from vembed.evaluation.rendering.sentences import headline_sentence, reading_notes
 from vembed.evaluation.rendering.tables import comparison_rows, protocol_rows, text_table
 from vembed.evaluation.report import ReportContent, ReportPaths, write_report
 from vembed.training.run.facts import setting_lines
-from vembed.training.run.folder import RunFolder
+from vembed.training.run.folder import RunFolder, run_around
 from vembed.training.run.report import ReportSettings, UntunedModel, held_out_data, readable_sets, report_run
 from vembed.training.run.titles import model_title
 from vembed.utils.lock import lock_folder
+from vembed.utils.untrusted import is_folder
 
 MODEL = "model"
 
@@ -64,21 +67,36 @@ def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None =
     folder = None if report_dir is None else Path(report_dir)
     settings = report_settings(target.config, target.config_text)
     if target.run is None:
-        return _evaluate_untuned(target, settings, folder)
-    folder = target.run.report if folder is None and target.on_own_data else folder
-    with _held(target.run, folder):
+        with _held(folder):
+            return _evaluate_untuned(target, settings, folder)
+    if folder is None and target.on_own_data:
+        folder = _own_report(target.run)
+    with _held(folder):
         report = report_run(target.run, settings, folder, on_own_data=target.on_own_data)
     metric = target.config.evaluation.best_metric
     return _evaluation(report.comparison, metric, role=report.role, paths=report.paths, notes=report.notes)
 
 
-@contextmanager
-def _held(run: RunFolder, report: Path | None) -> Iterator[None]:
-    """Keep other processes out of the run's folder while its own report is measured and written; else it is only read.
+def _own_report(run: RunFolder) -> Path:
+    """The run's report folder. Raises UsageError for a link that leads out of the run, which others may have made."""
+    leads_out = not Path(os.path.realpath(run.report)).is_relative_to(os.path.realpath(run.path))
+    if leads_out or (run.report.is_symlink() and not is_folder(str(run.report))):
+        raise UsageError(
+            f"{run.report} is a link that leads out of the run's folder; write the report elsewhere, with --output_dir"
+        )
+    return run.report
 
-    Raises UsageError while the run is still trained, or reported: its folder is its own.
+
+@contextmanager
+def _held(report: Path | None) -> Iterator[None]:
+    """Keep other processes out of the run that the report is written into while it is measured and written, if any.
+
+    Raises UsageError while that run is still trained, or reported: its folder is its own.
     """
-    if report is None or report.resolve() != run.report.resolve():
+    if report is not None and "\0" in str(report):
+        raise UsageError(f"output_dir {str(report)!r} holds a null character, which no folder's name has")
+    run = None if report is None else RunFolder(report) if RunFolder(report).record.is_file() else run_around(report)
+    if run is None:
         yield
         return
     with lock_folder(run.path, f"the run {run.path}", "write the report elsewhere, with --output_dir"):

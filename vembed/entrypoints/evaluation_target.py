@@ -11,6 +11,7 @@ from vembed.configuration.sections import every_key
 from vembed.data.settings import DataSettings
 from vembed.errors import UsageError
 from vembed.training.run.folder import RunFolder
+from vembed.utils.untrusted import is_there
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def resolve_target(target: str | Path, overrides: Overrides = ()) -> EvaluationT
     Raises ConfigError, UsageError for a model without test data.
     """
     run = RunFolder(Path(target))
-    if run.config.is_file() and run.record.is_file():
+    if is_there(str(run.config)) and is_there(str(run.record)):
         return _run_target(run, overrides)
     if Path(target).suffix in {".yaml", ".yml"}:
         config = load_config(target, overrides, purpose=Purpose(("model_name",)), reading="judged")

@@ -10,6 +10,7 @@ from vembed.entrypoints.load_options import LoadOptions
 from vembed.errors import UsageError
 from vembed.model.export import merge_folder
 from vembed.utils.files import atomic_folder
+from vembed.utils.untrusted import is_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ def export(request: ExportRequest) -> ExportResult:
     if not request.merge:
         raise UsageError("say what to write: --merge writes plain weights with the adapters merged in")
     settings = request.load_options.settings
-    if request.output.exists():
+    if is_there(str(request.output)):
         raise UsageError(f"--output {request.output} is there already; name a new folder")
     request.load_options.import_plugins()
     with atomic_folder(request.output) as new:

@@ -116,8 +116,20 @@ def _saved_spec(saved: Json, folder: Path) -> Detected:
         spec = ModelSpec.model_validate(saved["spec"])
     except (ValidationError, KeyError, TypeError) as error:
         version = saved.get("version", "an unknown version") if isinstance(saved, dict) else "an unknown version"
-        raise ModelError(f"{folder / SPEC_FILE} (written by {version}) does not fit this version: {error}") from error
+        raise ModelError(
+            f"{folder / SPEC_FILE} (written by {version}) does not fit this version: {_words(error)}"
+        ) from error
     return Detected(spec, f"{SPEC_FILE} says so")
+
+
+def _words(error: Exception) -> str:
+    """What is wrong with a spec, in a line."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = [f"{'.'.join(map(str, one['loc'])) or 'spec'}: {one['msg'][:100]}" for one in error.errors()]
+    return "; ".join(faults[:4]) + ("; and more" if len(faults) > 4 else "")
 
 
 def _mode_problems(spec: ModelSpec, settings: ModelSettings) -> list[str]:

@@ -49,7 +49,7 @@ def family_of_mode(encoder_mode: str) -> Family:
     if encoder_mode not in _NAMES:
         known = sorted({*_NAMES, "auto"})
         near = nearest_names(encoder_mode, known)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ModelError(f"encoder_mode {encoder_mode!r} is unknown{hint} Known: {', '.join(known)}")
     return _FAMILIES[_NAMES[encoder_mode]]
 

@@ -7,7 +7,7 @@ from vembed.errors import CheckpointError
 from vembed.model.spec import ModelSpec
 from vembed.utils.files import disk_errors
 from vembed.utils.sealed import CHECKSUM, read_object, read_sealed, write_sealed
-from vembed.utils.untrusted import library_errors
+from vembed.utils.untrusted import is_there, library_errors
 from vembed.version import __version__
 
 _RECORD = "teacher.json"
@@ -54,6 +54,6 @@ def read_teacher_facts(folder: Path, spec: ModelSpec) -> TeacherFacts | None:
 def _is_sealed(record: Path) -> bool:
     """True if the file is there and has a checksum; one of an earlier version is made anew. Raises CheckpointError."""
     try:
-        return record.exists() and CHECKSUM in read_object(record)
+        return is_there(str(record)) and CHECKSUM in read_object(record)
     except CheckpointError as error:
         raise CheckpointError(f"{error}. Delete it, and it is made anew") from error

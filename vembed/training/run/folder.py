@@ -12,8 +12,9 @@ from typing import Any
 from vembed.errors import UsageError
 from vembed.training.settings import TrainingSettings
 from vembed.utils.files import disk_errors, leftover_of, recover, remove
-from vembed.utils.lock import FolderLock, lock_folder
+from vembed.utils.lock import LOCK_FILE, FolderLock, lock_folder
 from vembed.utils.sealed import read_object, unsealed, write_sealed
+from vembed.utils.untrusted import is_folder, is_there
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 LATEST = "latest"
@@ -88,7 +89,7 @@ class RunFolder:
         """Everything here that a run writes, leftovers of a process that died included. Its lock is none of it."""
         if not self.path.is_dir():
             return []
-        return [path for path in sorted(self.path.iterdir()) if self._is_known(leftover_of(path) or path.name)]
+        return [path for path in sorted(self.path.iterdir()) if self.writes(leftover_of(path) or path.name)]
 
     def is_deletable(self) -> bool:
         """True if all that is here is a run's: run.json says so, or it is what a start leaves that died before that.
@@ -119,7 +120,8 @@ class RunFolder:
         if self.lock is not None:
             self.lock.check()
 
-    def _is_known(self, name: str) -> bool:
+    def writes(self, name: str) -> bool:
+        """True if a run writes a file or folder of this name here."""
         files = (self.config, self.record, self.metrics, self.split, self.bad_samples)
         folders = (self.best, self.final, self.report, self.trackers)
         return name in {path.name for path in (*files, *folders)} or _CHECKPOINT.fullmatch(name) is not None
@@ -156,7 +158,7 @@ def hold_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> I
     Raises UsageError while another process has the folder, and where `check_output_dir` does.
     """
     folder = Path(settings.output_dir)
-    _check_is_folder(folder)
+    _check_place(folder)
     with lock_folder(folder, f"output_dir {folder}", "choose another output_dir") as lock:
         check_output_dir(settings, inputs)
         yield RunFolder(folder, lock)
@@ -168,7 +170,7 @@ def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> 
     inputs: names of the models and data that the run reads; those that are paths may not lie in what it deletes.
     """
     run = RunFolder(Path(settings.output_dir))
-    _check_is_folder(run.path)
+    _check_place(run.path)
     if settings.resume_from_checkpoint is not None:
         find_checkpoint(run, settings.resume_from_checkpoint)
         return
@@ -242,9 +244,29 @@ def read_saved_facts(file: Path) -> Mapping[str, Any]:  # Any: JSON
     return unsealed({key: value for key, value in read_object(file).items() if key not in model}, file)
 
 
-def _check_is_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
+def run_around(path: Path) -> RunFolder | None:
+    """The run that writes and deletes what is at `path`: it lies in the run's final/, report/ and so on. Follows links.
+
+    None for a place of no run, a folder of the user's own beside those included.
+    """
+    real = Path(os.path.realpath(path))
+    for parent in real.parents:
+        run = RunFolder(parent)
+        marked = is_there(str(run.record)) or is_there(str(parent / LOCK_FILE))
+        if marked and run.writes(real.relative_to(parent).parts[0]):
+            return run
+    return None
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a folder that is none, and one that another run would write over or delete."""
+    if is_there(str(path)) and not is_folder(str(path)):
         raise UsageError(f"output_dir {path} is a file; name a folder")
+    other = run_around(path)
+    if other is not None:
+        raise UsageError(
+            f"output_dir {path} lies in a folder that the run {other.path} writes and deletes; choose another one"
+        )
 
 
 def _not_a_run(run: RunFolder) -> str:

@@ -260,3 +260,18 @@ def test_overwriting_keeps_the_lock(run):
     with hold_output_dir(settings(run, overwrite_output_dir=True)):
         prepare_output_dir(settings(run, overwrite_output_dir=True))
         assert files(run.path) == ["notes.txt", "run.lock"]
+
+
+@pytest.mark.parametrize("part", ["final", "final/mine", "checkpoint-20/x", "report", "trackers/a/b"])
+def test_a_folder_that_another_run_writes_and_deletes_is_refused(run, part, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(run.path)
+    for root in (run.path, link):
+        with pytest.raises(UsageError, match=r"lies in a folder that the run .* writes and deletes"):
+            check_output_dir(TrainingSettings(output_dir=str(root / part)))
+    check_output_dir(TrainingSettings(output_dir=str(run.path / "another")))
+
+
+def test_a_name_that_no_folder_can_have_is_told_in_a_line(tmp_path):
+    with pytest.raises(UsageError, match="cannot be"), hold_output_dir(TrainingSettings(output_dir="x" * 300)):
+        pass
