@@ -28,7 +28,11 @@ _OnBadSample = Annotated[
 _MaxBadFraction = Annotated[
     float,
     typer.Option(
-        "--max_bad_fraction", "--max-bad-fraction", min=0, max=1, help="With skip: stop above this share of items."
+        "--max_bad_fraction",
+        "--max-bad-fraction",
+        min=0,
+        max=1,
+        help="With skip: stop above this share of items; at 1 only if none is left, as the list says what is missing.",
     ),
 ]
 
