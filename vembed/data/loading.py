@@ -11,7 +11,7 @@ from vembed.data.readers.csv_rows import open_csv
 from vembed.data.readers.json_rows import has_key, open_json
 from vembed.data.readers.text_rows import TextRows
 from vembed.data.settings import DataEntry
-from vembed.data.shards import files_of_folder, is_pattern, is_saved_folder, matching_files
+from vembed.data.shards import check_left_out, files_of_folder, is_pattern, is_saved_folder, matching_files
 from vembed.errors import DataError
 from vembed.registry import nearest_names
 from vembed.utils.untrusted import is_folder, is_there, library_errors
@@ -108,6 +108,7 @@ def _open_folder(entry: DataEntry) -> Rows:
     if not is_saved_folder(entry.path):
         with library_errors(DataError, f"{entry.path}: the folder cannot be listed"):
             files = files_of_folder(entry.path, entry.subset, entry.split)
+            check_left_out(files, entry.path, entry.subset, entry.split)
         return _open_shards(files)
     from vembed.data.readers.datasets_rows import open_saved  # noqa: PLC0415 (as above)
 

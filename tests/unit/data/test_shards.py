@@ -1,5 +1,7 @@
 """Folders and patterns of Parquet files: one data set, whole, in order, of one split."""
 
+import logging
+import os
 import pickle
 
 import pyarrow
@@ -138,3 +140,72 @@ def test_paths_of_pictures_start_where_the_files_lie(repo, monkeypatch, path):
     dataset = load_datasets(path, DataSettings())[0]
     (source,) = dataset[0].positives[0].images
     assert source.path.startswith("repo/data/d")
+
+
+_IRREGULAR = {
+    "a link to nothing": lambda path: path.symlink_to("gone"),
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: _write(path / "part-0.parquet", "c"),
+}
+
+
+@pytest.mark.parametrize("kind", _IRREGULAR)
+@pytest.mark.parametrize("form", ["{}", "{}/*.parquet", "{}/**", "{}/[ab].p*"])
+def test_a_shard_that_is_no_file_is_not_passed_over(tmp_path, kind, form):
+    _write(tmp_path / "a.parquet", "a")
+    _IRREGULAR[kind](tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=rf"b\.parquet: is {kind}, and no file that can be read"):
+        load_data(form.format(tmp_path))
+    assert _queries(tmp_path / "[a]*.parquet") == ["a"]
+
+
+def test_a_link_to_a_file_is_a_shard(tmp_path):
+    _write(tmp_path / "elsewhere/x.parquet", "b")
+    _write(tmp_path / "data/a.parquet", "a")
+    (tmp_path / "data/b.parquet").symlink_to("../elsewhere/x.parquet")
+    assert _queries(tmp_path / "data") == ["a", "b"]
+
+
+def test_files_in_folders_below_are_not_left_out(tmp_path):
+    _write(tmp_path / "a.parquet", "a")
+    _write(tmp_path / "sub/deeper/b.parquet", "b")
+    with pytest.raises(DataError, match=r"read from .*a\.parquet, and .*sub/deeper/b\.parquet left out"):
+        load_data(str(tmp_path))
+    with pytest.raises(DataError, match=r"fits folders too, .*: .*sub/deeper/b\.parquet; let it"):
+        load_data(f"{tmp_path}/*")
+    assert _queries(f"{tmp_path}/*.parquet") == ["a"]
+    assert _queries(f"{tmp_path}/**/*.parquet") == ["a", "b"]
+
+
+def test_a_second_place_of_the_same_data_is_not_left_out(tmp_path):
+    _write(tmp_path / "a.parquet", "a")
+    _write(tmp_path / "data/train-00000-of-00001.parquet", "b")
+    with pytest.raises(DataError, match=r"read from .*a\.parquet, and .*data/train-00000-of-00001\.parquet left out"):
+        load_data(str(tmp_path))
+    (tmp_path / "a.parquet").rename(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"data/train-00000-of-00001\.parquet left out"):
+        load_data(str(tmp_path))
+    (tmp_path / "train.parquet").rename(tmp_path / "test.parquet")
+    assert _queries(tmp_path, split="test") == ["a"]
+
+
+def test_a_subset_beside_the_data_without_one_is_told(repo, caplog):
+    _write(repo / "french/train-00000-of-00001.parquet", "f")
+    (repo / "loop").symlink_to(repo)
+    with caplog.at_level(logging.WARNING):
+        assert _queries(repo) == ["a", "b", "c", "d"]
+    (message,) = caplog.messages
+    assert "in other folders are not read" in message
+    assert "french/train-00000-of-00001.parquet" in message
+    caplog.clear()
+    assert _queries(repo, subset="french") == ["f"]
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/data/*.parquet", "{}/data/train-*"])
+def test_files_of_two_writings_are_not_joined(repo, form):
+    _write(repo / "data/train-00000-of-00001.parquet", "old")
+    with pytest.raises(DataError, match=r"train were written at least twice.*train-\*-of-00001 or train-\*-of-00002"):
+        load_data(form.format(repo))
+    assert _queries(repo, split="test") == ["t"]
+    assert _queries(f"{repo}/data/train-*-of-00002.parquet") == ["a", "b", "c", "d"]
