@@ -24,7 +24,7 @@ from vembed.data.fields.cells import checked_number, checked_text, describe_cell
 from vembed.data.fields.columns import Columns, check_column_mapping
 from vembed.data.fields.embeddings import read_embeddings
 from vembed.data.fields.images import ImageCellParser
-from vembed.data.fields.scores import read_scores, refuse_unread
+from vembed.data.fields.scores import number_of_word, read_scores
 from vembed.data.hashing import text_hash
 from vembed.errors import DataError
 from vembed.registry import nearest_names
@@ -87,10 +87,10 @@ class RowReader:
 
     def _scores(self, row: Row, num_positives: int, num_documents: int, origin: str) -> tuple[float, ...]:
         where = f"{origin}: {self._label('score')}"
-        scores = read_scores(self._cell(row, "score", origin), num_documents, self.needs, where)
-        if self.needs.scores == "unread":
-            refuse_unread(scores, num_positives, where)
-        return scores
+        cell = self._cell(row, "score", origin)
+        if self.lists_in_text:
+            cell = number_of_word(cell)
+        return read_scores(cell, num_positives, num_documents, self.needs, where, is_mapped="score" in self.columns)
 
     def _embeddings(self, row: Row, num_positives: int, num_negatives: int, origin: str) -> RowEmbeddings | None:
         if not self.needs.embeddings:

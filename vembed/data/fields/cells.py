@@ -129,7 +129,7 @@ def parse_list(text: str, where: str) -> Sequence[str]:
     stripped = text.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return [text]
-    values = _parse_literal(stripped)
+    values = parse_literal(stripped)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         return [text]
     if _has_adjacent_strings(stripped):
@@ -137,7 +137,8 @@ def parse_list(text: str, where: str) -> Sequence[str]:
     return values
 
 
-def _parse_literal(text: str) -> Cell:
+def parse_literal(text: str) -> Cell:
+    """What a text writes as JSON or as Python prints it; None where it writes nothing."""
     for parse in (json.loads, ast.literal_eval):
         with suppress(DataError), library_errors(DataError, "no list", or_too_large=True):
             return parse(text)

@@ -103,7 +103,6 @@ def test_a_positive_that_its_score_calls_irrelevant_is_refused_where_no_loss_wou
         read({"positive": ["p", "r"], "score": [1, -1]}, unread)
     assert read({"score": 0.5}, unread).positives
     assert read({"negatives": ["n"], "score": [1, 0]}, unread).negatives
-    assert read({"score": "high"}, unread).scores == ()
     assert read({"score": 0}, RowNeeds()).scores == (0.0,)
 
 
@@ -125,8 +124,55 @@ def test_a_number_that_is_not_finite_is_refused_by_losses_that_read_it_and_that_
 def test_a_text_that_writes_no_number_that_can_be_read_is_refused(score):
     with pytest.raises(DataError, match=rf"^{ORIGIN}: score: should be a number or a list of numbers, but is"):
         read({"score": score})
-    assert read({"score": score}, RowNeeds(scores="unread")).scores == ()
+    with pytest.raises(DataError, match=r"should be .*; this loss_type reads no scores"):
+        read({"score": score}, RowNeeds(scores="unread"))
 
 
 def test_without_need_a_number_beyond_a_float_is_passed_over():
     assert read({"score": 10**400}, RowNeeds()).scores == ()
+
+
+@pytest.mark.parametrize("score", [0, -0.5, [0], [0, 1, 1], "0", "[0.0]", False, Decimal("0")])
+@pytest.mark.parametrize("needs", [RowNeeds(scores="unread"), RowNeeds()])
+def test_a_positive_that_is_called_irrelevant_is_refused_whatever_the_number_of_scores(score, needs):
+    with pytest.raises(DataError, match=rf"^{ORIGIN}: score: "):
+        read({"negatives": ["n"], "score": score}, needs)
+    assert read({"negatives": ["n"], "score": [1]}, needs).scores == ()
+    assert read({"negatives": ["n"], "score": score}, RowNeeds(scores_say_relevance=False)).scores == ()
+
+
+def test_the_second_of_several_positives_may_be_the_one():
+    with pytest.raises(DataError, match=r"score: 0 says that the positive is not relevant"):
+        read({"positive": ["p", "r"], "negatives": ["n"], "score": [1, 0]}, RowNeeds(scores="unread"))
+
+
+@pytest.mark.parametrize("word", ["False", "FALSE", " false ", "[False]", "0.0", "[0]"])
+def test_a_truth_value_of_a_file_of_texts_is_0_or_1(word):
+    unread = RowNeeds(scores="unread")
+    with pytest.raises(DataError, match=r"score: 0 says that the positive is not relevant"):
+        read({"score": word}, unread, lists_in_text=True)
+    assert read({"score": word}, BINARY, lists_in_text=True).scores == (0.0,)
+    assert read({"score": word}, RowNeeds(), lists_in_text=True).scores == (0.0,)
+    assert read({"score": "True"}, unread, lists_in_text=True).scores == (1.0,)
+    assert read({"negatives": ["n"], "score": "[True, False]"}, BINARY, lists_in_text=True).scores == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("cell", ["0,0", "1,5", "no", {"a": 1}, [1, None], ["1,0"]])
+@pytest.mark.parametrize("lists_in_text", [True, False])
+def test_a_score_that_is_no_number_is_refused_where_it_could_say_irrelevant(cell, lists_in_text):
+    with pytest.raises(DataError, match=r"score: should be .*; this loss_type reads no scores, but a score may say"):
+        read({"score": cell}, RowNeeds(scores="unread"), lists_in_text=lists_in_text)
+    for needs in (RowNeeds(scores="unread"), RowNeeds()):
+        with pytest.raises(DataError, match=r"score \(column 'label'\): should be"):
+            read({"label": cell}, needs, columns={"score": "label"}, lists_in_text=lists_in_text)
+
+
+@pytest.mark.parametrize("text", ["0,0", " -1,5 ", "1.000,0"])
+def test_in_evaluation_a_decimal_comma_is_told_from_a_column_of_words(text):
+    with pytest.raises(DataError, match="score: should be a number or a list of numbers, but is a text"):
+        read({"score": text}, RowNeeds())
+
+
+def test_an_empty_list_of_a_file_of_texts_says_nothing():
+    assert read({"score": "[]"}, RowNeeds(), lists_in_text=True).scores == ()
+    assert read({"score": "[]"}, RowNeeds(scores="unread"), lists_in_text=True).scores == ()
