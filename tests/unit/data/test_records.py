@@ -217,3 +217,12 @@ def test_an_unknown_field_in_the_mapping_names_the_nearest():
 def test_a_reversed_mapping_is_recognised():
     with pytest.raises(ConfigError, match=r"looks reversed, write \{query: caption, positive: image\}"):
         RowReader("t2i", {"caption": "query", "image": "positive"})
+
+
+@pytest.mark.parametrize("field", ["positive", "negatives", "ignore"])
+@pytest.mark.parametrize(
+    ("cell", "text"), [(["x", None], '["x", null]'), (["x", 3], "['x', 3]"), ([None, "x"], "[nan, 'x']")]
+)
+def test_a_list_of_a_file_of_texts_is_bad_where_one_of_a_file_with_lists_is(field, cell, text):
+    row = {"query": "q", "positive": "p"}
+    assert _refusal({**row, field: text}, lists_in_text=True) == _refusal({**row, field: cell})

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import re
 import tokenize
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +19,10 @@ from vembed.utils.untrusted import library_errors
 
 Cell = Any  # Any: whatever a file holds
 _LONG_BITS = 200
+# What Python, numpy, pandas and JSON print in a list for nothing, where literal_eval does not know it.
+_UNQUOTED_NULL = re.compile(r"([\[,]\s*)(?:nan|null|<NA>|NaT)(?=\s*[,\]])")
+_NULLS = frozenset({"None", "nan", "null", "NaT"})
+_NO_TOKENS = frozenset({tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT, tokenize.ENDMARKER})
 
 
 def is_absent(cell: Cell) -> bool:
@@ -118,11 +123,11 @@ def _short(number: Cell) -> str:
     return str(number)
 
 
-def parse_list(text: str, where: str) -> Sequence[str]:
-    """The texts of a list written as JSON or as Python prints it; any other text is one text.
+def parse_list(text: str, where: str) -> Sequence[Cell]:
+    """The cells of a list written as JSON or as Python prints it; any other text, or one of numbers only, is one text.
 
-    >>> parse_list('["a", "b"]', ""), parse_list("['a', 'b']", ""), parse_list("[sic] a", "")
-    (['a', 'b'], ['a', 'b'], ['[sic] a'])
+    >>> parse_list('["a", null]', ""), parse_list("['a', nan]", ""), parse_list("[sic] a", "")
+    (['a', None], ['a', None], ['[sic] a'])
 
     Raises DataError for "['a' 'b']", as numpy prints it: Python reads that as one text "ab".
     """
@@ -130,11 +135,21 @@ def parse_list(text: str, where: str) -> Sequence[str]:
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return [text]
     values = parse_literal(stripped)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    if values is None:
+        values = parse_literal(stripped := _UNQUOTED_NULL.sub(r"\1None", stripped))
+    if values is not None and (not isinstance(values, list) or _is_of_numbers(values)):
         return [text]
-    if _has_adjacent_strings(stripped):
+    if _lacks_commas(stripped):
         raise DataError(f"{where}: texts of a list need commas between them: {stripped[:60]}")
-    return values
+    return [text] if values is None else values
+
+
+def _is_of_numbers(values: Sequence[Cell]) -> bool:
+    """True for what a text in brackets may be by chance: "[2020]", a reference "[1, 2]"."""
+    return bool(values) and all(
+        _is_of_numbers(value) if isinstance(value, list) else isinstance(value, int | float) and not is_absent(value)
+        for value in values
+    )
 
 
 def parse_literal(text: str) -> Cell:
@@ -145,9 +160,13 @@ def parse_literal(text: str) -> Cell:
     return None
 
 
-def _has_adjacent_strings(text: str) -> bool:
-    kinds: list[int] = []
+def _lacks_commas(text: str) -> bool:
+    """True for a list of texts, and of numbers and nulls among them, that has nothing between two of these."""
+    tokens: list[tokenize.TokenInfo] = []
     with suppress(DataError), library_errors(DataError, "no Python", or_too_large=True):
-        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline)]
-    real = [kind for kind in kinds if kind not in {tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT}]
-    return any(a == b == tokenize.STRING for a, b in itertools.pairwise(real))
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    real = [token for token in tokens if token.type not in _NO_TOKENS]
+    values = [token.type in (tokenize.STRING, tokenize.NUMBER) or token.string in _NULLS for token in real]
+    texts = any(token.type == tokenize.STRING for token in real)
+    only_values = all(value or token.string in "[]{}:,-" for value, token in zip(values, real, strict=True))
+    return texts and only_values and any(a and b for a, b in itertools.pairwise(values))

@@ -45,7 +45,10 @@ def test_lists_written_as_json_or_by_python_are_lists(text, values):
         "[unclosed",
         "a]",
         "[a, b]",
-        "['a', 3]",
+        "[1, 2.5]",
+        "[[1], [2]]",
+        "[null, see below]",
+        "['quoted' words]",
         '{"a": 1}',
         "[__import__('os')]",
     ],
@@ -54,13 +57,33 @@ def test_a_text_that_only_looks_like_a_list_stays_a_text(text):
     assert list(parse_list(text, "")) == [text]
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ('["n1", null]', ["n1", None]),
+        ("['a', None]", ["a", None]),
+        ("['a', nan, 'b']", ["a", None, "b"]),
+        ("[nan, <NA>, 'NaT, <NA>']", [None, None, "NaT, <NA>"]),
+        ("[NaT,'a']", [None, "a"]),
+        ("[null]", [None]),
+        ("[None, None]", [None, None]),
+        ('["x","y",3]', ["x", "y", 3]),
+        ('[["x"], ["y"]]', [["x"], ["y"]]),
+        ('[{"text": "a"}]', [{"text": "a"}]),
+    ],
+)
+def test_a_list_is_one_whatever_it_holds_beside_texts(text, values):
+    assert parse_list(text, "") == values
+
+
 def test_lists_as_numpy_prints_them_are_refused_and_not_glued_together():
     printed = str(np.array(["a.png", "b.png"]))
     assert printed == "['a.png' 'b.png']"
     with pytest.raises(DataError, match=r"x\.csv:3: negatives: .*commas"):
         parse_list(printed, "x.csv:3: negatives")
-    with pytest.raises(DataError, match="commas"):
-        parse_list("['a'\n 'b']", "")
+    for text in ("['a'\n 'b']", "['a' 'b', nan]", "['a' None]", "['a' nan 3]", "['a' 'b', 3]"):
+        with pytest.raises(DataError, match="commas"):
+            parse_list(text, "")
 
 
 def test_cells_are_named_in_words():
