@@ -40,7 +40,11 @@ class DatasetTable:
 
 
 def open_saved(path: str, split: str | None) -> TableRows:
-    """The rows of a folder written by `save_to_disk`; of a DatasetDict the split, by default "train"."""
+    """The rows of a folder written by `save_to_disk`; of a DatasetDict the split, by default "train".
+
+    Raises DataError when it is damaged, or holds anything but files and folders: a pipe would be waited for.
+    """
+    _refuse_irregular(path)
     with library_errors(
         DataError,
         f"{path}: not a folder written by datasets' save_to_disk, or it is empty or damaged",
@@ -52,6 +56,12 @@ def open_saved(path: str, split: str | None) -> TableRows:
     elif split is not None:
         raise DataError(f"{path}: split is {split!r}, but the folder holds one data set without splits")
     return _table_rows(loaded, path)
+
+
+def _refuse_irregular(path: str) -> None:
+    for place, _, names in os.walk(path):
+        for name in names:
+            FileIdentity.of(str(Path(place, name)))
 
 
 def open_hub(name: str, subset: str | None, split: str | None) -> TableRows:

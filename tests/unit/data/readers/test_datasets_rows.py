@@ -72,3 +72,18 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_variables_that_move_it
     assert last.startswith("vembed.errors.DataError: nobody/nothing: there is no such file or folder")
     assert "its cache /proc/nowhere/datasets cannot be written" in last
     assert "HF_DATASETS_CACHE" in last
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
+@pytest.mark.parametrize("in_splits", [True, False])
+def test_a_pipe_in_the_folder_is_refused_and_not_waited_for(saved, tmp_path, name, in_splits):
+    folder = saved
+    if in_splits:
+        folder = tmp_path / "splits"
+        datasets.DatasetDict(train=datasets.load_from_disk(str(saved))).save_to_disk(str(folder))
+    file = folder / "train" / name if in_splits else folder / name
+    file.unlink()
+    os.mkfifo(file)
+    code = f"from vembed.data.loading import load_data; load_data({str(folder)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert run.stderr.strip().splitlines()[-1].startswith(f"vembed.errors.DataError: {file}: ")
