@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vembed.errors import UsageError
+from vembed.errors import CheckpointError, UsageError
 from vembed.training.settings import TrainingSettings
 from vembed.utils.files import disk_errors, leftover_of, recover, remove
 from vembed.utils.lock import LOCK_FILE, FolderLock, lock_folder
-from vembed.utils.sealed import read_object, unsealed, write_sealed
+from vembed.utils.sealed import read_object, read_sealed, unsealed, write_sealed
 from vembed.utils.untrusted import is_folder, is_there
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -128,6 +128,8 @@ class RunFolder:
 
     def _has_own_config(self) -> bool:
         """True if a run wrote config.yaml, or as much of it as a full disk took."""
+        if not self.config.is_file():  # a pipe would be waited for
+            return False
         try:
             with self.config.open("rb") as file:
                 beginning = file.read(len(RESOLVED))
@@ -168,11 +170,14 @@ def check_output_dir(settings: TrainingSettings, inputs: Sequence[str] = ()) -> 
     """Refuse to start where a run would write over something. Changes nothing. Raises UsageError.
 
     inputs: names of the models and data that the run reads; those that are paths may not lie in what it deletes.
+    Raises CheckpointError when a file of a run that is to go on is damaged, or no file, of which training would say
+    nothing before its end.
     """
     run = RunFolder(Path(settings.output_dir))
     _check_place(run.path)
     if settings.resume_from_checkpoint is not None:
         find_checkpoint(run, settings.resume_from_checkpoint)
+        _check_files(run)
         return
     contents = run.contents()
     if contents and not run.is_deletable():
@@ -267,6 +272,17 @@ def _check_place(path: Path) -> None:
         raise UsageError(
             f"output_dir {path} lies in a folder that the run {other.path} writes and deletes; choose another one"
         )
+
+
+def _check_files(run: RunFolder) -> None:
+    for file in (run.config, run.record, run.metrics, run.split, run.bad_samples):
+        if os.path.lexists(file) and not file.is_file():
+            raise CheckpointError(
+                f"{file} is no regular file, but a folder, a pipe, a device or a link to nothing; put back what the run"
+                " wrote"
+            )
+    if run.record.exists():
+        read_sealed(run.record)
 
 
 def _not_a_run(run: RunFolder) -> str:

@@ -1,9 +1,10 @@
+import os
 import re
 
 import pytest
 
 from vembed.config import load_config
-from vembed.errors import UsageError
+from vembed.errors import CheckpointError, UsageError
 from vembed.training.run import folder as folder_module
 from vembed.training.run.folder import (
     RunFolder,
@@ -275,3 +276,27 @@ def test_a_folder_that_another_run_writes_and_deletes_is_refused(run, part, tmp_
 def test_a_name_that_no_folder_can_have_is_told_in_a_line(tmp_path):
     with pytest.raises(UsageError, match="cannot be"), hold_output_dir(TrainingSettings(output_dir="x" * 300)):
         pass
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "metrics.jsonl", "split.json", "bad_samples.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("gone"), lambda path: path.mkdir()])
+def test_what_is_no_file_is_told_before_a_run_goes_on(run, name, make):
+    (run.path / name).unlink(missing_ok=True)
+    make(run.path / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is no regular file, but"):
+        check_output_dir(settings(run, resume_from_checkpoint="latest"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": 4, "checksum": "0123456789abcdef"}'])
+def test_a_damaged_record_is_told_before_a_run_goes_on(run, text):
+    run.record.write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        check_output_dir(settings(run, resume_from_checkpoint="latest"))
+
+
+def test_a_pipe_called_as_the_config_is_not_waited_for(run):
+    run.config.unlink()
+    run.record.unlink()
+    os.mkfifo(run.config)
+    with pytest.raises(UsageError, match="perhaps not the folder of a run"):
+        check_output_dir(settings(run, overwrite_output_dir=True))
