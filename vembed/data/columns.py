@@ -53,13 +53,13 @@ def check_columns(rows: Rows, reader: RowReader, path: str) -> None:
 def _numbered_columns(rows: Rows, stem: str) -> tuple[str, ...]:
     """The columns of this name and a number, by number; also those that only rows far down the file have."""
     found = {name: parts for name in map(str, rows.columns) if (parts := _NUMBERED.fullmatch(name))}
-    numbers = {int(parts["number"]): name for name, parts in found.items() if parts["stem"] == stem}
+    numbers = [(int(parts["number"]), name) for name, parts in found.items() if parts["stem"] == stem]
     sign = next((parts["sign"] for parts in found.values() if parts["stem"] == stem), "_")
-    following = max(numbers, default=0) + 1
+    following = max((number for number, _ in numbers), default=0) + 1
     while has_column(rows, name := f"{stem}{sign}{following}"):
-        numbers[following] = name
+        numbers.append((following, name))
         following += 1
-    return tuple(numbers[number] for number in sorted(numbers))
+    return tuple(name for _, name in sorted(numbers))
 
 
 def _tell_neighbours(rows: Rows, reader: RowReader, unused: Sequence[str], path: str) -> set[str]:

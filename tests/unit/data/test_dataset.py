@@ -254,6 +254,13 @@ def test_neighbours_of_every_field_are_told(tmp_path, caplog, column, told):
     assert told in caplog.text
 
 
+@pytest.mark.parametrize("names", [["negative_2", "negative_02"], ["negative_1", "negative1", "negative 01"]])
+def test_numbered_columns_of_one_number_are_all_read(tmp_path, names):
+    row = {**ROW, **{name: f"of {name}" for name in names}}
+    (data,) = _load(write_jsonl(tmp_path / "d.jsonl", [row]), retrieval_mode="t2t")
+    assert {item.text for item in data[0].negatives} == {f"of {name}" for name in names}
+
+
 def test_every_column_that_is_not_read_is_listed(tmp_path, caplog):
     caplog.set_level("INFO")
     rows = [{"query": "a", "positive": "b", "class": 1, "url": "u", "price": 3}]
