@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from vembed.data.fields.columns import FIELDS, LIST_FIELDS, Columns
 from vembed.data.loading import Rows, has_column
@@ -14,7 +14,8 @@ from vembed.utils.untrusted import printable
 _log = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<sign>[ _-]?)(?P<number>\d+)", re.DOTALL)
 _SHOWN, _SHOWN_LENGTH = 20, 60
-_ALSO_READ = frozenset({"class"})
+_SIDES = (("query", "query_image", 0), ("positive", "positive_image", 2), ("negatives", "negative_images", 2))
+_EMBEDDINGS = ("query_embedding", "positive_embeddings", "negative_embeddings")
 
 
 def with_numbered_negatives(columns: Columns, rows: Rows) -> Columns:
@@ -42,12 +43,45 @@ def check_columns(rows: Rows, reader: RowReader, path: str) -> None:
         columns = (*reader.columns_of(side), *reader.columns_of(f"{side}_image"))
         if not any(has_column(rows, column) for column in columns):
             raise DataError(_no_column(rows, side, columns[0], path))
-    used = {column for name in FIELDS for column in reader.columns_of(name)} | _ALSO_READ
+    unread = _unread_fields(rows, reader)
+    read = [name for name in FIELDS if name not in unread]
+    used = {column for name in read for column in reader.columns_of(name)}
+    used |= set() if "group" in reader.columns else {"class"}
+    told = _tell_other_kind(rows, reader, unread, used, path)
     unused = [name for name in map(str, rows.columns) if name not in used]
-    neighbours = _tell_neighbours(rows, reader, unused, path)
-    _tell_misspelt(rows, reader, [name for name in unused if name not in neighbours], path)
+    own = {column for name in FIELDS for column in reader.columns_of(name)}
+    told |= _tell_neighbours(rows, reader, read, [name for name in unused if name not in own], path)
+    _tell_misspelt(rows, reader, [name for name in unused if name not in told | own], path)
+    if {"group", "class"} <= used and has_column(rows, "group") and has_column(rows, "class"):
+        unused.append("class (in rows that have a group)")
     if unused:
         _log.info("%s: columns that are not read: %s", path, _listed(unused))
+
+
+def _unread_fields(rows: Rows, reader: RowReader) -> dict[str, str]:
+    """The fields that the mode or the needs of the run do not read, and why, where that is worth a warning."""
+    unread = {} if reader.needs.embeddings else dict.fromkeys(_EMBEDDINGS, "")
+    for text, image, place in _SIDES:
+        kind = reader.mode[place]
+        if kind == "t":
+            unread[image] = f"retrieval_mode {reader.mode} takes a text as {text}, and no image"
+        elif kind == "i" and any(has_column(rows, column) for column in reader.columns_of(image)):
+            columns = ", ".join(reader.columns_of(image))
+            unread[text] = f"retrieval_mode {reader.mode} takes an image as {text}, and {columns} where a row has it"
+    return unread
+
+
+def _tell_other_kind(
+    rows: Rows, reader: RowReader, unread: Mapping[str, str], used: Collection[str], path: str
+) -> set[str]:
+    """Warn of columns of our fields that hold texts where images are read, or images where texts are. The columns."""
+    told: set[str] = set()
+    for field_name, why in unread.items():
+        columns = [name for name in reader.columns_of(field_name) if name not in used and has_column(rows, name)]
+        if columns and why:
+            told.update(columns)
+            _log.warning("%s: %s", path, printable(f"{', '.join(columns)} {_are(columns)} not read: {why}"))
+    return told
 
 
 def _numbered_columns(rows: Rows, stem: str) -> tuple[str, ...]:
@@ -62,10 +96,12 @@ def _numbered_columns(rows: Rows, stem: str) -> tuple[str, ...]:
     return tuple(name for _, name in sorted(numbers))
 
 
-def _tell_neighbours(rows: Rows, reader: RowReader, unused: Sequence[str], path: str) -> set[str]:
+def _tell_neighbours(
+    rows: Rows, reader: RowReader, fields: Sequence[str], unused: Sequence[str], path: str
+) -> set[str]:
     """Warn of columns named like one that is read: negative_2 beside negative_1. The columns."""
     told: set[str] = set()
-    for field_name in FIELDS:
+    for field_name in fields:
         read = [column for column in reader.columns_of(field_name) if has_column(rows, column)]
         stems = {_stem(column) for column in read}
         beside = [column for column in unused if _stem(column) in stems and column not in told]

@@ -183,7 +183,7 @@ class RowReader:
 
     def _group(self, row: Row, origin: str) -> int | None:
         value = self._cell(row, "group", origin)
-        if value is None and "group" not in self.columns:
+        if is_absent(value) and "group" not in self.columns:
             value = row.get("class")
         if is_absent(value):
             return None

@@ -10,6 +10,7 @@ from tests.pictures import write_csv, write_jsonl, write_pairs
 from vembed.data.dataset import load_datasets
 from vembed.data.settings import DataEntry, DataSettings
 from vembed.errors import ConfigError, DataError
+from vembed.types import RowNeeds
 
 ROW = {"query": "a", "positive": "b"}
 
@@ -267,6 +268,54 @@ def test_every_column_that_is_not_read_is_listed(tmp_path, caplog):
     load_datasets(write_jsonl(tmp_path / "d.jsonl", rows), DataSettings(retrieval_mode="t2t"))
     assert "d.jsonl: columns that are not read: url, price" in caplog.text
     assert "WARNING" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "row", "told"),
+    [
+        ("t2t", {"query_image": "q.png"}, "query_image is not read: retrieval_mode t2t takes a text as query"),
+        ("t2t", {"positive_image": "q.png"}, "positive_image is not read: retrieval_mode t2t takes a text as positive"),
+        ("i2t", {"negative_images": ["n.png"]}, "negative_images is not read: retrieval_mode i2t takes a text as neg"),
+        ("t2i", {"positive_image": "p.png"}, "positive is not read: retrieval_mode t2i takes an image as positive"),
+        (
+            "i2t",
+            {"query_image": "p.png"},
+            "query is not read: retrieval_mode i2t takes an image as query, and query_im",
+        ),
+    ],
+)
+def test_columns_of_the_other_kind_are_told(tmp_path, caplog, mode, row, told):
+    caplog.set_level("INFO")
+    path = write_jsonl(tmp_path / "d.jsonl", [{**ROW, **row}])
+    _load(path, retrieval_mode=mode)
+    assert caplog.text.count("WARNING") == 1
+    assert told in caplog.text
+    assert f"columns that are not read: {told.split()[0]}" in caplog.text
+    caplog.clear()
+    _load(path, retrieval_mode="m2m")
+    assert not caplog.text
+
+
+def test_a_mapped_column_of_the_other_kind_is_told_by_its_own_name(tmp_path, caplog):
+    path = write_jsonl(tmp_path / "d.jsonl", [{**ROW, "photo": "p.png", "positive_image": "x.png"}])
+    _load(path, retrieval_mode="t2t", column_mapping={"query_image": "photo", "positive": "positive_image"})
+    assert "photo is not read: retrieval_mode t2t takes a text as query" in caplog.text
+    assert "positive_image is" not in caplog.text
+
+
+def test_embeddings_that_no_teacher_is_asked_for_and_a_class_beside_a_mapped_group_are_listed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    row = {**ROW, "query_embedding": [1.0], "positive_embeddings": [[1.0]], "class": 3, "sku": 4}
+    path = write_jsonl(tmp_path / "d.jsonl", [row])
+    _load(path, retrieval_mode="t2t", column_mapping={"group": "sku"})
+    assert "columns that are not read: query_embedding, positive_embeddings, class" in caplog.text
+    assert "WARNING" not in caplog.text
+    caplog.clear()
+    load_datasets(path, _settings(retrieval_mode="t2t"), needs=RowNeeds(embeddings=True))
+    assert "columns that are not read: sku" in caplog.text
+    caplog.clear()
+    _load(write_jsonl(tmp_path / "both.jsonl", [{**ROW, "class": 3, "group": 4}]), retrieval_mode="t2t")
+    assert "columns that are not read: class (in rows that have a group)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -226,3 +226,11 @@ def test_a_reversed_mapping_is_recognised():
 def test_a_list_of_a_file_of_texts_is_bad_where_one_of_a_file_with_lists_is(field, cell, text):
     row = {"query": "q", "positive": "p"}
     assert _refusal({**row, field: text}, lists_in_text=True) == _refusal({**row, field: cell})
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None, float("nan")])
+def test_an_empty_group_does_not_hide_the_class(empty):
+    row = {"query": "q", "positive": "p", "class": "shoes"}
+    assert _read({**row, "group": empty}).group == _read(row).group is not None
+    assert _read({**row, "sku": empty}, columns={"group": "sku"}).group is None
+    assert _read({**row, "group": "hats"}).group != _read(row).group
