@@ -14,8 +14,15 @@ from types import TracebackType
 import PIL.Image
 import PIL.ImageFile
 
-# HEIF is there where a plugin registers it, as pillow_heif does. An MPO is opened as the JPEG that it begins with.
-READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "HEIF")
+# HEIF is there where a plugin registers it, as pillow_heif does. An MPO is opened as the JPEG that it begins with, a
+# DIB is a BMP without its first bytes.
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000", "HEIF")
+# What files of these formats are called, where the name is all there is to go by. Not .pfm, a PPM of floats: those have
+# no known range, and are refused.
+IMAGE_ENDINGS = frozenset(
+    """.apng .avif .avifs .bmp .dib .gif .heic .heics .heif .heifs .hif .j2c .j2k .jfif .jif .jp2 .jpc .jpe .jpeg .jpf
+    .jpg .jpx .mpo .pbm .pgm .pjp .pjpeg .png .pnm .ppm .tif .tiff .webp""".split()
+)
 _OPEN_LOCK = threading.Lock()
 
 

@@ -2,13 +2,11 @@
 
 | input | items |
 |---|---|
-| folder | every image file in it and below it, in the order of their paths; the id is the path |
+| folder | every file in it and below it with an image's ending, in the order of their paths; the id is the path |
 | .txt | one text per line; the id is the number of the line |
 | .jsonl, .json, .csv, .tsv, .parquet | columns `text`, `image` or both; the id is column `id`, else the row's number |
 """
 
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +19,12 @@ from vembed.data.loading import load_rows
 from vembed.data.settings import DataEntry
 from vembed.data.shards import is_pattern, matching_files
 from vembed.errors import DataError
+from vembed.retrieval.image_folder import image_paths
 from vembed.types import ImageSource, Item
 from vembed.utils.untrusted import is_folder, is_there, printable, read_regular_file
 
-_IMAGE_ENDINGS = frozenset(".avif .bmp .gif .heic .heif .jfif .jp2 .jpe .jpeg .jpg .png .ppm .tif .tiff .webp".split())
 _MAX_TEXT_BYTES = 1 << 34
 _SHOWN_LENGTH = 300  # of a path
-_log = logging.getLogger(__name__)
 Row = Mapping[str, Any]  # Any: a cell holds whatever the file holds
 
 
@@ -88,9 +85,7 @@ def files_of_input(path: Path) -> list[Path]:
 
 
 def _images_of_folder(folder: Path) -> ItemsFile:
-    paths = _image_paths(folder)
-    if not paths:
-        raise DataError(f"{folder}: no file in it has the ending of an image ({' '.join(sorted(_IMAGE_ENDINGS))})")
+    paths = image_paths(folder)
 
     def read(number: int) -> NamedItem:
         path = paths[number]
@@ -98,22 +93,6 @@ def _images_of_folder(folder: Path) -> ItemsFile:
         return NamedItem(_checked_name(path.relative_to(folder).as_posix(), item.origin), item)
 
     return ItemsFile(folder, len(paths), lambda number: printable(str(paths[number])), read)
-
-
-def _image_paths(folder: Path) -> list[Path]:
-    """The image files below the folder. Links to folders are not followed, since they may lead in circles."""
-    paths: list[Path] = []
-    num_links = 0
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
-
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        num_links += sum(os.path.islink(os.path.join(parent, name)) for name in folders)  # noqa: PTH114, PTH118 (many)
-        paths += [Path(parent, name) for name in names if os.path.splitext(name)[1].lower() in _IMAGE_ENDINGS]  # noqa: PTH122 (many)
-    if num_links:
-        _log.warning("%s: %d links to folders in it are not followed; name such a folder itself", folder, num_links)
-    return sorted(paths)
 
 
 def _texts_of_file(path: Path) -> ItemsFile:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from tests.pictures import write_csv, write_jsonl, write_picture
+from vembed.data.decoding import READ_FORMATS
+from vembed.data.images import read_image
 from vembed.errors import DataError
 from vembed.retrieval.items_file import open_items
 
@@ -23,6 +26,45 @@ def test_a_folder_holds_its_images_at_any_depth_in_order(tmp_path):
     assert [one.name for one in items] == ["a.PNG", "b.jpg", "deep/er/c.webp"]
     assert items[2].item.images[0].path == str(tmp_path / "deep" / "er" / "c.webp")
     assert {one.item.text for one in items} == {None}
+
+
+def test_a_folder_holds_the_pictures_of_every_format_that_is_read(tmp_path):
+    PIL.Image.init()
+    formats = {ending: name for ending, name in PIL.Image.registered_extensions().items() if name in READ_FORMATS}
+    formats |= {".mpo": "MPO", ".pjpeg": "JPEG", ".pjp": "JPEG"}
+    formats.pop(".pfm")  # of floats
+    assert len(formats) > 20
+    for ending, name in formats.items():
+        PIL.Image.new("L" if name in {"PPM", "JPEG2000"} else "RGB", (8, 8)).save(tmp_path / f"a{ending}", format=name)
+    items = read_items(tmp_path)
+    assert {Path(one.name).suffix for one in items} == set(formats)
+    for one in items:
+        assert read_image(one.item.images[0], max_pixels=100).size == (8, 8)
+
+
+def test_files_of_a_folder_that_are_no_images_by_their_names_are_counted_once(tmp_path, caplog):
+    write_picture(tmp_path / "a.png", 1)
+    names = ("b.tga", "deep/c.TGA", "d", "deep/e.txt", ".hidden", ".git/config", "deep/.f.tga", ".cache/x/g.tga")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [one.name for one in read_items(tmp_path)] == ["a.png"]
+    (record,) = caplog.records
+    assert "4 files are not embedded, for want of an image's ending: 2 .tga, 1 without an ending, 1 .txt" in (
+        record.getMessage()
+    )
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(
+        DataError, match=r"no file in it has the ending .*; it holds 2 \.tga, 1 without an ending, 1 \.txt"
+    ):
+        read_items(tmp_path)
+
+
+def test_a_folder_of_pictures_alone_has_nothing_to_say(tmp_path, caplog):
+    write_picture(tmp_path / "a.png", 1)
+    (tmp_path / ".DS_Store").touch()
+    read_items(tmp_path)
+    assert not caplog.records
 
 
 def test_a_text_file_holds_one_text_per_line_whatever_it_looks_like(tmp_path):
