@@ -10,6 +10,7 @@ import stat
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.TiffImagePlugin
 
 from vembed.data.decoding import READ_FORMATS, foreign_format, open_picture, shown_warnings
 from vembed.errors import DataError
@@ -73,7 +74,8 @@ def read_image(source: ImageSource, *, max_pixels: int) -> PIL.Image.Image:
         image = _given(source.pil, source) if source.pil is not None else _open(read_bytes(source), source)
         _refuse_size(image.size, max_pixels, source)
         with library_errors(DataError, f"{place_of(source)}{_BROKEN}", or_too_large=True):
-            return _to_rgb(PIL.ImageOps.exif_transpose(image), source)
+            upright = PIL.ImageOps.exif_transpose(image)  # a plain copy, which is of no format any more
+            return _to_rgb(upright, source, zero_is_white=_zero_is_white(image))
 
 
 def _file_bytes(path: str, source: ImageSource) -> bytes:
@@ -140,9 +142,9 @@ def _refuse_size(size: tuple[int, int], max_pixels: int, source: ImageSource) ->
         )
 
 
-def _to_rgb(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image, source: ImageSource, *, zero_is_white: bool) -> PIL.Image.Image:
     if image.mode in _SIXTEEN_BIT:
-        return _from_sixteen_bit(image, source)
+        return _from_sixteen_bit(image, source, zero_is_white=zero_is_white)
     if image.mode == "F":
         raise DataError(f"{place_of(source)}float pixels have no known range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
@@ -156,7 +158,7 @@ def over_white(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.Image:
+def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource, *, zero_is_white: bool) -> PIL.Image.Image:
     """Grey values 0..65535 become 0..255. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)  # [height, width]
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
@@ -164,8 +166,17 @@ def _from_sixteen_bit(image: PIL.Image.Image, source: ImageSource) -> PIL.Image.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = 65535
+    if zero_is_white:
+        values = 65535 - values
     grey = ((values + 128) // 257).astype(np.uint8)
     return PIL.Image.fromarray(grey).convert("RGB")
+
+
+def _zero_is_white(image: PIL.Image.Image) -> bool:
+    """True for a TIFF whose grey values count from white to black. Pillow turns them round at 8 bits, and not at 16."""
+    if not isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
+        return False
+    return image.tag_v2.get(PIL.TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def place_of(source: ImageSource) -> str:

@@ -81,6 +81,21 @@ def test_grey_with_alpha_is_over_white():
     assert _pixels(_read(_encoded(picture)))[0].tolist() == [[40] * 3, [255] * 3]
 
 
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_a_tiff_whose_zero_is_white_is_no_negative(dtype, top, orientation):
+    values = (np.array([[0, 51, 204, 255]]) * (top // 255)).astype(dtype)
+    black_is_zero = _encoded(PIL.Image.fromarray(values), "TIFF", tiffinfo={274: orientation})
+    entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert black_is_zero.count(entry) == 1
+    zero_is_white = black_is_zero.replace(entry, struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    grey = _pixels(_read(black_is_zero))[0, :, 0].tolist()
+    assert grey == ([0, 51, 204, 255] if orientation == 1 else [255, 204, 51, 0])
+    picture = PIL.Image.open(io.BytesIO(zero_is_white))
+    for image in (_read(zero_is_white), read_image(ImageSource(pil=picture), max_pixels=LIMIT)):
+        assert _pixels(image)[0, :, 0].tolist() == [255 - value for value in grey]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind):
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
