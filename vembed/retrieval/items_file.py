@@ -16,6 +16,7 @@ from vembed.data.fields.cells import checked_number, checked_text, describe_cell
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import check_file
 from vembed.data.loading import load_rows
+from vembed.data.readers.text_rows import line_ends, refuse_old_line_ends
 from vembed.data.settings import DataEntry
 from vembed.data.shards import is_pattern, matching_files
 from vembed.errors import DataError
@@ -97,15 +98,20 @@ def _images_of_folder(folder: Path) -> ItemsFile:
 
 def _texts_of_file(path: Path) -> ItemsFile:
     try:
-        lines = read_regular_file(path, max_bytes=_MAX_TEXT_BYTES).decode("utf-8-sig").split("\n")
+        data = read_regular_file(path, max_bytes=_MAX_TEXT_BYTES)
     except (OSError, ValueError) as error:
         words = (error.strerror if isinstance(error, OSError) else None) or error
         raise DataError(f"{str(path)[:_SHOWN_LENGTH]}: cannot be read as a text file: {words}") from error
+    line_ends(data, str(path))  # refuses what is not UTF-8
+    refuse_old_line_ends(data, str(path))
+    lines = data.decode("utf-8-sig").split("\n")
 
     def read(number: int) -> NamedItem:
         line, origin = lines[number], f"{path}:{number + 1}"
         if not line.strip():
             raise DataError(f"{origin}: the line is empty; each line is one text")
+        if "\0" in line:
+            raise DataError(f"{origin}: the line holds a null character, which no text does; is the file a text file?")
         return NamedItem(str(number + 1), Item(text=line.removesuffix("\r"), origin=origin))
 
     num_lines = len(lines) - 1 if lines[-1] == "" else len(lines)

@@ -78,6 +78,32 @@ def test_a_text_file_holds_one_text_per_line_whatever_it_looks_like(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"alpha\rbeta\rgamma", "carriage returns alone"),
+        (b"alpha\rbeta\rgamma\r\n", "carriage returns alone"),
+        (b"alpha\rbeta\rgamma\n", "carriage returns alone"),
+        ("alpha\nbeta".encode("utf-16-le"), "full of zero bytes"),
+        ("alpha\nbeta".encode("utf-16"), "the file is UTF-16"),
+        ("alpha\nbeta".encode("utf-32"), "the file is UTF-32"),
+        (b"one\ncaf\xe9\n", r"texts\.txt:2: not UTF-8"),
+        (b"PK\x03\x04 and more", "a zip archive"),
+        (b"one text\nsecond line of\0binary\n", r"texts\.txt:2: .*null character"),
+    ],
+)
+def test_a_text_file_that_is_none_is_refused(tmp_path, data, words):
+    (tmp_path / "texts.txt").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        read_items(tmp_path / "texts.txt")
+
+
+@pytest.mark.parametrize("data", [b"alpha", b"alpha\r", b"alpha\r\n", b"al\rpha\nbeta\r\n"])
+def test_a_text_file_may_end_its_lines_in_any_living_way(tmp_path, data):
+    (tmp_path / "texts.txt").write_bytes(data)
+    assert read_items(tmp_path / "texts.txt")[0].item.text.strip().replace("\r", "") == "alpha"
+
+
 def test_rows_hold_text_images_or_both(tmp_path):
     write_picture(tmp_path / "a.png", 1)
     rows = [

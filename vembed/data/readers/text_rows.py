@@ -113,7 +113,7 @@ def text_start(mapped: mmap.mmap) -> int:
     return len(codecs.BOM_UTF8) if mapped[:3] == codecs.BOM_UTF8 else 0
 
 
-def line_ends(mapped: mmap.mmap, path: str) -> NDArray[np.int64]:
+def line_ends(mapped: mmap.mmap | bytes, path: str) -> NDArray[np.int64]:
     """The position of every newline, int64 [lines]. Raises DataError with the line when the file is not UTF-8."""
     _refuse_other_encoding(mapped, path)
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -130,15 +130,17 @@ def line_ends(mapped: mmap.mmap, path: str) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
-def refuse_old_line_ends(mapped: mmap.mmap, path: str) -> None:
-    """Raise DataError when carriage returns alone end the lines: the file would be one line."""
-    if mapped.find(b"\n") < 0 and 0 <= mapped.find(b"\r") < len(mapped) - 1:
+def refuse_old_line_ends(mapped: mmap.mmap | bytes, path: str) -> None:
+    """Raise DataError when carriage returns alone end the lines: the file would be one line, whatever ends it."""
+    first = mapped.find(b"\n")
+    first = len(mapped) if first < 0 else first
+    if mapped.find(b"\r", 0, first - 1) >= 0 and not mapped[first : first + _HEAD_BYTES].strip():
         raise DataError(
             f"{path}: its lines end with carriage returns alone, as on old Macs; save it with line feeds (LF or CRLF)"
         )
 
 
-def _refuse_other_encoding(mapped: mmap.mmap, path: str) -> None:
+def _refuse_other_encoding(mapped: mmap.mmap | bytes, path: str) -> None:
     head = mapped[:_HEAD_BYTES]
     for start, encoding in _OTHER_ENCODINGS.items():
         if head.startswith(start):
