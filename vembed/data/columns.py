@@ -48,14 +48,37 @@ def check_columns(rows: Rows, reader: RowReader, path: str) -> None:
     used = {column for name in read for column in reader.columns_of(name)}
     used |= set() if "group" in reader.columns else {"class"}
     told = _tell_other_kind(rows, reader, unread, used, path)
-    unused = [name for name in map(str, rows.columns) if name not in used]
+    unused = _unread(rows, used)
     own = {column for name in FIELDS for column in reader.columns_of(name)}
     told |= _tell_neighbours(rows, reader, read, [name for name in unused if name not in own], path)
     _tell_misspelt(rows, reader, [name for name in unused if name not in told | own], path)
     if {"group", "class"} <= used and has_column(rows, "group") and has_column(rows, "class"):
         unused.append("class (in rows that have a group)")
-    if unused:
-        _log.info("%s: columns that are not read: %s", path, _listed(unused))
+    _tell_unread(unused, path)
+
+
+def tell_unread_columns(rows: Rows, read: Collection[str], path: str) -> None:
+    """Tell of a table that is read by fixed names which columns are not; those named nearly so in a warning."""
+    unused = _unread(rows, read)
+    for name in read:
+        others = [column for column in unused if _stem(column) == _stem(name)]
+        if not others and not has_column(rows, name):
+            others = [column for column in unused if nearest_names(_stem(column), [name])]
+        if others:
+            _log.warning(
+                "%s: %s %s not read; what should be is in a column called %s",
+                path, _listed(others), _are(others), name,
+            )  # fmt: skip
+    _tell_unread(unused, path)
+
+
+def _unread(rows: Rows, read: Collection[str]) -> list[str]:
+    return [name for name in map(str, rows.columns) if name not in read]
+
+
+def _tell_unread(columns: Sequence[str], path: str) -> None:
+    if columns:
+        _log.info("%s: columns that are not read: %s", path, _listed(columns))
 
 
 def _unread_fields(rows: Rows, reader: RowReader) -> dict[str, str]:

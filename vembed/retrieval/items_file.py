@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vembed.data.columns import tell_unread_columns
 from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import check_file
@@ -120,6 +121,7 @@ def _texts_of_file(path: Path) -> ItemsFile:
 
 def _items_of_table(path: Path) -> ItemsFile:
     rows = load_rows(DataEntry(path=str(path)))
+    tell_unread_columns(rows, ("text", "image", "id"), str(path))
     image_parser = ImageCellParser(str(path.parent))
 
     def read(number: int) -> NamedItem:

@@ -1,5 +1,6 @@
 """Which items a folder or file holds. No value's looks decide what it is."""
 
+import re
 from pathlib import Path
 
 import PIL.Image
@@ -124,6 +125,29 @@ def test_rows_hold_text_images_or_both(tmp_path):
 def test_tables_are_read_too(tmp_path):
     path = write_csv(tmp_path / "rows.csv", [{"id": "007", "text": "one"}, {"id": "8", "text": "two"}])
     assert [(one.name, one.item.text) for one in read_items(Path(path))] == [("007", "one"), ("8", "two")]
+
+
+@pytest.mark.parametrize("write", [write_csv, write_jsonl])
+@pytest.mark.parametrize(
+    ("columns", "near"),
+    [
+        (("text", "images", "Image", "price"), "images, Image are not read; .* called image"),
+        (("image", "Text", "price"), "Text is not read; .* called text"),
+        (("text", "image_path", "price"), "image_path is not read; .* called image"),
+        (("text", "image", "image_2", "price"), "image_2 is not read; .* called image"),
+        (("text", "ID", "price"), "ID is not read; .* called id"),
+        (("id", "text", "image", "price"), None),
+    ],
+)
+def test_columns_that_are_not_read_are_told_with_a_warning_of_near_names(tmp_path, caplog, write, columns, near):
+    path = Path(write(tmp_path / f"rows.{'csv' if write is write_csv else 'jsonl'}", [dict.fromkeys(columns, "a")] * 3))
+    with caplog.at_level("INFO", "vembed"):
+        open_items(path)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (near is not None)
+    assert all(re.search(near, warning) for warning in warnings)
+    unread = ", ".join(name for name in columns if name not in {"text", "image", "id"})
+    assert f"{path}: columns that are not read: {unread}" in caplog.messages
 
 
 @pytest.mark.parametrize(
