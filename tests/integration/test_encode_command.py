@@ -59,6 +59,9 @@ def test_what_is_wrong_with_the_request_is_found_before_any_work(tmp_path, pictu
         encode(EncodeRequest(model="no/model", items=folder, output=tmp_path / "out.txt"))
     with pytest.raises(UsageError, match="side"):
         encode(EncodeRequest(model="no/model", items=folder, output=tmp_path / "out.npz", side="both"))
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": 2, "text": "a"}, {"text": "b"}])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the row has no id, and its number"):
+        encode(EncodeRequest(model="no/model", items=tmp_path / "rows.jsonl", output=tmp_path / "out.npz"))
     with pytest.raises(ModelError, match="reads texts only"):
         encode(EncodeRequest(model=bert_folder, items=folder, output=tmp_path / "out.npz"))
 

@@ -68,6 +68,7 @@ def encode(request: EncodeRequest, progress: Progress | None = None) -> EncodeRe
     items = open_items(request.items)
     if request.on_bad_sample == "raise":
         items.check()
+    items.check_ids()
     model = Predictor(request.model, request.device, settings=settings).model
     left_out = LeftOut(request.on_bad_sample, request.max_bad_fraction, len(items))
     options = EncodeOptions(request.side, request.batch_size, request.width)

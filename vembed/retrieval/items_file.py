@@ -7,7 +7,8 @@
 | .jsonl, .json, .csv, .tsv, .parquet | columns `text`, `image` or both; the id is column `id`, else the row's number |
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from vembed.data.columns import tell_unread_columns
 from vembed.data.fields.cells import checked_number, checked_text, describe_cell, is_absent
 from vembed.data.fields.images import ImageCellParser
 from vembed.data.images import check_file
-from vembed.data.loading import load_rows
+from vembed.data.loading import Rows, has_column, load_rows
 from vembed.data.readers.text_rows import line_ends, refuse_old_line_ends
 from vembed.data.settings import DataEntry
 from vembed.data.shards import is_pattern, matching_files
 from vembed.errors import DataError
 from vembed.retrieval.image_folder import image_paths
+from vembed.retrieval.item_ids import RowId, check_ids
 from vembed.types import ImageSource, Item
 from vembed.utils.untrusted import is_folder, is_there, printable, read_regular_file
 
@@ -46,6 +48,8 @@ class ItemsFile:
     num_items: int
     origin: Callable[[int], str]
     read: Callable[[int], NamedItem]
+    check_ids: Callable[[], None] = lambda: None
+    """Raises DataError when ids that rows give and those that they are given are the same; warns of ids given twice."""
 
     def __len__(self) -> int:
         return self.num_items
@@ -126,11 +130,20 @@ def _items_of_table(path: Path) -> ItemsFile:
 
     def read(number: int) -> NamedItem:
         row, origin = rows[number], rows.origin(number)
-        name = _name(row.get("id"), origin)
-        given = str(rows.number(number)) if name is None else name
-        return NamedItem(_checked_name(given, origin), _item(row, origin, image_parser))
+        return NamedItem(_checked_name(_row_id(row, rows, number).name, origin), _item(row, origin, image_parser))
 
-    return ItemsFile(path, len(rows), rows.origin, read)
+    def ids() -> Iterator[RowId]:
+        for number in range(len(rows)) if has_column(rows, "id") else ():
+            with suppress(DataError):  # of a row that is told, or left out, when it is embedded
+                yield _row_id(rows[number], rows, number)
+
+    return ItemsFile(path, len(rows), rows.origin, read, lambda: check_ids(ids(), str(path)))
+
+
+def _row_id(row: Row, rows: Rows, number: int) -> RowId:
+    origin = rows.origin(number)
+    name = _name(row.get("id"), origin)
+    return RowId(str(rows.number(number)) if name is None else name, name is not None, origin)
 
 
 def _name(cell: Any, origin: str) -> str | None:  # Any: as above

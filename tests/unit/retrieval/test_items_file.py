@@ -128,6 +128,38 @@ def test_tables_are_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_csv, write_jsonl])
+def test_a_number_that_is_another_rows_own_id_is_refused(tmp_path, write):
+    path = tmp_path / f"rows.{'csv' if write is write_csv else 'jsonl'}"
+    write(path, [{"id": given, "text": "a"} for given in ("7", "", "5", "", "2")])
+    items = open_items(path)
+    numbers = ("3", "5") if write is write_csv else ("2", "4")  # the header is line 1
+    assert [items[1].name, items[3].name] == list(numbers)
+    with pytest.raises(DataError, match=f":{'5' if write is write_csv else '2'}: the row has no id, and its number"):
+        items.check_ids()
+
+
+def test_ids_that_rows_give_twice_are_counted(tmp_path, caplog):
+    rows = [{"id": given, "text": "a"} for given in ("x", "y", "x", 3, "3", "x", "z")]
+    open_items(write_path(tmp_path, rows)).check_ids()
+    (message,) = caplog.messages
+    path = tmp_path / "rows.jsonl"
+    assert f"{path}: 3 rows have the id of a row above, as x of {path}:1 and {path}:3" in message
+
+
+def test_ids_that_differ_and_rows_without_any_have_nothing_to_say(tmp_path, caplog):
+    for ids in (("a", "b", "3"), ("", "", ""), ("9", "", "x")):
+        open_items(write_path(tmp_path, [{"id": given, "text": "a"} for given in ids])).check_ids()
+    open_items(write_path(tmp_path, [{"text": "a"}, {"id": 1, "text": "b"}][:1])).check_ids()
+    assert not caplog.messages
+
+
+def test_a_row_that_cannot_be_read_does_not_hide_what_ids_lack(tmp_path):
+    path = write_path(tmp_path, [{"id": 2, "text": "a"}, {"text": "b"}, "{broken"])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the row has no id"):
+        open_items(path).check_ids()
+
+
+@pytest.mark.parametrize("write", [write_csv, write_jsonl])
 @pytest.mark.parametrize(
     ("columns", "near"),
     [
