@@ -112,6 +112,12 @@ def test_a_value_that_equals_the_config_files_name_stays_a_value(run, tmp_path):
         (["export", "model", "--merge", "--output", "new", "--torch_dtype", "int8"], "known are: float32, bfloat16"),
         (["export", "model", "--merge", "--output", "."], "--output . is there already; name a new folder"),
         (["export", "./nowhere", "--merge", "--output", "new"], "there is no model folder './nowhere'"),
+        (["encode", "x", "--input", "", "--output", "a.npz"], "--input is empty"),
+        (["encode", "x", "--input", "a.txt", "--output", " "], "--output is empty"),
+        (["export", "x", "--merge", "--output", ""], "--output is empty"),
+        (["demo", "--output_dir", ""], "--output_dir is empty"),
+        (["evaluate", ""], "what to measure is empty"),
+        (["train", "--data_path", "", "--model_name", ""], "data_path: is empty"),
         (["train", "--bacth-size=3", "--dry_run"], "bacth_size: unknown key; did you mean batch_size?"),
     ],
 )

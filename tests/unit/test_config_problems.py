@@ -328,3 +328,23 @@ def test_adapters_beside_4_bit_weights_are_saved_alone():
     with pytest.raises(ConfigError, match=r"quantization: an adapter .* set save_adapter_only: true"):
         load_config(overrides=asked)
     assert load_config(overrides=[*asked, "save_adapter_only=true"]).model.quantization == "4bit"
+
+
+def test_empty_texts_are_no_values_but_of_prompts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # the current folder is no answer
+    (tmp_path / "a.jsonl").touch()
+    found = problems_of(
+        overrides={
+            "model_name": "",
+            "data_path": [{"path": "a.jsonl", "image_root": " "}, ""],
+            "output_dir": "",
+            "column_mapping": {"query": ""},
+            "query_prompt": "",
+        },
+        purpose=Purpose(existing=()),
+    )
+    places = ("model_name", "data_path[0].image_root", "data_path[1]", "output_dir", "column_mapping.query")
+    for place in places:
+        assert any(f"{place}: is empty" in line for line in found), (place, found)
+    assert not any("query_prompt" in line for line in found)

@@ -1,13 +1,12 @@
 """`vembed encode`: its arguments and its help."""
 # ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vembed.commands.echo import echo, show_progress
-from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
+from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, path_of, torch_dtype_option
 from vembed.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,13 +39,16 @@ _MaxBadFraction = Annotated[
 def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model (RUN/final) or hub id.")],
     items: Annotated[
-        Path,
+        str,
         typer.Option(
             "--input",
+            metavar="PATH",
             help="Folder of images, .txt with a text per line, or a table with columns text, image and id.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", help="File to write: .npy, .npz, .parquet or .safetensors.")],
+    output: Annotated[
+        str, typer.Option("--output", metavar="PATH", help="File to write: .npy, .npz, .parquet or .safetensors.")
+    ],
     side: Annotated[str, typer.Option("--side", help="Whose prompt texts get: query or document.")] = "document",
     width: Annotated[int | None, typer.Option("--width", min=1, help="Keep only the first numbers.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", min=1, help="Items at once.")] = 64,
@@ -74,8 +76,8 @@ def encode(  # noqa: PLR0913, PLR0917 (the command line itself)
     )
     request = entrypoint.EncodeRequest(
         model=model,
-        items=items,
-        output=output,
+        items=path_of("--input", items),
+        output=path_of("--output", output),
         side=_SIDES[side],
         width=width,
         batch_size=batch_size,

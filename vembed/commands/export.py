@@ -1,20 +1,19 @@
 """`vembed export`: its arguments and its help."""
 # ruff: noqa: PLC0415 - imports inside commands keep `vembed --help` fast
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vembed.commands.echo import echo
-from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, torch_dtype_option
+from vembed.commands.options import AllowPickledWeights, Plugins, TrustRemoteCode, path_of, torch_dtype_option
 
 
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of a checkpoint (RUN/checkpoint-10) or hub id.")
     ],
-    output: Annotated[Path, typer.Option("--output", help="New folder to write.")],
+    output: Annotated[str, typer.Option("--output", metavar="PATH", help="New folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge adapters into plain weights.")] = False,
     torch_dtype: Annotated[str, torch_dtype_option("float32, bfloat16, float16, or auto: the base's own.")] = "float32",
     trust_remote_code: TrustRemoteCode = False,
@@ -31,5 +30,7 @@ def export(
         allow_pickled_weights=allow_pickled_weights,
         plugins=plugins or (),
     )
-    request = entrypoint.ExportRequest(model=model, output=output, merge=merge, load_options=load_options)
+    request = entrypoint.ExportRequest(
+        model=model, output=path_of("--output", output), merge=merge, load_options=load_options
+    )
     echo(entrypoint.export(request).text())

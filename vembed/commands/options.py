@@ -3,6 +3,7 @@
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +37,13 @@ Plugins = Annotated[
 ]
 TrustRemoteCode = Annotated[bool, trust_remote_code_option("Run the model's own code.")]
 AllowPickledWeights = Annotated[bool, allow_pickled_weights_option("Read tensors from .bin files.")]
+
+
+def path_of(option: str, text: str) -> Path:
+    """The path that an option names. Raises UsageError for none, which would be the current folder."""
+    if not text.strip():
+        raise UsageError(f"{option} is empty; name a file or folder (. is the current folder)")
+    return Path(text)
 
 
 def arguments_of(context: typer.Context) -> "Arguments":

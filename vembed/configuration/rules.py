@@ -6,6 +6,9 @@ from vembed.configuration.foreign_keys import foreign_key
 from vembed.configuration.keys import Key, faults_of, unknown_key
 from vembed.configuration.layers import Problem, Setting
 from vembed.configuration.sections import Catalogue
+from vembed.configuration.yaml_text import Location
+
+_MAY_BE_EMPTY = frozenset({"query_prompt", "document_prompt"})
 
 
 def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Iterator[Problem]:
@@ -24,6 +27,20 @@ def value_problems(settings: Mapping[str, Setting], catalogue: Catalogue) -> Ite
             section = catalogue.sections[catalogue.keys[name].section]
             for fault in faults_of(section, {name: setting.value}):
                 yield Problem(setting.origin_at(fault.location), fault.location, fault.text)
+            for location in () if name in _MAY_BE_EMPTY else _empty_texts(setting.value, (name,)):
+                yield Problem(setting.origin_at(location), location, "is empty; say what it should be, or take it out")
+
+
+def _empty_texts(value: object, location: Location) -> Iterator[Location]:
+    """Where texts in a value are empty. As a path, such a one is the current folder."""
+    if isinstance(value, str) and not value.strip():
+        yield location
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _empty_texts(part, (*location, str(name)))
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _empty_texts(part, (*location, number))
 
 
 def combination_problems(

@@ -64,6 +64,8 @@ def evaluate(target: str | Path, overrides: Overrides = (), *, report_dir: str |
 
 def evaluate_target(target: EvaluationTarget, *, report_dir: str | Path | None = None) -> Evaluation:
     """As `evaluate`, of a target that was resolved."""
+    if report_dir is not None and not str(report_dir).strip():
+        raise UsageError("the folder for the report (--output_dir) is empty; name one, or leave it out")
     folder = None if report_dir is None else Path(report_dir)
     settings = report_settings(target.config, target.config_text)
     if target.run is None:

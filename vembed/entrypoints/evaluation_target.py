@@ -33,6 +33,8 @@ def resolve_target(target: str | Path, overrides: Overrides = ()) -> EvaluationT
 
     Raises ConfigError, UsageError for a model without test data.
     """
+    if not str(target).strip():
+        raise UsageError("what to measure is empty; name a run's folder, a YAML config or a model")
     run = RunFolder(Path(target))
     if is_there(str(run.config)) and is_there(str(run.record)):
         return _run_target(run, overrides)

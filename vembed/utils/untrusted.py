@@ -149,6 +149,8 @@ def in_one_line(value: object) -> str:
 
 
 def _mode(name: str, holds: Callable[[int], bool]) -> bool:
+    if not name:
+        return False  # which Path takes for the current folder
     try:
         return holds(Path(name).stat().st_mode)
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ import pytest
 from vembed.data import images
 from vembed.errors import DataError, ModelError
 from vembed.types import ImageSource
-from vembed.utils.untrusted import library_errors, library_message, printable, read_regular_file
+from vembed.utils.untrusted import is_folder, is_there, library_errors, library_message, printable, read_regular_file
 
 
 class PanicException(BaseException):
@@ -114,3 +114,9 @@ def test_a_folder_that_is_refused_is_closed_and_a_file_of_an_unknown_size_is_rea
         file.truncate(1 << 40)
     with pytest.raises(OSError, match="over 1,048,576 bytes"):
         read_regular_file(tmp_path / "sparse.png", max_bytes=1 << 20)
+
+
+def test_an_empty_name_is_not_the_current_folder():
+    assert is_folder(".")
+    assert not is_folder("")
+    assert not is_there("")
