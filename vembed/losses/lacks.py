@@ -9,7 +9,9 @@
 | `contrastive` | all labels are 1, and it makes everything alike; all are 0, and it only pushes apart |
 | `triplet` (explicit), `margin_mse`, `preference` | no row names both a positive and a negative |
 | `arcface`, `proxy_anchor` | never: items are compared with the weights of all classes |
-| distillation | its term has nothing either: `kl` needs two documents of a query, `margin_mse` a negative |
+| `margin_mse` | the scores of each row are equal: they make its documents alike |
+| distillation | its scores or a teacher's embeddings of documents are equal; `kl` lacks a second document of a query, |
+| | `margin_mse` a negative; and the loss beside it has nothing either |
 
 Masks are read in strips until something to compare is found, which of an ordinary batch the first few rows hold.
 """
@@ -35,6 +37,7 @@ from vembed.losses.settings import (
 )
 from vembed.losses.teacher_needs import distills, has_teacher
 from vembed.types import Targets
+from vembed.utils.ragged import row_numbers
 from vembed.utils.settings import Section
 
 _STRIPS = (8, 256)  # rows of the first strip, and of those after it
@@ -57,6 +60,16 @@ _NO_NEGATIVE = Lack(
 )
 _NO_TRIPLET = Lack("no row has a negative of its own beside a positive", "give rows `negatives`")
 
+_EQUAL_SCORES = Lack(
+    "each row gives all of its documents one score, so that they are only pulled to the same score",
+    "give a positive and a negative scores that differ, as a teacher scores them",
+    moves=True,
+)
+_EQUAL_EMBEDDINGS = Lack(
+    "the teacher has one embedding for all documents, which tells none of them apart",
+    "give each document the teacher's embedding of itself",
+    moves=True,
+)
 _NO_TWO_DOCUMENTS = Lack("no query has two documents whose scores could be compared", _NO_NEGATIVE.advice)
 
 
@@ -71,7 +84,7 @@ def batch_check(settings: LossSettings, options: Section) -> BatchCheck:
         term = _lack_of_distillation(targets, settings)
         if settings.distillation_alpha == 1:
             return term
-        return lack if term is not None else None
+        return term if term is not None and term.moves else lack if term is not None else None
 
     return check
 
@@ -149,7 +162,9 @@ def of_margin_mse(targets: Targets, _settings: Section | None = None) -> Lack | 
         return None  # which the loss itself says
     pairs = graded_pairs(targets, "margin_mse")
     leads = torch.isin(pairs.queries[pairs.is_negative], pairs.queries[~pairs.is_negative])
-    return None if bool(leads.any()) else _NO_TRIPLET
+    if not bool(leads.any()):
+        return _NO_TRIPLET
+    return _EQUAL_SCORES if _scores_are_equal(targets) else None
 
 
 def of_rows(targets: Targets, _settings: Section) -> Lack | None:
@@ -158,15 +173,41 @@ def of_rows(targets: Targets, _settings: Section) -> Lack | None:
 
 
 def _lack_of_distillation(targets: Targets, settings: LossSettings) -> Lack | None:
-    if settings.distillation_type in ("mse", "cosine"):
-        return None
-    if settings.distillation_type == "margin_mse":
-        return _without_negatives(targets) if has_teacher(settings) else of_margin_mse(targets)
     if has_teacher(settings):
-        several = any(bool((masks.valid.sum(dim=1) > 1).any()) for masks in mask_strips(targets, _STRIPS[1]))
-    else:
-        several = targets.scored is None or bool((targets.scored.counts > 1).any())
-    return None if several else _NO_TWO_DOCUMENTS
+        return _lack_of_teacher(targets, settings)
+    if settings.distillation_type == "margin_mse":
+        return of_margin_mse(targets)
+    several = targets.scored is None or bool((targets.scored.counts > 1).any())
+    if not several:
+        return _NO_TWO_DOCUMENTS if settings.distillation_type == "kl" else None
+    return _EQUAL_SCORES if _scores_are_equal(targets) else None
+
+
+def _lack_of_teacher(targets: Targets, settings: LossSettings) -> Lack | None:
+    if settings.distillation_type == "margin_mse" and (lack := _without_negatives(targets)) is not None:
+        return lack
+    if settings.distillation_type == "kl" and not any(
+        bool((masks.valid.sum(dim=1) > 1).any()) for masks in mask_strips(targets, _STRIPS[1])
+    ):
+        return _NO_TWO_DOCUMENTS
+    return _EQUAL_EMBEDDINGS if _embeddings_are_equal(targets) else None
+
+
+def _scores_are_equal(targets: Targets) -> bool:
+    """True if no row gives two of its documents different scores, and some row gives several documents one."""
+    if targets.scores is None or not bool((targets.scores.counts > 1).any()):
+        return False
+    values, rows = targets.scores.values, row_numbers(targets.scores)
+    highest = values.new_zeros(len(targets.scores.counts)).scatter_reduce(0, rows, values, "amax", include_self=False)
+    return bool((values == highest[rows]).all())
+
+
+def _embeddings_are_equal(targets: Targets) -> bool:
+    """True if a teacher embeds documents that differ, and all of them alike."""
+    if targets.teacher is None or not bool((targets.document_hashes != targets.document_hashes[:1]).any()):
+        return False
+    vectors = targets.teacher.documents.vectors
+    return bool((vectors[:2] == vectors[:1]).all()) and bool((vectors == vectors[:1]).all())
 
 
 def _lack_of_direction(targets: Targets, direction: str, *, private: bool = False) -> Lack | None:

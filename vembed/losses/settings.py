@@ -222,7 +222,10 @@ class PreferenceSettings(Section):
         0.1, gt=0, description="How much a lead over the reference's lead counts; lower: further from the reference."
     )
     preference_label_smoothing: float = Field(
-        0.0, ge=0, le=0.5, description="Share of the preferences that are taken for the wrong way round."
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of the preferences that are taken for the wrong way round; at 0.5 neither way is preferred.",
     )
     preference_infonce_weight: float = Field(
         0.0, ge=0, description="Weight of an InfoNCE term, with that loss's defaults, beside the preferences."

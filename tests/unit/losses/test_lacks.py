@@ -11,7 +11,7 @@ from vembed.losses.lacks import Lack, batch_check
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
 from vembed.scoring import cosine, maxsim
-from vembed.types import Ragged, Targets
+from vembed.types import Embeddings, Ragged, Sides, Targets
 
 NUM_BATCHES = 60
 # These may cost nothing, and so have no gradient, where there is something to compare.
@@ -151,3 +151,41 @@ def test_a_large_batch_is_looked_at_in_strips():
         [[row] for row in range(1000)], 1000, query_groups=[*groups[1:], 8], document_groups=[*groups[1:], 8]
     )
     assert _lack(other, "infonce") is None
+
+
+TWO_TRIPLETS = make_targets([[0], [2]], 4, negatives=[[1], [3]])
+
+
+def _graded(*scores: float) -> Targets:
+    values = Ragged(torch.tensor(scores), torch.tensor([2, 2]))
+    return replace(TWO_TRIPLETS, scored=ragged([[0, 1], [2, 3]]), scores=values)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "settings"),
+    [
+        ("margin_mse", {}),
+        *(
+            ("infonce", {"use_distillation": True, "distillation_type": kind, "distillation_alpha": alpha})
+            for kind in ("kl", "margin_mse")
+            for alpha in (0.5, 1)
+        ),
+    ],
+)
+def test_a_teachers_scores_that_are_equal_in_every_row_only_make_its_documents_alike(loss_type, settings):
+    for scores in ((1, 1, 1, 1), (-3, -3, 0.5, 0.5)):
+        lack = _lack(_graded(*map(float, scores)), loss_type, **settings)
+        assert lack is not None
+        assert lack.moves
+        assert "one score" in lack.reason
+    assert _lack(_graded(1.0, 1.0, 1.0, 0.0), loss_type, **settings) is None
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "kl", "margin_mse"])
+def test_a_teacher_with_one_embedding_for_all_documents_teaches_nothing(kind):
+    vectors = torch.ones(4, 3)
+    for documents, has_lack in ((vectors, True), (torch.cat([vectors[:3], -vectors[:1]]), False)):
+        targets = replace(TWO_TRIPLETS, teacher=Sides(Embeddings(torch.eye(2, 3)), Embeddings(documents)))
+        lack = _lack(targets, "infonce", distillation_type=kind, distillation_alpha=1, **TEACHER)
+        assert (lack is not None) == has_lack
+        assert lack is None or ("one embedding" in lack.reason and lack.moves)

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.targets import make_targets
 from tests.unit.losses.batches import evaluate, random_batch, value_and_gradients
 from vembed.errors import UsageError
 from vembed.losses.explicit_triplets import explicit_triplets
 from vembed.losses.factory import LossFactory
+from vembed.losses.functions.preference import preference_losses
 from vembed.losses.settings import LossSettings, PreferenceSettings
 from vembed.scoring import cosine, dot, maxsim
-from vembed.types import Embeddings, Ragged, Sides
+from vembed.types import Embeddings, Sides
 
 SCORERS = {"cosine": (cosine, None), "dot": (dot, None), "maxsim": (maxsim, 3)}
 
@@ -64,33 +66,12 @@ def test_it_starts_at_exactly_log_2(name, scorer_name, dtype):
     assert loss.item() == pytest.approx(weight * math.log(2), rel=1e-7 if loss.dtype == torch.float32 else 1e-15)
 
 
-def test_at_a_smoothing_of_one_half_neither_way_is_preferred():
-    batch = random_batch(5)
-    targets = replace(batch.targets, negatives=without(batch.targets.negatives, batch.targets.positives))
-    swapped = replace(targets, positives=targets.negatives, negatives=targets.positives)
-    losses = {}
-    for smoothing in (0.0, 0.5):
-        objective = LossFactory.create(
-            LossSettings(loss_type="preference"),
-            PreferenceSettings(preference_beta=1, preference_label_smoothing=smoothing),
-        )
-        losses[smoothing] = [
-            objective(batch.queries, batch.documents, one, logit_scale=batch.logit_scale).item()
-            for one in (targets, swapped)
-        ]
-    assert losses[0.5][0] == pytest.approx(losses[0.5][1], rel=1e-12)
-    assert losses[0.0][0] != pytest.approx(losses[0.0][1], rel=1e-3)
-
-
-def without(columns: Ragged, others: Ragged) -> Ragged:
-    """The columns of each row that the other does not have."""
-    rows = [
-        [value for value in own.tolist() if value not in other.tolist()]
-        for own, other in zip(
-            columns.values.split(columns.counts.tolist()), others.values.split(others.counts.tolist()), strict=True
-        )
-    ]
-    return Ragged(torch.tensor([value for row in rows for value in row]), torch.tensor([len(row) for row in rows]))
+def test_a_smoothing_of_one_half_which_prefers_neither_way_is_refused():
+    margins = torch.tensor([-3.0, 0.5, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(preference_losses(margins, 0.5), preference_losses(-margins, 0.5))
+    assert not torch.allclose(preference_losses(margins, 0.49), preference_losses(-margins, 0.49), rtol=1e-3)
+    with pytest.raises(ValidationError, match="less than 0.5"):
+        PreferenceSettings(preference_label_smoothing=0.5)
 
 
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected():

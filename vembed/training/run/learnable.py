@@ -116,6 +116,7 @@ def _keyed(example: Example, settings: DataSettings) -> LoadedExample:
         origin=example.origin,
         ignored=tuple(_key(item).content_hash for item in example.ignored),
         scores=example.scores,
+        embeddings=example.embeddings,
         query_image=_key(replace(query, text=None)) if shown else None,
     )
 

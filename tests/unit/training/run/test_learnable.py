@@ -9,6 +9,7 @@ from vembed.errors import DataError
 from vembed.losses.lacks import batch_check
 from vembed.losses.registry import LossRegistry
 from vembed.losses.settings import LossSettings
+from vembed.losses.teacher_needs import row_needs
 from vembed.training.run.learnable import check_rows_teach
 
 
@@ -122,3 +123,26 @@ def test_rows_that_cannot_be_used_are_left_to_the_loader(tmp_path):
     with pytest.raises(DataError, match="one group"):
         _check(tmp_path, ["{broken", *_rows(30, group="one"), "{}"])
     _check(tmp_path, _rows(3, positive=""))
+
+
+def test_teachers_scores_that_are_equal_are_told(tmp_path, caplog):
+    columns = {"negatives": lambda number: [f"n{number}"]}
+    _check(tmp_path, _rows(40, score=[1, 1], **columns), loss_type="margin_mse")
+    assert "data set set 0 teaches nothing: each row gives all of its documents one score" in caplog.text
+    caplog.clear()
+    _check(tmp_path, _rows(40, score=lambda number: [1 + number % 2, 1], **columns), loss_type="margin_mse")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_teacher_with_one_embedding_for_all_documents_is_told(tmp_path, caplog, is_told):
+    columns = {
+        "query_embedding": lambda number: [1, number],
+        "positive_embeddings": lambda number: [[1, 1 if is_told else number]],
+    }
+    data = DataSettings(data_path=write_jsonl(tmp_path / "rows.jsonl", _rows(40, **columns)), retrieval_mode="t2t")
+    loss = LossSettings(teacher_embeddings=True, use_distillation=True, distillation_alpha=1)
+    options = LossRegistry.get("infonce").settings()
+    sets = load_datasets(data.data_path, data, needs=row_needs(loss, options))
+    check_rows_teach(sets, data, batch_check(loss, options), batch_size=8)
+    assert ("the teacher has one embedding for all documents" in caplog.text) == is_told
