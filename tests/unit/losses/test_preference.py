@@ -70,7 +70,7 @@ def test_a_smoothing_of_one_half_which_prefers_neither_way_is_refused():
     margins = torch.tensor([-3.0, 0.5, 2.0], dtype=torch.float64)
     torch.testing.assert_close(preference_losses(margins, 0.5), preference_losses(-margins, 0.5))
     assert not torch.allclose(preference_losses(margins, 0.49), preference_losses(-margins, 0.49), rtol=1e-3)
-    with pytest.raises(ValidationError, match="less than 0.5"):
+    with pytest.raises(ValidationError, match=r"less than 0\.5"):
         PreferenceSettings(preference_label_smoothing=0.5)
 
 

@@ -1,6 +1,7 @@
 """Tells once, while a run trains, that it learns nothing, why, and what to do.
 
-Only what a step knows on the host anyway is looked at: what its batches lacked, and the norm of the gradient.
+Only what a step knows on the host anyway is looked at: what its batches lacked, the norm of the gradient, and how many
+texts were cut.
 """
 
 import logging
@@ -17,7 +18,7 @@ _STEPS_IN_A_ROW = 20
 
 
 class LearningWatch:
-    """A callback that warns when most batches have nothing to compare, and when the gradient is exactly 0."""
+    """A callback that warns of batches with nothing to compare, a gradient of exactly 0, and texts that are cut."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
@@ -25,6 +26,7 @@ class LearningWatch:
         self._lacks: Counter[Lack] = Counter()
         self._steps_without_gradient = 0
         self._has_learned = False
+        self._num_samples = 0
         self._warned: set[str] = set()
 
     def on_step(self, record: StepRecord, state: TrainState) -> None:
@@ -32,6 +34,7 @@ class LearningWatch:
         is_last = state.step == self._num_steps
         self._num_batches += len(record.lacks)
         self._lacks.update(lack for lack in record.lacks if lack is not None)
+        self._look_at_cut_texts(record, state, is_last=is_last)
         if self._num_batches >= _FIRST_BATCHES or is_last:
             self._warn_of_lacks()
         if record.grad_norm == 0:
@@ -47,6 +50,19 @@ class LearningWatch:
 
     def on_evaluation(self, metrics: Metrics, state: TrainState) -> None:
         """Nothing."""
+
+    def _look_at_cut_texts(self, record: StepRecord, state: TrainState, *, is_last: bool) -> None:
+        """Warn where the first steps cut a text in most of their rows. A run that goes on was looked at before."""
+        if state.step > _FIRST_BATCHES:
+            return
+        self._num_samples += record.num_samples
+        num_cut = state.num_truncated_texts
+        if (state.step == _FIRST_BATCHES or is_last) and 2 * num_cut > self._num_samples:
+            self._warn(
+                "cut",
+                f"{num_cut:,} texts of the first {self._num_samples:,} rows are longer than the model reads, and their"
+                " ends are cut: texts that differ only there are one to it; raise max_length, or shorten the texts",
+            )
 
     def _warn_of_lacks(self) -> None:
         num_lacking = self._lacks.total()

@@ -73,3 +73,22 @@ def test_a_gradient_that_ends_is_told_after_many_steps(caplog):
 def test_skipped_steps_are_no_sign_of_learning(caplog):
     _watch([_record(float("nan"), skipped=True), *[_record(0.0)] * 3])
     assert "from the first step on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("num_cut", "num_steps", "is_told"), [(5, 100, True), (5, 4, True), (4, 100, False), (0, 100, False)]
+)
+def test_texts_that_are_cut_in_most_rows_are_told_once(caplog, num_cut, num_steps, is_told):
+    watch = LearningWatch(num_steps)
+    for step in range(1, min(num_steps, 30) + 1):
+        watch.on_step(_record(), TrainState(step=step, num_truncated_texts=num_cut * step))
+    looked_at = min(num_steps, 10)
+    texts = f"{num_cut * looked_at} texts of the first {8 * looked_at} rows are longer than the model reads"
+    assert [texts in record.getMessage() for record in caplog.records] == [True] * is_told
+
+
+def test_a_run_that_goes_on_is_not_told_of_the_texts_before(caplog):
+    watch = LearningWatch(100)
+    for step in range(51, 80):
+        watch.on_step(_record(), TrainState(step=step, num_truncated_texts=1000))
+    assert not caplog.records
