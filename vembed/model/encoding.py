@@ -40,13 +40,14 @@ class EncodeOptions:
     """width: keep only the first numbers of each vector (Matryoshka). features: `model` gives the model's embeddings.
 
     `tower` leaves out projection heads that were added to pretrained towers; `slice` gives a tower's outputs before all
-    heads, for items that are a text or an image.
+    heads, for items that are a text or an image. count_cut: is given, now and then, how many more texts were cut.
     """
 
     side: Side
     batch_size: int = 64
     width: int | None = None
     features: Features = "model"
+    count_cut: Callable[[int], object] = int
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ class _PreparedItems:
                 waiting += [start(following) for following in windows[number : number + 1]]
                 rows, inputs = waiting.pop(0).result()
                 if rows:
+                    self.options.count_cut(inputs.num_truncated)
                     yield rows, inputs
 
     def load(self, item: Item, loaders: ThreadPoolExecutor) -> "_Loading":

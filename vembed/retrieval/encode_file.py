@@ -6,8 +6,9 @@ Every distinct item is embedded once: of one that came before, the vectors are r
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,8 @@ from vembed.types import Embeddings, Item
 from vembed.utils.files import atomic_file
 
 _BATCHES_AT_ONCE = 8
+_ROUNDING = 1e-6  # of one text's vector in batches of other lengths
+_log = logging.getLogger(__name__)
 OnBadSample = Literal["raise", "skip"]
 Progress = Callable[[int, int], None]  # items done, items in all
 
@@ -74,6 +77,9 @@ class FileEncoder:
         self._writer = writer
         self._left_out = left_out
         self._rows: dict[int, int] = {}  # content hash -> the row that holds its vectors
+        self._cut: list[int] = []  # texts that were, at a time
+        self._vectors_of_all: NDArray[np.float32] | None = None  # while those of all items so far are the same
+        self._differ = False
 
     def encode(self, items: ItemsFile, progress: Progress | None = None) -> None:
         """Append the vectors of all items that can be read. Raises DataError as `left_out` says, ModelError."""
@@ -86,6 +92,28 @@ class FileEncoder:
                 self._left_out.add(items.origin(number), unreadable[number])
             if progress is not None:
                 progress(stop, len(items))
+        self._tell(items)
+
+    def _tell(self, items: ItemsFile) -> None:
+        """Warn of texts that were cut, and of vectors that tell no item apart."""
+        if num_cut := sum(self._cut):
+            texts = f"{num_cut:,} text{'s are' if num_cut > 1 else ' is'}"
+            _log.warning("%s: %s longer than the model reads, and cut at the end", items.path, texts)
+        if len(self._rows) > 1 and not self._differ:
+            _log.warning(
+                "%s: all of its %d distinct items have one and the same vector: to the model they are alike, as texts"
+                " are whose words it does not know, or that differ only where they are cut",
+                items.path, len(self._rows),
+            )  # fmt: skip
+
+    def _compare(self, rows: Iterable[NDArray[np.float32]]) -> None:
+        """Note whether any two items have different vectors, of which the first two mostly do."""
+        for row in rows:
+            if self._differ:
+                return
+            first = row if self._vectors_of_all is None else self._vectors_of_all
+            self._vectors_of_all = first
+            self._differ = first.shape != row.shape or not np.allclose(first, row, rtol=0, atol=_ROUNDING)
 
     def _append(self, block: Mapping[int, "_Read"]) -> dict[int, DataError]:
         """Append the vectors of a block's items; of those that the model cannot read, why, by their numbers."""
@@ -108,10 +136,12 @@ class FileEncoder:
     ) -> tuple[dict[int, NDArray[np.float32]], dict[int, DataError]]:
         """The vectors [vectors, dim] of each item by its key; of those that cannot be read, why."""
         keys, given = list(items), list(items.values())
-        embeddings, refused = encode_readable(self._model.model, self._model.processor, given, self._options)
+        options = replace(self._options, count_cut=self._cut.append)
+        embeddings, refused = encode_readable(self._model.model, self._model.processor, given, options)
         kept = [number for number in range(len(keys)) if number not in refused]
         refuse_not_finite(embeddings, [given[number] for number in kept])
         rows = _rows_of(embeddings)
+        self._compare(rows)
         return (
             {keys[number]: row for number, row in zip(kept, rows, strict=True)},
             {keys[number]: error for number, error in refused.items()},

@@ -322,3 +322,20 @@ def test_another_file_may_be_written_again(tmp_path, bert_folder):
     for _ in range(2):
         encode(EncodeRequest(model=bert_folder, items=tmp_path / "items.txt", output=tmp_path / "out.npy"))
     assert (tmp_path / "items.txt").read_text() == "red\n"
+
+
+def test_texts_that_are_cut_are_counted_and_vectors_that_are_all_alike_are_told(tmp_path, bert_folder, caplog):
+    def warnings(name, lines):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+        caplog.clear()
+        encode(EncodeRequest(model=bert_folder, items=tmp_path / f"{name}.txt", output=tmp_path / f"{name}.npz"))
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    long = "a red circle " * 1000
+    cut, alike = warnings("cut", [long + "one", long + "two"])
+    assert "cut.txt: 2 texts are longer than the model reads, and cut at the end" in cut
+    assert "cut.txt: all of its 2 distinct items have one and the same vector" in alike
+    (one,) = warnings("some", [long + "one", "a blue square", "a red circle"])
+    assert "some.txt: 1 text is longer than the model reads" in one
+    assert warnings("good", ["a red circle", "a blue square"]) == []
+    assert warnings("same", ["a red circle", "a red circle"]) == []
