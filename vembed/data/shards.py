@@ -6,6 +6,7 @@ repo/french/train/0000.parquet              the split as a folder
 """
 
 import glob
+import itertools
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ _SPLIT_WORDS = {
 }
 _SPLIT_OF_WORD = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
 _SHOWN = 8
+_LONGEST_PATH = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ def is_pattern(path: str) -> bool:
     >>> is_pattern("data/*.parquet"), is_pattern("data.parquet")
     (True, False)
     """
-    return glob.has_magic(path)
+    return len(path) <= _LONGEST_PATH and glob.has_magic(path)  # a longer one takes minutes to try, and fits nothing
 
 
 def fits_files(path: str) -> bool:
@@ -162,11 +164,12 @@ def _refuse_missing(files: Sequence[Path], path: str) -> None:
         if numbered := _OF.fullmatch(file.stem):
             counts.setdefault((file.parent, numbered["split"], numbered["count"]), set()).add(int(numbered["number"]))
     for (_, split, count), numbers in counts.items():
-        missing = sorted(set(range(int(count))) - numbers)
-        if missing:
+        there = sum(number < int(count) for number in numbers)
+        if there < int(count):
+            first = next(number for number in itertools.count() if number not in numbers)
             raise DataError(
-                f"{path}: of the {int(count)} files of {split}, {len(missing)} are missing, the first of them"
-                f" {split}-{missing[0]:05d}-of-{count}; download them, or name those that are wanted by a pattern"
+                f"{path}: of the {int(count)} files of {split}, {int(count) - there} are missing, the first of them"
+                f" {split}-{first:05d}-of-{count}; download them, or name those that are wanted by a pattern"
             )
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vembed.errors import CheckpointError
+from vembed.errors import CheckpointError, ModelError
 from vembed.model.base import BaseEmbeddingModel
 from vembed.model.folder.find import HEADS_FILE, SPEC_FILE, read_table
 from vembed.model.vectors.fusion_registry import SUM, FusionRegistry
@@ -62,6 +62,11 @@ def load_or_create_heads(model: BaseEmbeddingModel, root: Path | None, seed: int
     root: the folder, None for two towers of different folders. New weights are drawn from `seed`.
     """
     wanted, saved = model.spec.fusion, _saved_fusion(root)
+    if saved not in (SUM, *FusionRegistry.list()):
+        raise ModelError(
+            f"{root}/{SPEC_FILE}: the fusion of the model is {saved!r}, which is not known here (known:"
+            f" {', '.join([SUM, *FusionRegistry.list()])}); name the module that registers it in plugins"
+        )
     set_fusion(model, saved, seed)
     if root is not None:
         load_heads(model, root)

@@ -75,9 +75,11 @@ class Configs:
         if draw.random() < 0.2:
             words = [word.replace(": ", "=", 1) for word in text.splitlines()]
             try:
-                return _judge(load_config(overrides=words).to_flat(), text)
+                flat = load_config(overrides=words).to_flat()
             except VembedError:
                 return Verdict("refused")  # a word has no file to be named
+            wrong = [word for word in words if isinstance(flat.get(word.partition("=")[0]), bool | int | float)]
+            return _judge(flat, "\n".join(word.replace("=", ": ", 1) for word in wrong))  # texts stay as they are
         path = folder / "config.yaml"
         path.write_bytes(mutate_text(text, draw) if damage > 0.7 else text.encode())
         return _judge(load_config(path).to_flat(), path.read_text(encoding="utf-8-sig"))

@@ -135,7 +135,9 @@ def json_list_reference(path: Path) -> Reference:
 
 def csv_reference(path: Path) -> Reference:
     """Every record with the line where it starts, as the csv module reads it."""
-    lines = io.StringIO(path.read_bytes().decode("utf-8", "replace").removeprefix("\ufeff"), newline="")
+    text = path.read_bytes().decode("utf-8", "replace").removeprefix("\ufeff")
+    lines = [f"{one}\n" for one in text.split("\n")]  # a lone carriage return ends no line
+    lines[-1] = lines[-1].removesuffix("\n")
     reader, rows, line = csv.reader(lines, strict=True), [], 1
     try:
         for row in reader:

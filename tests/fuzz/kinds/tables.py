@@ -89,6 +89,8 @@ def _row_or_none(table: pa.Table) -> Mapping[str, Any] | None:  # Any: a cell
 
 
 def _arrow_rows(path: Path) -> list[Mapping[str, Any] | None]:  # Any: a cell
+    if not all(file.is_file() for file in path.iterdir()):
+        return []  # a pipe would be waited for
     try:
         with pa.memory_map(str(next(path.glob("*.arrow")))) as source:
             return pa.ipc.open_stream(source).read_all().to_pylist()

@@ -21,10 +21,22 @@ def check_fit(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) ->
     Raises ModelError, or what a library raises, for a processor whose other tokens or pictures the model cannot read.
     That a picture takes more tokens than the settings allow is told with the first one that is given.
     """
+    _check_rotary_sections(model, name)
     unreadable = check_vocabulary(model, processor, name)
     if processor.spec.supports(["image"]):
         _check_picture(processor)
     return unreadable
+
+
+def _check_rotary_sections(model: BaseEmbeddingModel, name: str) -> None:
+    """Raise ModelError for sections of rotary embeddings that are no whole numbers; they are first read in a forward."""
+    for backbone in model.backbones().values():
+        rotary = getattr(backbone.config.get_text_config(), "rope_parameters", None)
+        sections = rotary.get("mrope_section") if isinstance(rotary, dict) else None
+        if sections is not None and not (isinstance(sections, list) and all(type(one) is int for one in sections)):
+            raise ModelError(
+                f"model {name!r}: mrope_section in its config.json is a list of whole numbers, not {sections!r:.60}"
+            )
 
 
 def _check_picture(processor: ItemProcessor) -> None:
