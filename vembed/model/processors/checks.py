@@ -29,7 +29,7 @@ def check_fit(model: BaseEmbeddingModel, processor: ItemProcessor, name: str) ->
 
 
 def _check_rotary_sections(model: BaseEmbeddingModel, name: str) -> None:
-    """Raise ModelError for sections of rotary embeddings that are no whole numbers; a forward would be first to tell."""
+    """Raise ModelError for sections of rotary embeddings that are no whole numbers, before a forward finds them."""
     for backbone in model.backbones().values():
         rotary = getattr(backbone.config.get_text_config(), "rope_parameters", None)
         sections = rotary.get("mrope_section") if isinstance(rotary, dict) else None
