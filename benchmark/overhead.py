@@ -117,7 +117,7 @@ def write_inputs(folder: Path) -> None:
 
 def measure(checkout: Path, name: str, fixed: Path) -> float:
     """The median seconds that a process of this checkout prints."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--child", name, "--fixed", str(fixed)]
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=fixed)
     return statistics.median(json.loads(result.stdout.splitlines()[-1]))
