@@ -2,10 +2,10 @@
 
     python benchmark/overhead.py --before ../other-checkout [--rounds 5]
 
-Each figure is the median over rounds, in which the two checkouts take turns, each in a process of its own that imports
-the package from there. A save is of a text tower of 40 million parameters with AdamW's moments; a start ends when the
-first batch comes to the step, on JSONL with texts, with texts and pictures, and on Parquet; a step is of a tiny
-CLIP on 64 rows of pictures, the loop around it included.
+Each figure is the median over rounds, in which the two checkouts take turns, each in a process of its own, of one
+thread, that imports the package from there. A save is of a text tower of 40 million parameters with AdamW's moments; a
+start ends when the first batch comes to the step, on JSONL with texts, with texts and pictures, and on Parquet; a step
+is of a tiny CLIP on 64 rows of pictures, the loop around it included.
 """
 
 import argparse
@@ -118,6 +118,7 @@ def write_inputs(folder: Path) -> None:
 def measure(checkout: Path, name: str, fixed: Path) -> float:
     """The median seconds that a process of this checkout prints."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["TOKENIZERS_PARALLELISM"] = "false"
     command = [sys.executable, __file__, "--child", name, "--fixed", str(fixed)]
     result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=fixed)
     return statistics.median(json.loads(result.stdout.splitlines()[-1]))

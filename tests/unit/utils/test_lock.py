@@ -165,11 +165,13 @@ def test_the_lock_goes_with_the_process_that_is_killed(tmp_path, hold):
 
 def test_forked_workers_that_outlive_a_killed_process_do_not_keep_its_lock(tmp_path, hold):
     other = hold(tmp_path, children=2)
-    for child in other.children():
+    children = list(other.children())
+    assert len(children) == 2
+    for child in children:
         os.kill(child, signal.SIGSTOP)  # so that they live on for sure
     other.kill()
     take(tmp_path)
-    for child in other.children():
+    for child in children:
         os.kill(child, 0)  # raises if it is gone
 
 
@@ -296,6 +298,7 @@ def test_the_heartbeat_goes_on(tmp_path, hold):
     hold(tmp_path, heartbeat=0.05)
     os.utime(file, (1.0, 1.0))
     wait_until(lambda: file.stat().st_mtime > time.time() - 60)
+    assert file.read_text().endswith("}\n")  # a beat leaves what the file says
 
 
 def test_a_lock_file_that_is_deleted_comes_back(tmp_path, monkeypatch, start):
